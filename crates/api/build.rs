@@ -1,0 +1,28 @@
+//! Compiles proto/ into Rust. protox parses the files, so no protoc is needed on the machine.
+
+use std::path::Path;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    let files = [
+        "etcd/kv.proto",
+        "etcd/auth.proto",
+        "etcd/rpc.proto",
+        "etcd/v3election.proto",
+        "etcd/v3lock.proto",
+        "grpc/health.proto",
+        "tailwater/tail.proto",
+        "tailwater/peer.proto",
+        "tailwater/write.proto",
+    ];
+    for file in files {
+        println!("cargo:rerun-if-changed={}", root.join(file).display());
+    }
+    let descriptors = protox::compile(files, [&root])?;
+    tonic_prost_build::configure()
+        .bytes(".etcdserverpb")
+        .bytes(".mvccpb")
+        .bytes(".tailwater")
+        .compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,1 @@
+//! Shared support for the tests of the whole system: processes, ports and clients.
