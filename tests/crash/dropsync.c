@@ -125,7 +125,9 @@ static void sync_directory(const char *relative) {
     snprintf(kept, sizeof kept, "%s/tree%s", shadow, relative);
     mkdir(kept, 0700);
     DIR *dir = opendir(kept);
-    if (dir) {
+    /* The name of this directory is not durable yet; its entries come with it when its parent is synced. */
+    if (!dir) return;
+    {
         for (struct dirent *e; (e = readdir(dir));) {
             struct stat st;
             snprintf(to, sizeof to, "%s/%s", real, e->d_name);
@@ -142,7 +144,12 @@ static void sync_directory(const char *relative) {
         snprintf(from, sizeof from, "%s/%s", real, e->d_name);
         snprintf(to, sizeof to, "%s/%s", kept, e->d_name);
         if (lstat(from, &st)) continue;
-        if (S_ISDIR(st.st_mode)) { mkdir(to, 0700); continue; }
+        if (S_ISDIR(st.st_mode)) {
+            char child[PATH_MAX + 400];
+            snprintf(child, sizeof child, "%s/%s", relative, e->d_name);
+            if (!mkdir(to, 0700)) sync_directory(child);
+            continue;
+        }
         if (!S_ISREG(st.st_mode)) continue;
         char inode[PATH_MAX + 64];
         struct stat have;

@@ -74,17 +74,21 @@ pub(crate) struct Prepared {
     watchers: Vec<tonic::Streaming<pb::WatchResponse>>,
 }
 
-type Kv = pb::kv_client::KvClient<Channel>;
+/// A client of the KV service.
+pub(crate) type Kv = pb::kv_client::KvClient<Channel>;
 
-fn kv(channel: &Channel) -> Kv {
+/// A client on this connection.
+pub(crate) fn kv(channel: &Channel) -> Kv {
     Kv::new(channel.clone()).max_decoding_message_size(1 << 30)
 }
 
-fn value(length: usize) -> Bytes {
+/// A value of this length.
+pub(crate) fn value(length: usize) -> Bytes {
     Bytes::from(vec![b'v'; length])
 }
 
-async fn connect(endpoint: &str, count: usize) -> anyhow::Result<Vec<Channel>> {
+/// Opens `count` connections.
+pub(crate) async fn connect(endpoint: &str, count: usize) -> anyhow::Result<Vec<Channel>> {
     let mut channels = Vec::with_capacity(count);
     for _ in 0..count {
         let endpoint = Endpoint::from_shared(endpoint.to_owned())?.tcp_nodelay(true);
@@ -110,7 +114,7 @@ pub(crate) async fn prepare(endpoint: &str, workload: Workload) -> anyhow::Resul
         Workload::List => load_keys(&channels, LIST_KEYS, 1024).await?,
         Workload::Watch => {
             for index in 0..WATCHERS {
-                watchers.push(open_watch(&channels[index % channels.len()]).await?);
+                watchers.push(open_watch(&channels[index % channels.len()], 0).await?);
             }
         }
     }
@@ -135,11 +139,18 @@ async fn load_keys(channels: &[Channel], count: usize, length: usize) -> anyhow:
     Ok(())
 }
 
-async fn open_watch(channel: &Channel) -> anyhow::Result<tonic::Streaming<pb::WatchResponse>> {
-    let create = pb::WatchCreateRequest { key: "/watch/".into(), range_end: "/watch0".into(), ..Default::default() };
-    let request = pb::WatchRequest {
-        request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)),
+/// A watch of the prefix that the writers use, from `start_revision` on (0: from now); `created` has been read.
+pub(crate) async fn open_watch(
+    channel: &Channel,
+    start_revision: i64,
+) -> anyhow::Result<tonic::Streaming<pb::WatchResponse>> {
+    let create = pb::WatchCreateRequest {
+        key: "/watch/".into(),
+        range_end: "/watch0".into(),
+        start_revision,
+        ..Default::default()
     };
+    let request = pb::WatchRequest { request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)) };
     let requests = tokio_stream::iter([request]).chain(tokio_stream::pending());
     let mut client = pb::watch_client::WatchClient::new(channel.clone()).max_decoding_message_size(1 << 30);
     let mut stream = client.watch(requests).await?.into_inner();
@@ -169,11 +180,13 @@ pub(crate) async fn measure(prepared: Prepared, time: Duration) -> anyhow::Resul
     }
 }
 
-fn histogram() -> Histogram<u64> {
+/// Microseconds, three digits.
+pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 600_000_000, 3).expect("constant bounds are valid")
 }
 
-fn micros(since: Instant) -> u64 {
+/// Microseconds since then, at least 1.
+pub(crate) fn micros(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX).max(1)
 }
 

@@ -6,6 +6,7 @@
 
 mod load;
 mod server;
+mod stalled;
 mod table;
 
 use std::path::PathBuf;
@@ -61,6 +62,18 @@ enum Command {
         #[arg(long)]
         pin: bool,
     },
+    /// What a client that stops reading costs the others.
+    Stalled(stalled::Arguments),
+    /// Reads a watch once it is told on its input how far; used by `stalled`.
+    #[command(hide = true)]
+    Follow {
+        /// URL of the server.
+        #[arg(long)]
+        endpoint: String,
+        /// First revision.
+        #[arg(long)]
+        start: i64,
+    },
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 1)]
@@ -97,5 +110,7 @@ async fn main() -> anyhow::Result<()> {
             table.print();
             Ok(())
         }
+        Command::Stalled(arguments) => stalled::run(arguments).await,
+        Command::Follow { endpoint, start } => stalled::follow_process(&endpoint, start).await,
     }
 }

@@ -126,6 +126,12 @@ impl Running {
         })
     }
 
+    /// Resident memory now, bytes.
+    pub(crate) fn memory_bytes(&self) -> anyhow::Result<u64> {
+        let id = self.child.id().context("the server has ended")?;
+        Ok(field(&format!("/proc/{id}/status"), "VmRSS:")? * 1024)
+    }
+
     /// Ends it; its data goes with it.
     pub(crate) async fn stop(&mut self) -> anyhow::Result<()> {
         self.child.kill().await?;

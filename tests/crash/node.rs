@@ -1,0 +1,128 @@
+//! One server on a directory that survives it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tempfile::TempDir;
+
+/// A server that is started, killed and started again on the same data and ports.
+pub(crate) struct Node {
+    dir: TempDir,
+    client: String,
+    peer: String,
+    child: Option<Child>,
+}
+
+fn url() -> anyhow::Result<String> {
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    Ok(format!("http://127.0.0.1:{port}"))
+}
+
+impl Node {
+    /// Not started yet.
+    pub(crate) fn new() -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new().prefix("tailwater-crash-").tempdir()?;
+        std::fs::create_dir(dir.path().join("root"))?;
+        Ok(Self { dir, client: url()?, peer: url()?, child: None })
+    }
+
+    /// The directory that holds the data directory and nothing else.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    /// The data directory.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.root().join("data")
+    }
+
+    /// What the server logged in its last life.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Where clients connect.
+    pub(crate) fn endpoint(&self) -> &str {
+        &self.client
+    }
+
+    /// Starts it and waits until it serves.
+    pub(crate) async fn start(&mut self, environment: Vec<(String, String)>) -> anyhow::Result<()> {
+        anyhow::ensure!(self.try_start(environment).await?, "the server ended at its start:\n{}", self.log());
+        Ok(())
+    }
+
+    /// As [`Node::start`]; `false` when the server refused to start.
+    pub(crate) async fn try_start(&mut self, environment: Vec<(String, String)>) -> anyhow::Result<bool> {
+        let log = std::fs::File::create(self.dir.path().join("log"))?;
+        let binary = tailwater_tests::tailwater_binary()?;
+        let mut child = Command::new(&binary)
+            .args(["serve", "--name", "default", "--data-dir"])
+            .arg(self.data())
+            .args(["--listen-client-urls", &self.client, "--advertise-client-urls", &self.client])
+            .args(["--listen-peer-urls", &self.peer, "--initial-advertise-peer-urls", &self.peer])
+            .args(["--initial-cluster", &format!("default={}", self.peer)])
+            .envs(environment)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("starting {}", binary.display()))?;
+        let begin = Instant::now();
+        while !self.log().contains("ready to serve client requests") {
+            if child.try_wait()?.is_some() {
+                return Ok(false);
+            }
+            if begin.elapsed() > Duration::from_secs(60) {
+                child.kill()?;
+                child.wait()?;
+                anyhow::bail!("not ready after 60 s:\n{}", self.log());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.child = Some(child);
+        Ok(true)
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub(crate) fn terminate(&mut self) -> anyhow::Result<()> {
+        if let Some(mut child) = self.child.take() {
+            Command::new("kill").args(["-TERM", &child.id().to_string()]).status()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let ended = self.kill();
+        debug_assert!(ended.is_ok(), "a child can be killed: {ended:?}");
+    }
+}
+
+/// Copies a directory tree.
+pub(crate) fn copy_tree(from: &Path, to: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_tree(&entry.path(), &target)?;
+        } else {
+            std::fs::copy(entry.path(), &target)?;
+        }
+    }
+    Ok(())
+}
