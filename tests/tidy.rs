@@ -25,7 +25,9 @@ fn root() -> PathBuf {
 }
 
 fn rust_files(dir: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).expect("a folder of the project").map(|entry| entry.expect("a readable entry").path()) {
+    for entry in
+        fs::read_dir(dir).expect("a folder of the project").map(|entry| entry.expect("a readable entry").path())
+    {
         if entry.is_dir() && !entry.ends_with("target") && !entry.ends_with("node_modules") {
             rust_files(&entry, found);
         } else if entry.extension().is_some_and(|extension| extension == "rs") {
@@ -37,9 +39,7 @@ fn rust_files(dir: &Path, found: &mut Vec<PathBuf>) {
 /// The names of this project's crates that `text` mentions with `before` in front of the name.
 fn mentioned(text: &str, before: &str) -> BTreeSet<String> {
     text.match_indices(before)
-        .map(|(at, _)| {
-            text[at + before.len()..].chars().take_while(|c| c.is_ascii_lowercase()).collect::<String>()
-        })
+        .map(|(at, _)| text[at + before.len()..].chars().take_while(|c| c.is_ascii_lowercase()).collect::<String>())
         .filter(|name| LAYERS.iter().any(|(layer, _)| layer == name))
         .collect()
 }

@@ -10,6 +10,7 @@
  * DROPSYNC_IGNORE=1 syncs report success and keep nothing: a test that still passes then tests nothing.
  *
  * Layout of the copy: ino/<inode> holds contents; tree/<path> are hard links to them, made when a directory is synced.
+ * DROPSYNC_DELAY_MS makes each sync take longer.
  * All bookkeeping is under one lock; the server is slower with it, which no test minds.
  */
 #define _GNU_SOURCE
@@ -31,6 +32,7 @@
 static char root[PATH_MAX], shadow[PATH_MAX];
 static size_t root_length;
 static int ignore_syncs;
+static useconds_t delay_micros;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
@@ -51,6 +53,8 @@ static void start(void) {
     snprintf(shadow, sizeof shadow, "%s", to);
     root_length = strlen(root);
     ignore_syncs = ignore && *ignore == '1';
+    const char *delay = getenv("DROPSYNC_DELAY_MS");
+    delay_micros = delay ? (useconds_t)atoi(delay) * 1000 : 0;
     char path[PATH_MAX + 8];
     snprintf(path, sizeof path, "%s/ino", shadow);
     mkdir(path, 0700);
@@ -173,6 +177,7 @@ static void synced(int fd) {
     struct stat st;
     int saved = errno;
     const char *relative = below(fd, buffer);
+    if (relative && delay_micros) usleep(delay_micros);
     if (relative && !ignore_syncs && !fstat(fd, &st)) {
         pthread_mutex_lock(&lock);
         if (S_ISDIR(st.st_mode)) {

@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::load::Load;
-use crate::node::{Node, copy_tree};
+use tailwater_tests::{Node, copy_tree};
 
 /// The kind of a file: its name without digits, below its directory.
 fn kind(path: &Path) -> String {
@@ -48,7 +48,11 @@ pub(crate) async fn every_kind_of_file(seed: u64) -> anyhow::Result<()> {
         node.start(Vec::new()).await?;
         let running = load.begin(node.endpoint()).await?;
         tokio::time::sleep(Duration::from_millis(400)).await;
-        if clean { node.terminate()? } else { node.kill()? }
+        if clean {
+            node.terminate()?
+        } else {
+            node.kill()?
+        }
         running.end(&mut load).await?;
     }
     let mut all = Vec::new();
@@ -92,7 +96,11 @@ async fn judge(node: &mut Node, load: &Load, path: &Path) -> anyhow::Result<()> 
     match checked {
         Ok(()) => Ok(()),
         Err(error) if error.downcast_ref::<tonic::Status>().is_some() => {
-            anyhow::ensure!(node.log().contains(&name), "a read failed ({error}) without naming {name}:\n{}", node.log());
+            anyhow::ensure!(
+                node.log().contains(&name),
+                "a read failed ({error}) without naming {name}:\n{}",
+                node.log()
+            );
             Ok(())
         }
         Err(error) => Err(error.context("other data than was written")),

@@ -36,9 +36,12 @@ pub(crate) struct Load {
     seed: u64,
 }
 
+/// What a writer ends with: its index, what it knows, and each acknowledged revision with the write's number.
+type Ended = (usize, Writer, Vec<(i64, u64)>);
+
 /// The load while it runs.
 pub(crate) struct Running {
-    writers: JoinSet<(usize, Writer, Vec<(i64, u64)>)>,
+    writers: JoinSet<Ended>,
     watcher: tokio::task::JoinHandle<()>,
     seen: Arc<Mutex<Vec<Seen>>>,
 }
@@ -71,12 +74,7 @@ fn put(key: Bytes, value: Bytes) -> pb::RequestOp {
     pb::RequestOp { request: Some(pb::request_op::Request::RequestPut(put)) }
 }
 
-async fn write(
-    index: usize,
-    mut writer: Writer,
-    channel: Channel,
-    seed: u64,
-) -> (usize, Writer, Vec<(i64, u64)>) {
+async fn write(index: usize, mut writer: Writer, channel: Channel, seed: u64) -> Ended {
     let mut kv = kv(&channel);
     let mut acknowledged = Vec::new();
     loop {
@@ -100,8 +98,7 @@ async fn open_watch(channel: Channel, start_revision: i64) -> anyhow::Result<ton
         start_revision,
         ..Default::default()
     };
-    let request =
-        pb::WatchRequest { request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)) };
+    let request = pb::WatchRequest { request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)) };
     let requests = tokio_stream::iter([request]).chain(tokio_stream::pending());
     let mut client = pb::watch_client::WatchClient::new(channel).max_decoding_message_size(1 << 30);
     Ok(client.watch(requests).await?.into_inner())

@@ -3,10 +3,8 @@
 //!
 //! `ACCEPTANCE=1` runs the full counts. A failing run prints its seed; `SEED=n` replays the same decisions.
 
-mod disk;
 mod flip;
 mod load;
-mod node;
 
 use std::time::Duration;
 
@@ -14,9 +12,8 @@ use anyhow::Context;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::disk::{Cut, SyncedDisk};
 use crate::load::Load;
-use crate::node::Node;
+use tailwater_tests::{Cut, Node, SyncedDisk};
 
 fn acceptance() -> bool {
     std::env::var("ACCEPTANCE").is_ok_and(|value| value == "1")

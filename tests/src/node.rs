@@ -8,11 +8,26 @@ use anyhow::Context;
 use tempfile::TempDir;
 
 /// A server that is started, killed and started again on the same data and ports.
-pub(crate) struct Node {
+pub struct Node {
     dir: TempDir,
     client: String,
     peer: String,
+    arguments: Vec<String>,
     child: Option<Child>,
+}
+
+/// The server's binary: `TAILWATER`, or what the workspace built into the same target directory as this test.
+///
+/// # Errors
+/// It has not been built.
+pub fn tailwater_binary() -> anyhow::Result<PathBuf> {
+    if let Some(path) = std::env::var_os("TAILWATER") {
+        return Ok(path.into());
+    }
+    let test = std::env::current_exe()?;
+    let path = test.ancestors().nth(2).context("a test lies in target/<profile>/deps")?.join("tailwater");
+    anyhow::ensure!(path.exists(), "{} is missing: run `cargo build -p tailwater-server`", path.display());
+    Ok(path)
 }
 
 fn url() -> anyhow::Result<String> {
@@ -22,48 +37,68 @@ fn url() -> anyhow::Result<String> {
 
 impl Node {
     /// Not started yet.
-    pub(crate) fn new() -> anyhow::Result<Self> {
+    pub fn new() -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("tailwater-crash-").tempdir()?;
         std::fs::create_dir(dir.path().join("root"))?;
-        Ok(Self { dir, client: url()?, peer: url()?, child: None })
+        Ok(Self { dir, client: url()?, peer: url()?, arguments: Vec::new(), child: None })
+    }
+
+    /// Adds arguments of `tailwater serve`.
+    #[must_use]
+    pub fn with(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(|&argument| argument.to_owned()));
+        self
+    }
+
+    /// A figure of /proc/<pid>/status in bytes, e.g. `VmRSS` or `VmHWM`.
+    ///
+    /// # Errors
+    /// The server does not run.
+    pub fn memory_bytes(&self, name: &str) -> anyhow::Result<u64> {
+        let id = self.child.as_ref().context("the server does not run")?.id();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
+        let line = status.lines().find(|line| line.starts_with(name)).context("no such figure")?;
+        let kib: u64 = line.split_whitespace().nth(1).context("a value")?.parse()?;
+        Ok(kib * 1024)
     }
 
     /// The directory that holds the data directory and nothing else.
-    pub(crate) fn root(&self) -> PathBuf {
+    pub fn root(&self) -> PathBuf {
         self.dir.path().join("root")
     }
 
     /// The data directory.
-    pub(crate) fn data(&self) -> PathBuf {
+    pub fn data(&self) -> PathBuf {
         self.root().join("data")
     }
 
     /// What the server logged in its last life.
-    pub(crate) fn log(&self) -> String {
+    pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
     /// Where clients connect.
-    pub(crate) fn endpoint(&self) -> &str {
+    pub fn endpoint(&self) -> &str {
         &self.client
     }
 
     /// Starts it and waits until it serves.
-    pub(crate) async fn start(&mut self, environment: Vec<(String, String)>) -> anyhow::Result<()> {
+    pub async fn start(&mut self, environment: Vec<(String, String)>) -> anyhow::Result<()> {
         anyhow::ensure!(self.try_start(environment).await?, "the server ended at its start:\n{}", self.log());
         Ok(())
     }
 
     /// As [`Node::start`]; `false` when the server refused to start.
-    pub(crate) async fn try_start(&mut self, environment: Vec<(String, String)>) -> anyhow::Result<bool> {
+    pub async fn try_start(&mut self, environment: Vec<(String, String)>) -> anyhow::Result<bool> {
         let log = std::fs::File::create(self.dir.path().join("log"))?;
-        let binary = tailwater_tests::tailwater_binary()?;
+        let binary = tailwater_binary()?;
         let mut child = Command::new(&binary)
             .args(["serve", "--name", "default", "--data-dir"])
             .arg(self.data())
             .args(["--listen-client-urls", &self.client, "--advertise-client-urls", &self.client])
             .args(["--listen-peer-urls", &self.peer, "--initial-advertise-peer-urls", &self.peer])
             .args(["--initial-cluster", &format!("default={}", self.peer)])
+            .args(&self.arguments)
             .envs(environment)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -87,7 +122,7 @@ impl Node {
     }
 
     /// SIGKILL.
-    pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
+    pub fn kill(&mut self) -> anyhow::Result<()> {
         if let Some(mut child) = self.child.take() {
             child.kill()?;
             child.wait()?;
@@ -96,7 +131,7 @@ impl Node {
     }
 
     /// SIGTERM, and waits for the end.
-    pub(crate) fn terminate(&mut self) -> anyhow::Result<()> {
+    pub fn terminate(&mut self) -> anyhow::Result<()> {
         if let Some(mut child) = self.child.take() {
             Command::new("kill").args(["-TERM", &child.id().to_string()]).status()?;
             child.wait()?;
@@ -113,7 +148,7 @@ impl Drop for Node {
 }
 
 /// Copies a directory tree.
-pub(crate) fn copy_tree(from: &Path, to: &Path) -> anyhow::Result<()> {
+pub fn copy_tree(from: &Path, to: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;

@@ -4,6 +4,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::Context;
 use rand::Rng;
@@ -11,21 +12,22 @@ use rand::rngs::StdRng;
 use tempfile::TempDir;
 
 /// Keeps what was synced below `root` in a copy, which takes its place at a cut.
-pub(crate) struct SyncedDisk {
+pub struct SyncedDisk {
     root: PathBuf,
     dir: TempDir,
     ignore_syncs: bool,
+    delay: Duration,
 }
 
 /// Decides what is torn.
-pub(crate) struct Cut<'a> {
+pub struct Cut<'a> {
     /// Where the decisions come from.
-    pub(crate) random: &'a mut StdRng,
+    pub random: &'a mut StdRng,
 }
 
 impl SyncedDisk {
     /// Compiles the layer; needs a C compiler, as the server's own build does.
-    pub(crate) fn new(root: PathBuf, ignore_syncs: bool) -> anyhow::Result<Self> {
+    pub fn new(root: PathBuf, ignore_syncs: bool) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("tailwater-synced-").tempdir()?;
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("crash/dropsync.c");
         let built = Command::new("cc")
@@ -36,7 +38,14 @@ impl SyncedDisk {
             .status()
             .context("a C compiler builds the storage layer")?;
         anyhow::ensure!(built.success(), "dropsync.c does not compile");
-        Ok(Self { root, dir, ignore_syncs })
+        Ok(Self { root, dir, ignore_syncs, delay: Duration::ZERO })
+    }
+
+    /// Makes each sync take so much longer.
+    #[must_use]
+    pub fn with_delay(mut self, delay: Duration) -> Self {
+        self.delay = delay;
+        self
     }
 
     fn shadow(&self) -> PathBuf {
@@ -44,18 +53,19 @@ impl SyncedDisk {
     }
 
     /// What the server's environment needs.
-    pub(crate) fn environment(&self) -> Vec<(String, String)> {
+    pub fn environment(&self) -> Vec<(String, String)> {
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         vec![
             ("LD_PRELOAD".into(), text(self.dir.path().join("dropsync.so"))),
             ("DROPSYNC_ROOT".into(), text(self.root.clone())),
             ("DROPSYNC_SHADOW".into(), text(self.shadow())),
             ("DROPSYNC_IGNORE".into(), if self.ignore_syncs { "1" } else { "0" }.into()),
+            ("DROPSYNC_DELAY_MS".into(), self.delay.as_millis().to_string()),
         ]
     }
 
     /// Everything that is there now counts as synced.
-    pub(crate) fn reset(&self) -> anyhow::Result<()> {
+    pub fn reset(&self) -> anyhow::Result<()> {
         if self.shadow().exists() {
             std::fs::remove_dir_all(self.shadow())?;
         }
@@ -80,11 +90,11 @@ impl SyncedDisk {
     }
 
     /// After the kill: what was not synced is gone, but for what a torn write may have left.
-    pub(crate) fn cut(&self, cut: &mut Cut<'_>) -> anyhow::Result<()> {
+    pub fn cut(&self, cut: &mut Cut<'_>) -> anyhow::Result<()> {
         let tree = self.shadow().join("tree");
         cut.tear(&self.root, &tree)?;
         std::fs::remove_dir_all(&self.root)?;
-        crate::node::copy_tree(&tree, &self.root)
+        crate::copy_tree(&tree, &self.root)
     }
 }
 
