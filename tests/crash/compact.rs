@@ -84,7 +84,7 @@ async fn fill(channel: &Channel, revisions: u64) -> anyhow::Result<()> {
             for index in (worker..revisions).step_by(128) {
                 // Every tenth write deletes, so that tombstones are folded too.
                 if index % 10 == 9 {
-                    let range = pb::DeleteRangeRequest { key: key(index), ..Default::default() };
+                    let range = pb::DeleteRangeRequest { key: key(index * 7), ..Default::default() };
                     kv.delete_range(range).await?;
                 } else {
                     let value = Bytes::from(format!("{index:0100}"));
