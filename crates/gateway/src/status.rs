@@ -39,7 +39,7 @@ impl Code {
 
 /// The name of a code that came over the wire.
 #[must_use]
-pub fn code_name(code: i32) -> &'static str {
+pub(crate) fn code_name(code: i32) -> &'static str {
     match code {
         0 => "OK",
         1 => "Canceled",
