@@ -1,6 +1,16 @@
-//! gRPC's framing, for answers whose bytes exist already.
+//! gRPC's framing, for requests that are read, and answers that are written, without a codec in between.
+//!
+//! A message travels as five bytes (a compression flag and a length, big endian) and its payload, in HTTP/2 data
+//! frames that may be cut anywhere; a call ends with trailers. [`FrameDecoder`] does the cutting, [`RequestStream`] and
+//! [`collect_unary`] apply it to a body, [`trailers`] writes the end.
 
-use bytes::BufMut;
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue};
+use http_body::Body;
 
 /// Bytes in front of each message: a compression flag and the length, big endian.
 pub const PREFIX_BYTES: usize = 5;
@@ -12,4 +22,286 @@ pub const PREFIX_BYTES: usize = 5;
 pub fn put_prefix(out: &mut impl BufMut, len: usize) {
     out.put_u8(0);
     out.put_u32(u32::try_from(len).expect("a gRPC message has at most 4 GiB"));
+}
+
+/// A request can't be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// A message is above the limit.
+    #[error("message of {len} bytes, at most {max} are taken")]
+    Oversize {
+        /// As its prefix says.
+        len: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// The compression flag is set; no compression was agreed on.
+    #[error("message is compressed")]
+    Compressed,
+    /// The flag byte is neither 0 nor 1.
+    #[error("malformed message prefix: flag {0}")]
+    Flag(u8),
+    /// The client ended its side inside a message.
+    #[error("request ended inside a message")]
+    Truncated,
+    /// A unary call carried no message.
+    #[error("request without a message")]
+    Missing,
+    /// A unary call carried more than one message.
+    #[error("more than one message")]
+    TooMany,
+    /// The transport failed, or the client reset the call.
+    #[error("transport: {0}")]
+    Transport(String),
+}
+
+/// Cuts a byte stream into messages. Holds at most one message and one piece of what follows; payloads that arrive in
+/// one piece are not copied.
+#[derive(Debug)]
+pub struct FrameDecoder {
+    pieces: VecDeque<Bytes>,
+    buffered: usize,
+    message_bytes_max: usize,
+}
+
+impl FrameDecoder {
+    /// Takes messages of at most `message_bytes_max` bytes.
+    #[must_use]
+    pub fn new(message_bytes_max: usize) -> Self {
+        Self { pieces: VecDeque::new(), buffered: 0, message_bytes_max }
+    }
+
+    /// Adds what arrived.
+    pub fn push(&mut self, piece: Bytes) {
+        if !piece.is_empty() {
+            self.buffered += piece.len();
+            self.pieces.push_back(piece);
+        }
+    }
+
+    /// The next whole message; `None` when more bytes are needed.
+    ///
+    /// # Errors
+    /// `Oversize`, `Compressed` and `Flag`, as soon as the prefix is there; the stream can't be continued then.
+    pub fn next_message(&mut self) -> Result<Option<Bytes>, FrameError> {
+        let Some(prefix) = self.prefix() else { return Ok(None) };
+        match prefix[0] {
+            0 => {}
+            1 => return Err(FrameError::Compressed),
+            flag => return Err(FrameError::Flag(flag)),
+        }
+        let len = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
+        if len > self.message_bytes_max {
+            return Err(FrameError::Oversize { len, max: self.message_bytes_max });
+        }
+        if self.buffered < PREFIX_BYTES + len {
+            return Ok(None);
+        }
+        self.take(PREFIX_BYTES);
+        Ok(Some(self.take(len)))
+    }
+
+    /// Whether the stream may end here.
+    #[must_use]
+    pub fn is_at_boundary(&self) -> bool {
+        self.buffered == 0
+    }
+
+    fn prefix(&self) -> Option<[u8; PREFIX_BYTES]> {
+        if self.buffered < PREFIX_BYTES {
+            return None;
+        }
+        let mut prefix = [0; PREFIX_BYTES];
+        let bytes = self.pieces.iter().flat_map(|piece| piece.iter());
+        prefix.iter_mut().zip(bytes).for_each(|(slot, byte)| *slot = *byte);
+        Some(prefix)
+    }
+
+    /// Takes `len` bytes that are known to be there.
+    fn take(&mut self, len: usize) -> Bytes {
+        self.buffered -= len;
+        if let Some(front) = self.pieces.front_mut()
+            && front.len() >= len
+        {
+            let taken = front.split_to(len);
+            if front.is_empty() {
+                self.pieces.pop_front();
+            }
+            return taken;
+        }
+        let mut whole = BytesMut::with_capacity(len);
+        while whole.len() < len {
+            let front = self.pieces.front_mut().expect("the caller checked that the bytes are there");
+            let part = front.len().min(len - whole.len());
+            whole.put_slice(&front[..part]);
+            front.advance(part);
+            if front.is_empty() {
+                self.pieces.pop_front();
+            }
+        }
+        whole.freeze()
+    }
+}
+
+/// The messages of a request body. It is polled, so that nothing is read before there is room for its answer.
+#[derive(Debug)]
+pub struct RequestStream<B> {
+    body: B,
+    decoder: FrameDecoder,
+    ended: bool,
+}
+
+impl<B> RequestStream<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    /// Reads messages of at most `message_bytes_max` bytes from `body`.
+    pub fn new(body: B, message_bytes_max: usize) -> Self {
+        Self { body, decoder: FrameDecoder::new(message_bytes_max), ended: false }
+    }
+
+    /// The next message; `None` once the client has ended its side, and from then on.
+    ///
+    /// # Errors
+    /// See [`FrameError`]; the stream can't be continued after one.
+    pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, FrameError>> {
+        loop {
+            if let Some(message) = self.decoder.next_message()? {
+                return Poll::Ready(Ok(Some(message)));
+            }
+            if self.ended {
+                return Poll::Ready(if self.decoder.is_at_boundary() { Ok(None) } else { Err(FrameError::Truncated) });
+            }
+            match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                None => self.ended = true,
+                Some(Err(error)) => return Poll::Ready(Err(FrameError::Transport(error.to_string()))),
+                Some(Ok(frame)) => {
+                    if let Ok(piece) = frame.into_data() {
+                        self.decoder.push(piece);
+                    }
+                }
+            }
+        }
+    }
+
+    /// As [`RequestStream::poll_message`]. Cancel safe.
+    ///
+    /// # Errors
+    /// See [`FrameError`].
+    pub async fn message(&mut self) -> Result<Option<Bytes>, FrameError> {
+        std::future::poll_fn(|cx| self.poll_message(cx)).await
+    }
+}
+
+/// Reads the one message of a unary call.
+///
+/// # Errors
+/// See [`FrameError`].
+pub async fn collect_unary<B>(body: B, message_bytes_max: usize) -> Result<Bytes, FrameError>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    let mut requests = RequestStream::new(body, message_bytes_max);
+    let message = requests.message().await?.ok_or(FrameError::Missing)?;
+    match requests.message().await? {
+        None => Ok(message),
+        Some(_) => Err(FrameError::TooMany),
+    }
+}
+
+/// The trailers that end a call: `grpc-status`, and `grpc-message` unless it is empty.
+///
+/// # Panics
+/// Never: a percent-encoded text is a valid header value.
+#[must_use]
+pub fn trailers(code: i32, message: &str) -> HeaderMap {
+    let mut map = HeaderMap::with_capacity(2);
+    map.insert("grpc-status", HeaderValue::from(code));
+    if !message.is_empty() {
+        let value = HeaderValue::from_str(&percent_encode(message)).expect("percent encoding leaves printable ASCII");
+        map.insert("grpc-message", value);
+    }
+    map
+}
+
+/// Encodes a status message as gRPC asks: bytes outside printable ASCII, and `%`, as `%XX`.
+#[must_use]
+pub fn percent_encode(message: &str) -> String {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    let mut out = String::with_capacity(message.len());
+    for byte in message.bytes() {
+        if (b' '..=b'~').contains(&byte) && byte != b'%' {
+            out.push(char::from(byte));
+        } else {
+            out.push('%');
+            out.push(char::from(HEX[usize::from(byte >> 4)]));
+            out.push(char::from(HEX[usize::from(byte & 15)]));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn framed(payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_prefix(&mut out, payload.len());
+        out.extend_from_slice(payload);
+        out
+    }
+
+    #[test]
+    fn messages_are_found_however_the_bytes_are_cut() {
+        let mut stream = framed(b"first");
+        stream.extend(framed(b""));
+        stream.extend(framed(&[7; 300]));
+        for step in 1..=stream.len() {
+            let mut decoder = FrameDecoder::new(300);
+            let mut found = Vec::new();
+            for piece in stream.chunks(step) {
+                decoder.push(Bytes::copy_from_slice(piece));
+                while let Some(message) = decoder.next_message().expect("well-formed") {
+                    found.push(message);
+                }
+            }
+            assert!(decoder.is_at_boundary(), "step {step}");
+            assert_eq!(found, [&b"first"[..], b"", &[7; 300]], "step {step}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_refused_by_its_prefix_alone() {
+        let cases: [(&[u8], FrameError); 3] = [
+            (&[0, 0, 0, 1, 1], FrameError::Oversize { len: 257, max: 256 }),
+            (&[1, 0, 0, 0, 1], FrameError::Compressed),
+            (&[9, 0, 0, 0, 1], FrameError::Flag(9)),
+        ];
+        for (bytes, error) in cases {
+            let mut decoder = FrameDecoder::new(256);
+            decoder.push(Bytes::copy_from_slice(bytes));
+            assert_eq!(decoder.next_message(), Err(error));
+        }
+    }
+
+    #[test]
+    fn a_cut_prefix_is_not_a_boundary() {
+        let mut decoder = FrameDecoder::new(256);
+        decoder.push(Bytes::from_static(&[0, 0, 0]));
+        assert_eq!(decoder.next_message(), Ok(None));
+        assert!(!decoder.is_at_boundary());
+    }
+
+    #[test]
+    fn any_text_can_be_a_status_message() {
+        assert_eq!(percent_encode("etcdserver: no leader"), "etcdserver: no leader");
+        assert_eq!(percent_encode("100%\n\u{e9}"), "100%25%0A%C3%A9");
+        let map = trailers(14, "a\r\nb");
+        assert_eq!(map["grpc-status"], "14");
+        assert_eq!(map["grpc-message"], "a%0D%0Ab");
+        assert!(!trailers(0, "").contains_key("grpc-message"));
+    }
 }

@@ -1,0 +1,112 @@
+//! The body of every gRPC answer: chunks of bytes that are pulled, then trailers.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use http_body::Frame;
+use prost::Message;
+use tailwater_api::grpc;
+
+use crate::metrics::Observation;
+use crate::range::RangeChunks;
+
+/// Something that yields the framed messages of an answer, in pieces of any size.
+pub(crate) trait Chunks: Send {
+    /// The next piece; `None` at the end. Not polled before the transport has room.
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>>;
+
+    /// gRPC code and text; asked once, after the end.
+    fn status(&self) -> (i32, String);
+}
+
+/// Where the pieces come from.
+pub(crate) enum Answer {
+    /// One encoded message with its prefix.
+    Message(Bytes),
+    /// A list.
+    Range(Box<RangeChunks>),
+    /// A stream.
+    Stream(Box<dyn Chunks>),
+    /// Everything was sent.
+    Done,
+}
+
+impl Answer {
+    /// Encodes a message.
+    pub(crate) fn message(message: &impl Message) -> Self {
+        Self::Message(framed(message))
+    }
+}
+
+/// A message with its prefix.
+pub(crate) fn framed(message: &impl Message) -> Bytes {
+    let len = message.encoded_len();
+    let mut out = BytesMut::with_capacity(grpc::PREFIX_BYTES + len);
+    grpc::put_prefix(&mut out, len);
+    message.encode(&mut out).expect("the buffer grows");
+    out.freeze()
+}
+
+/// The body of one call's answer. Dropped before its trailers, the call counts as cancelled.
+pub(crate) struct CallBody {
+    answer: Answer,
+    /// Taken when the trailers are sent.
+    observation: Option<Observation>,
+}
+
+impl CallBody {
+    pub(crate) fn new(answer: Answer, observation: Observation) -> Self {
+        Self { answer, observation: Some(observation) }
+    }
+
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, (i32, String)>> {
+        let end = match &mut self.answer {
+            Answer::Message(_) => {
+                let Answer::Message(bytes) = std::mem::replace(&mut self.answer, Answer::Done) else {
+                    unreachable!("matched above")
+                };
+                return Poll::Ready(Ok(bytes));
+            }
+            Answer::Range(chunks) => match chunks.next_chunk() {
+                Some(chunk) => return Poll::Ready(Ok(chunk)),
+                None => (0, String::new()),
+            },
+            Answer::Stream(chunks) => match ready!(chunks.poll_chunk(cx)) {
+                Some(chunk) => return Poll::Ready(Ok(chunk)),
+                None => chunks.status(),
+            },
+            Answer::Done => (0, String::new()),
+        };
+        self.answer = Answer::Done;
+        Poll::Ready(Err(end))
+    }
+}
+
+impl http_body::Body for CallBody {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::convert::Infallible>>> {
+        if self.observation.is_none() {
+            return Poll::Ready(None);
+        }
+        Poll::Ready(Some(Ok(match ready!(self.poll_chunk(cx)) {
+            Ok(chunk) => {
+                if let Some(observation) = &mut self.observation {
+                    observation.sent(chunk.len());
+                }
+                Frame::data(chunk)
+            }
+            Err((code, text)) => {
+                if let Some(observation) = self.observation.take() {
+                    observation.end(code);
+                }
+                Frame::trailers(grpc::trailers(code, &text))
+            }
+        })))
+    }
+}

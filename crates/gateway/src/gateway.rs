@@ -1,0 +1,156 @@
+//! What all calls share: the two planes, and the position that reads must not go behind.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tailwater_api::etcdserverpb as pb;
+use tailwater_api::wire;
+use tailwater_api::write::command::Command;
+use tailwater_consensus::{Answer, Consensus};
+use tailwater_eventlog::{Position, Revision};
+use tailwater_fanout::Fanout;
+use tokio::sync::watch;
+
+use crate::GatewayConfig;
+use crate::metrics::Calls;
+use crate::status::Fault;
+
+/// The etcd API in front of both planes; clones share it. Nothing here outlives a restart.
+///
+/// *Invariant*: `answered` never goes back, and no read, created header or watch "from now on" goes behind it.
+#[derive(Clone)]
+pub struct Gateway {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    consensus: Consensus,
+    fanout: Fanout,
+    config: GatewayConfig,
+    answered: AtomicU64,
+    serving: watch::Sender<bool>,
+    calls: Calls,
+    render_metrics: Box<dyn Fn() -> String + Send + Sync>,
+}
+
+impl Gateway {
+    /// Joins the planes. `render_metrics` yields the body of `/metrics`.
+    #[must_use]
+    pub fn new(
+        consensus: Consensus,
+        fanout: Fanout,
+        config: GatewayConfig,
+        render_metrics: Box<dyn Fn() -> String + Send + Sync>,
+    ) -> Self {
+        let (serving, _) = watch::channel(true);
+        let answered = AtomicU64::new(0);
+        let calls = Calls::new();
+        Self { shared: Arc::new(Shared { consensus, fanout, config, answered, serving, calls, render_metrics }) }
+    }
+
+    /// Says not ready and not serving from now on; calls are still answered.
+    pub fn drain(&self) {
+        self.shared.serving.send_replace(false);
+    }
+
+    /// Whether [`Gateway::drain`] was not called yet; the receiver sees the change.
+    pub(crate) fn serving(&self) -> watch::Receiver<bool> {
+        self.shared.serving.subscribe()
+    }
+
+    pub(crate) fn config(&self) -> &GatewayConfig {
+        &self.shared.config
+    }
+
+    pub(crate) fn consensus(&self) -> &Consensus {
+        &self.shared.consensus
+    }
+
+    pub(crate) fn fanout(&self) -> &Fanout {
+        &self.shared.fanout
+    }
+
+    pub(crate) fn calls(&self) -> &Calls {
+        &self.shared.calls
+    }
+
+    pub(crate) fn render_metrics(&self) -> String {
+        (self.shared.render_metrics)()
+    }
+
+    /// A header at `revision`.
+    pub(crate) fn header(&self, revision: Revision) -> pb::ResponseHeader {
+        pb::ResponseHeader {
+            cluster_id: self.shared.config.cluster_id,
+            member_id: self.shared.config.member_id,
+            revision: revision.0,
+            raft_term: self.shared.fanout.snapshot().term.0,
+        }
+    }
+
+    /// A header at the newest revision that is visible here.
+    pub(crate) fn current_header(&self) -> pb::ResponseHeader {
+        self.header(self.shared.fanout.snapshot().cursor.revision)
+    }
+
+    /// Completes the header of an answer of the write plane, which knows the revision only.
+    pub(crate) fn complete(&self, header: Option<pb::ResponseHeader>) -> Option<pb::ResponseHeader> {
+        match header {
+            Some(header) if header.revision > 0 => Some(self.header(Revision(header.revision))),
+            _ => Some(self.current_header()),
+        }
+    }
+
+    /// The highest position that an answer of this gateway has shown.
+    pub(crate) fn answered(&self) -> Position {
+        Position(self.shared.answered.load(Ordering::Acquire))
+    }
+
+    /// Remembers that an answer showed `position`.
+    pub(crate) fn remember(&self, position: Position) {
+        self.shared.answered.fetch_max(position.0, Ordering::AcqRel);
+    }
+
+    /// Waits until a read may be answered: behind everything answered so far, and, unless it is serializable,
+    /// behind everything that was acknowledged anywhere before it came.
+    pub(crate) async fn settle(&self, serializable: bool) -> Result<(), Fault> {
+        let mut position = self.answered();
+        if !serializable {
+            position = position.max(self.shared.consensus.barrier().await?);
+        }
+        self.reach(position).await
+    }
+
+    /// Waits until `position` is visible here.
+    pub(crate) async fn reach(&self, position: Position) -> Result<(), Fault> {
+        if self.is_visible(position) {
+            return Ok(());
+        }
+        match tokio::time::timeout(self.shared.config.request_timeout, self.shared.fanout.reach(position)).await {
+            Ok(reached) => Ok(reached?),
+            Err(_) => Err(Fault::Timeout),
+        }
+    }
+
+    /// Whether everything up to `position` is visible here.
+    pub(crate) fn is_visible(&self, position: Position) -> bool {
+        self.shared.fanout.snapshot().cursor.position >= position
+    }
+
+    /// Proposes a command made of a request of `request_bytes` and waits until it is applied.
+    pub(crate) async fn propose(&self, request_bytes: usize, command: Command) -> Result<Answer, Fault> {
+        if self.raft_bytes(request_bytes) > self.shared.config.request_bytes_max {
+            return Err(Fault::RequestTooLarge);
+        }
+        let applied = self.shared.consensus.propose(command).await?;
+        self.remember(applied.position);
+        Ok(applied.answer)
+    }
+
+    /// Bytes of the raft request that etcd would make of a request: the request as a field, and a header whose id
+    /// begins with the low 16 bits of the member id.
+    fn raft_bytes(&self, request_bytes: usize) -> usize {
+        let id_bytes = 1 + wire::varint_len(self.shared.config.member_id << 48 | 1 << 40);
+        wire::bytes_field_len(1, request_bytes) + wire::bytes_field_len(100, id_bytes)
+    }
+}

@@ -1,0 +1,250 @@
+//! Health, version and metrics over plain HTTP, on the client port and on `--listen-metrics-urls`.
+
+use axum::body::Body;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use metrics::counter;
+use serde::Serialize;
+use tailwater_eventlog::{AlarmKind, KeyRange};
+use tailwater_fanout::RangeQuery;
+
+use crate::Gateway;
+use crate::metrics::{HEALTH_FAILURES, HEALTH_SUCCESS, refresh_gauges};
+use crate::status::Fault;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const LIVE_CHECKS: &[Check] = &[Check::SerializableRead];
+const READY_CHECKS: &[Check] =
+    &[Check::DataCorruption, Check::SerializableRead, Check::LinearizableRead, Check::NonLearner];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Check {
+    DataCorruption,
+    SerializableRead,
+    LinearizableRead,
+    NonLearner,
+}
+
+impl Check {
+    fn name(self) -> &'static str {
+        match self {
+            Self::DataCorruption => "data_corruption",
+            Self::SerializableRead => "serializable_read",
+            Self::LinearizableRead => "linearizable_read",
+            Self::NonLearner => "non_learner",
+        }
+    }
+}
+
+/// Answers a request that is not gRPC.
+pub(crate) async fn serve(gateway: &Gateway, request: &Request<Body>) -> Response<Body> {
+    let path = request.uri().path();
+    let is_known = matches!(path, "/health" | "/version" | "/metrics" | "/livez" | "/readyz")
+        || sub_check(path).is_some();
+    if !is_known {
+        return plain(StatusCode::NOT_FOUND, "404 page not found\n".into());
+    }
+    if request.method() != Method::GET {
+        let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n".into());
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
+        return response;
+    }
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    match path {
+        "/health" => health(gateway, &query).await,
+        "/version" => version(gateway),
+        "/metrics" => {
+            refresh_gauges(gateway);
+            response(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", gateway.render_metrics())
+        }
+        "/livez" => probe(gateway, "/livez", LIVE_CHECKS, &query).await,
+        "/readyz" => probe(gateway, "/readyz", READY_CHECKS, &query).await,
+        _ => match sub_check(path) {
+            Some(check) => probe(gateway, path, &[check], &query).await,
+            None => plain(StatusCode::NOT_FOUND, "404 page not found\n".into()),
+        },
+    }
+}
+
+/// The check that a path like `/readyz/linearizable_read` names.
+fn sub_check(path: &str) -> Option<Check> {
+    let (checks, name) = if let Some(name) = path.strip_prefix("/livez/") {
+        (LIVE_CHECKS, name)
+    } else {
+        (READY_CHECKS, path.strip_prefix("/readyz/")?)
+    };
+    checks.iter().copied().find(|check| check.name() == name)
+}
+
+/// The parameters that health paths know.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Query {
+    excluded: Vec<String>,
+    serializable: bool,
+    verbose: bool,
+}
+
+impl Query {
+    fn parse(text: &str) -> Self {
+        let mut query = Self::default();
+        for pair in text.split('&') {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            match name {
+                "exclude" => query.excluded.push(value.to_owned()),
+                "serializable" => query.serializable = value == "true",
+                "verbose" => query.verbose = true,
+                _ => {}
+            }
+        }
+        query
+    }
+
+    fn excludes(&self, name: &str) -> bool {
+        self.excluded.iter().any(|excluded| excluded == name)
+    }
+}
+
+#[derive(Serialize)]
+struct Health {
+    health: &'static str,
+    reason: String,
+}
+
+async fn health(gateway: &Gateway, query: &Query) -> Response<Body> {
+    let reason = unhealthy(gateway, query).await;
+    let (status, health) = match &reason {
+        None => (StatusCode::OK, "true"),
+        Some(reason) => {
+            tracing::warn!(%reason, "serving /health false");
+            (StatusCode::SERVICE_UNAVAILABLE, "false")
+        }
+    };
+    counter!(if reason.is_none() { HEALTH_SUCCESS } else { HEALTH_FAILURES }).increment(1);
+    let body = Health { health, reason: reason.unwrap_or_default() };
+    response(status, TEXT, serde_json::to_string(&body).expect("two strings are JSON"))
+}
+
+/// Alarms first, then the leader, then a read, as etcd looks at them.
+async fn unhealthy(gateway: &Gateway, query: &Query) -> Option<String> {
+    let snapshot = gateway.fanout().snapshot();
+    for alarm in &snapshot.alarms {
+        let name = match alarm.kind {
+            AlarmKind::NoSpace => "NOSPACE",
+            AlarmKind::Corrupt => "CORRUPT",
+        };
+        if !query.excludes(name) {
+            return Some(format!("ALARM {name}"));
+        }
+    }
+    if !query.serializable && snapshot.leader.is_none() {
+        return Some("RAFT NO LEADER".into());
+    }
+    let read = read_one(gateway, query.serializable).await;
+    read.err().map(|fault| format!("RANGE ERROR:{}", fault.status().1))
+}
+
+/// A read of one key without its value, to see whether reads work.
+async fn read_one(gateway: &Gateway, serializable: bool) -> Result<(), Fault> {
+    gateway.settle(serializable).await?;
+    let query = RangeQuery {
+        range: KeyRange::all(),
+        revision: None,
+        limit: 1,
+        sort: None,
+        count_only: false,
+        revision_bounds: (0, 0, 0, 0),
+    };
+    gateway.fanout().range(query).await?;
+    Ok(())
+}
+
+async fn probe(gateway: &Gateway, path: &str, checks: &[Check], query: &Query) -> Response<Body> {
+    let mut lines = String::new();
+    let mut is_well = true;
+    for check in checks.iter().filter(|check| !query.excludes(check.name())) {
+        match run(gateway, *check).await {
+            Ok(()) => lines.push_str(&format!("[+]{} ok\n", check.name())),
+            Err(reason) => {
+                is_well = false;
+                lines.push_str(&format!("[-]{} failed: {reason}\n", check.name()));
+            }
+        }
+    }
+    // A draining server takes no new work; kubelets and balancers learn it here.
+    if path == "/readyz" && !*gateway.serving().borrow() {
+        is_well = false;
+        lines.push_str("[-]serving failed: server stopping\n");
+    }
+    if !is_well {
+        tracing::warn!(path, "health check failed");
+        return plain(StatusCode::SERVICE_UNAVAILABLE, lines);
+    }
+    plain(StatusCode::OK, if query.verbose { lines + "ok\n" } else { "ok\n".into() })
+}
+
+async fn run(gateway: &Gateway, check: Check) -> Result<(), String> {
+    let read = match check {
+        Check::SerializableRead => read_one(gateway, true).await,
+        Check::LinearizableRead => read_one(gateway, false).await,
+        Check::DataCorruption => {
+            let is_corrupt = gateway.fanout().snapshot().alarms.iter().any(|alarm| alarm.kind == AlarmKind::Corrupt);
+            return if is_corrupt { Err("alarm activated: CORRUPT".into()) } else { Ok(()) };
+        }
+        Check::NonLearner => {
+            let is_learner = gateway.consensus().status().is_learner;
+            return if is_learner { Err("not supported for learner".into()) } else { Ok(()) };
+        }
+    };
+    read.map_err(|fault| fault.status().1.to_owned())
+}
+
+#[derive(Serialize)]
+struct Version {
+    etcdserver: String,
+    etcdcluster: String,
+    storage: String,
+}
+
+fn version(gateway: &Gateway) -> Response<Body> {
+    let decided = gateway.fanout().snapshot().cluster_version.clone();
+    let version = Version {
+        etcdserver: gateway.config().reported_version.clone(),
+        etcdcluster: if decided.is_empty() { "not_decided".into() } else { decided },
+        storage: gateway.config().storage_version(),
+    };
+    let body = serde_json::to_string(&version).expect("three strings are JSON");
+    response(StatusCode::OK, "application/json", body)
+}
+
+fn plain(status: StatusCode, body: String) -> Response<Body> {
+    let mut response = response(status, TEXT, body);
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn response(status: StatusCode, content_type: &'static str, body: String) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_read_as_etcd_reads_them() {
+        let query = Query::parse("exclude=NOSPACE&exclude=x&serializable=true&verbose");
+        let excluded = vec!["NOSPACE".to_owned(), "x".to_owned()];
+        assert_eq!(query, Query { excluded, serializable: true, verbose: true });
+        assert!(!Query::parse("serializable=1").serializable);
+    }
+
+    #[test]
+    fn a_sub_path_names_a_check_of_its_own_probe() {
+        assert_eq!(sub_check("/readyz/non_learner"), Some(Check::NonLearner));
+        assert_eq!(sub_check("/livez/non_learner"), None);
+        assert_eq!(sub_check("/readyz/"), None);
+        assert_eq!(sub_check("/health/x"), None);
+    }
+}

@@ -1,0 +1,70 @@
+//! The writes of the KV service.
+
+use prost::Message;
+use tailwater_api::etcdserverpb as pb;
+use tailwater_api::write::command::Command;
+use tailwater_consensus::Answer as Applied;
+
+use crate::Gateway;
+use crate::body::Answer;
+use crate::checks;
+use crate::status::Fault;
+use crate::txn;
+
+impl Gateway {
+    /// `KV.Put`.
+    pub(crate) async fn put(&self, request: pb::PutRequest) -> Result<pb::PutResponse, Fault> {
+        checks::put(&request)?;
+        match self.propose(request.encoded_len(), Command::Put(request)).await? {
+            Applied::Put(mut response) => {
+                response.header = self.complete(response.header);
+                Ok(response)
+            }
+            other => mismatched("put", &other),
+        }
+    }
+
+    /// `KV.DeleteRange`.
+    pub(crate) async fn delete_range(&self, request: pb::DeleteRangeRequest) -> Result<pb::DeleteRangeResponse, Fault> {
+        checks::delete_range(&request)?;
+        match self.propose(request.encoded_len(), Command::DeleteRange(request)).await? {
+            Applied::DeleteRange(mut response) => {
+                response.header = self.complete(response.header);
+                Ok(response)
+            }
+            other => mismatched("delete", &other),
+        }
+    }
+
+    /// `KV.Txn`: one that only reads stays out of the raft log.
+    pub(crate) async fn txn(&self, request: pb::TxnRequest) -> Result<Answer, Fault> {
+        checks::txn(&request, self.config().txn_ops_max)?;
+        if txn::is_read_only(&request) {
+            return self.read_txn(&request).await;
+        }
+        match self.propose(request.encoded_len(), Command::Txn(request)).await? {
+            Applied::Txn(mut response) => {
+                response.header = self.complete(response.header);
+                Ok(Answer::message(&response))
+            }
+            other => mismatched("txn", &other),
+        }
+    }
+
+    /// `KV.Compact`. It returns when the compaction is applied, which makes it effective for every reader; folding
+    /// goes on in the background, also for a physical compaction, since no reader can tell.
+    pub(crate) async fn compact(&self, request: pb::CompactionRequest) -> Result<pb::CompactionResponse, Fault> {
+        match self.propose(request.encoded_len(), Command::Compact(request)).await? {
+            Applied::Compact(mut response) => {
+                response.header = self.complete(response.header);
+                Ok(response)
+            }
+            other => mismatched("compaction", &other),
+        }
+    }
+}
+
+/// The write plane answered another command than the one proposed: a broken invariant.
+pub(crate) fn mismatched(command: &str, answer: &Applied) -> ! {
+    panic!("the write plane answered a {command} with {answer:?}")
+}

@@ -1,0 +1,219 @@
+//! The one table from our errors to etcd's codes and texts.
+//!
+//! etcd's Go client tells errors apart by their text, so each text here is etcd's to the byte (its
+//! `api/v3rpc/rpctypes/error.go`); the codes steer retries and balancing.
+
+use tailwater_api::grpc::FrameError;
+use tailwater_consensus::{ApplyError, ProposeError};
+use tailwater_fanout::ReadError;
+
+/// gRPC's status codes, as far as they are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+#[expect(missing_docs, reason = "gRPC's own names")]
+pub enum Code {
+    Ok = 0,
+    Canceled = 1,
+    Unknown = 2,
+    InvalidArgument = 3,
+    DeadlineExceeded = 4,
+    NotFound = 5,
+    PermissionDenied = 7,
+    ResourceExhausted = 8,
+    FailedPrecondition = 9,
+    OutOfRange = 11,
+    Unimplemented = 12,
+    Internal = 13,
+    Unavailable = 14,
+    DataLoss = 15,
+    Unauthenticated = 16,
+}
+
+impl Code {
+    /// The name that grpc-go prints and metrics carry.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        code_name(self as i32)
+    }
+}
+
+/// The name of a code that came over the wire.
+#[must_use]
+pub(crate) fn code_name(code: i32) -> &'static str {
+    match code {
+        0 => "OK",
+        1 => "Canceled",
+        3 => "InvalidArgument",
+        4 => "DeadlineExceeded",
+        5 => "NotFound",
+        7 => "PermissionDenied",
+        8 => "ResourceExhausted",
+        9 => "FailedPrecondition",
+        11 => "OutOfRange",
+        12 => "Unimplemented",
+        13 => "Internal",
+        14 => "Unavailable",
+        15 => "DataLoss",
+        16 => "Unauthenticated",
+        _ => "Unknown",
+    }
+}
+
+macro_rules! faults {
+    ($($(#[$doc:meta])* $name:ident => $code:ident, $text:literal;)*) => {
+        /// Why a call fails, in etcd's terms.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub enum Fault {
+            $($(#[$doc])* $name,)*
+            /// A failure without an entry in etcd's table: gRPC's own, or one that etcd sends with a free text.
+            Other(Code, String),
+        }
+
+        impl Fault {
+            /// gRPC code and text.
+            #[must_use]
+            pub fn status(&self) -> (Code, &str) {
+                match self {
+                    $(Self::$name => (Code::$code, $text),)*
+                    Self::Other(code, text) => (*code, text),
+                }
+            }
+
+            /// Every entry of the table.
+            #[cfg(test)]
+            fn all() -> Vec<Self> {
+                vec![$(Self::$name),*]
+            }
+        }
+    };
+}
+
+faults! {
+    /// An empty key.
+    EmptyKey => InvalidArgument, "etcdserver: key is not provided";
+    /// `ignore_value` or `ignore_lease` on a missing key; an operation of a txn without a request.
+    KeyNotFound => InvalidArgument, "etcdserver: key not found";
+    /// A value beside `ignore_value`.
+    ValueProvided => InvalidArgument, "etcdserver: value is provided";
+    /// A lease beside `ignore_lease`.
+    LeaseProvided => InvalidArgument, "etcdserver: lease is provided";
+    /// Above `--max-txn-ops`.
+    TooManyOps => InvalidArgument, "etcdserver: too many operations in txn request";
+    /// A txn writes a key twice.
+    DuplicateKey => InvalidArgument, "etcdserver: duplicate key given in txn request";
+    /// The metadata `client-api-version` is not text.
+    InvalidClientApiVersion => InvalidArgument, "etcdserver: invalid client api version";
+    /// Unknown sort order or target.
+    InvalidSortOption => InvalidArgument, "etcdserver: invalid sort option";
+    /// Below the compacted revision.
+    Compacted => OutOfRange, "etcdserver: mvcc: required revision has been compacted";
+    /// Above the current revision.
+    FutureRevision => OutOfRange, "etcdserver: mvcc: required revision is a future revision";
+    /// A NOSPACE alarm is raised.
+    NoSpace => ResourceExhausted, "etcdserver: mvcc: database space exceeded";
+    /// No such lease.
+    LeaseNotFound => NotFound, "etcdserver: requested lease not found";
+    /// The chosen lease id is taken.
+    LeaseExists => FailedPrecondition, "etcdserver: lease already exists";
+    /// Above 9,000,000,000 s.
+    LeaseTtlTooLarge => OutOfRange, "etcdserver: too large lease TTL";
+    /// The client cancelled the watch stream.
+    WatchCanceled => Canceled, "etcdserver: watch canceled";
+    /// Above `--max-request-bytes`.
+    RequestTooLarge => InvalidArgument, "etcdserver: request is too large";
+    /// Overload. etcd's table says ResourceExhausted, but its server sends the client-side value: Unknown.
+    TooManyRequests => Unknown, "etcdserver: too many requests";
+    /// No leader is known.
+    NoLeader => Unavailable, "etcdserver: no leader";
+    /// The leader changed while the request waited.
+    LeaderChanged => Unavailable, "etcdserver: leader changed";
+    /// The server stops.
+    Stopped => Unavailable, "etcdserver: server stopped";
+    /// No answer in time.
+    Timeout => Unavailable, "etcdserver: request timed out";
+    /// A CORRUPT alarm is raised, or the data can't be read.
+    Corrupt => DataLoss, "etcdserver: corrupt cluster";
+    /// The caller's own deadline passed.
+    DeadlineExceeded => DeadlineExceeded, "context deadline exceeded";
+}
+
+impl Fault {
+    /// A method that this version does not serve.
+    #[must_use]
+    pub fn unserved(service: &str, method: &str) -> Self {
+        Self::Other(Code::Unimplemented, format!("tailwater: {service}/{method} is not served by this version"))
+    }
+
+    /// A payload that is not the expected message; grpc-go's sentence, our reason.
+    #[must_use]
+    pub fn malformed(error: &prost::DecodeError) -> Self {
+        Self::Other(Code::Internal, format!("grpc: error unmarshalling request: {error}"))
+    }
+}
+
+impl From<ApplyError> for Fault {
+    fn from(error: ApplyError) -> Self {
+        match error {
+            ApplyError::KeyNotFound => Self::KeyNotFound,
+            ApplyError::LeaseNotFound => Self::LeaseNotFound,
+            ApplyError::LeaseExists => Self::LeaseExists,
+            ApplyError::LeaseTtlTooLarge => Self::LeaseTtlTooLarge,
+            ApplyError::Compacted => Self::Compacted,
+            ApplyError::FutureRevision => Self::FutureRevision,
+            ApplyError::NoSpace => Self::NoSpace,
+            ApplyError::Corrupt => Self::Corrupt,
+        }
+    }
+}
+
+impl From<ProposeError> for Fault {
+    fn from(error: ProposeError) -> Self {
+        match error {
+            ProposeError::Refused(refused) => refused.into(),
+            ProposeError::TooLarge => Self::RequestTooLarge,
+            ProposeError::TooManyRequests => Self::TooManyRequests,
+            ProposeError::NoLeader => Self::NoLeader,
+            ProposeError::LeaderChanged => Self::LeaderChanged,
+            ProposeError::Timeout => Self::Timeout,
+            ProposeError::Stopped => Self::Stopped,
+            ProposeError::Storage(error) => Self::Other(Code::Unknown, error.to_string()),
+        }
+    }
+}
+
+impl From<ReadError> for Fault {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::FutureRevision => Self::FutureRevision,
+            ReadError::Compacted => Self::Compacted,
+            ReadError::Stopped => Self::Stopped,
+            ReadError::History(error) => Self::Other(Code::Unknown, error.to_string()),
+        }
+    }
+}
+
+impl From<FrameError> for Fault {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Oversize { len, max } => Self::Other(
+                Code::ResourceExhausted,
+                format!("grpc: received message larger than max ({len} vs. {max})"),
+            ),
+            FrameError::Compressed => {
+                Self::Other(Code::Unimplemented, "grpc: compressed messages are not supported".into())
+            }
+            FrameError::Flag(flag) => {
+                Self::Other(Code::Internal, format!("grpc: received unexpected payload format {flag}"))
+            }
+            FrameError::Truncated => Self::Other(Code::Internal, "unexpected EOF".into()),
+            FrameError::Missing => Self::Other(Code::Internal, "grpc: unary call without a request message".into()),
+            FrameError::TooMany => {
+                Self::Other(Code::Internal, "grpc: unary call with more than one request message".into())
+            }
+            FrameError::Transport(reason) => Self::Other(Code::Canceled, reason),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,56 @@
+use std::collections::HashSet;
+
+use super::*;
+
+/// Code and text as a client of a real etcd sees them.
+const ETCD: &[(Fault, i32, &str)] = &[
+    (Fault::EmptyKey, 3, "etcdserver: key is not provided"),
+    (Fault::KeyNotFound, 3, "etcdserver: key not found"),
+    (Fault::ValueProvided, 3, "etcdserver: value is provided"),
+    (Fault::LeaseProvided, 3, "etcdserver: lease is provided"),
+    (Fault::TooManyOps, 3, "etcdserver: too many operations in txn request"),
+    (Fault::DuplicateKey, 3, "etcdserver: duplicate key given in txn request"),
+    (Fault::InvalidClientApiVersion, 3, "etcdserver: invalid client api version"),
+    (Fault::InvalidSortOption, 3, "etcdserver: invalid sort option"),
+    (Fault::Compacted, 11, "etcdserver: mvcc: required revision has been compacted"),
+    (Fault::FutureRevision, 11, "etcdserver: mvcc: required revision is a future revision"),
+    (Fault::NoSpace, 8, "etcdserver: mvcc: database space exceeded"),
+    (Fault::LeaseNotFound, 5, "etcdserver: requested lease not found"),
+    (Fault::LeaseExists, 9, "etcdserver: lease already exists"),
+    (Fault::LeaseTtlTooLarge, 11, "etcdserver: too large lease TTL"),
+    (Fault::WatchCanceled, 1, "etcdserver: watch canceled"),
+    (Fault::RequestTooLarge, 3, "etcdserver: request is too large"),
+    (Fault::TooManyRequests, 2, "etcdserver: too many requests"),
+    (Fault::NoLeader, 14, "etcdserver: no leader"),
+    (Fault::LeaderChanged, 14, "etcdserver: leader changed"),
+    (Fault::Stopped, 14, "etcdserver: server stopped"),
+    (Fault::Timeout, 14, "etcdserver: request timed out"),
+    (Fault::Corrupt, 15, "etcdserver: corrupt cluster"),
+    (Fault::DeadlineExceeded, 4, "context deadline exceeded"),
+];
+
+#[test]
+fn every_entry_has_etcds_code_and_text() {
+    for (fault, code, text) in ETCD {
+        assert_eq!((fault.status().0 as i32, fault.status().1), (*code, *text));
+    }
+    assert_eq!(Fault::all().len(), ETCD.len(), "an entry of the table is not compared");
+}
+
+#[test]
+fn texts_are_unique_because_clients_tell_errors_apart_by_them() {
+    let faults = Fault::all();
+    let texts: HashSet<&str> = faults.iter().map(|fault| fault.status().1).collect();
+    assert_eq!(texts.len(), faults.len());
+}
+
+#[test]
+fn errors_of_the_planes_map_to_their_entry() {
+    assert_eq!(Fault::from(ProposeError::Refused(ApplyError::LeaseExists)), Fault::LeaseExists);
+    assert_eq!(Fault::from(ProposeError::TooLarge), Fault::RequestTooLarge);
+    assert_eq!(Fault::from(ReadError::Compacted), Fault::Compacted);
+    assert_eq!(
+        Fault::from(FrameError::Oversize { len: 3_000_000, max: 2_097_152 }).status(),
+        (Code::ResourceExhausted, "grpc: received message larger than max (3000000 vs. 2097152)")
+    );
+}
