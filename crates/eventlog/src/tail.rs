@@ -56,6 +56,9 @@ pub enum TailError {
     /// Another history.
     #[error("cursor of another history")]
     OtherHistory,
+    /// What memory no longer holds can't be read from storage, for this reason.
+    #[error("{0}")]
+    Storage(String),
     /// The tail has ended: the process stops.
     #[error("tail closed")]
     Closed,
