@@ -80,12 +80,7 @@ impl Tail {
     ///
     /// # Errors
     /// See [`TailError`].
-    pub fn wait(
-        &self,
-        _cursor: Cursor,
-        _bytes_max: usize,
-        _timeout: Duration,
-    ) -> Result<Vec<Arc<Frame>>, TailError> {
+    pub fn wait(&self, _cursor: Cursor, _bytes_max: usize, _timeout: Duration) -> Result<Vec<Arc<Frame>>, TailError> {
         todo!()
     }
 
