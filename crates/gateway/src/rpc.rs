@@ -27,6 +27,11 @@ impl Gateway {
         }
     }
 
+    /// Serves metrics, health and version, and never a gRPC call: what a port for scrapers offers.
+    pub async fn serve_http(&self, request: Request<Body>) -> Response<Body> {
+        crate::http::serve(self, &request).await
+    }
+
     async fn call(&self, request: Request<Body>) -> Response<Body> {
         let (head, body) = request.into_parts();
         let method = match methods::find(head.uri.path()) {
