@@ -15,6 +15,7 @@ mod fact;
 mod history;
 mod index;
 mod log;
+pub mod metrics;
 mod range;
 mod revision;
 mod source;
