@@ -20,6 +20,7 @@ mod range;
 mod revision;
 mod source;
 mod tail;
+mod tree;
 
 pub use cursor::Cursor;
 pub use event::{Envelope, Event, EventKind, RowError};
@@ -31,3 +32,4 @@ pub use range::KeyRange;
 pub use revision::{HistoryId, LeaseId, MemberId, Position, Revision, Term};
 pub use source::{LocalSource, Source};
 pub use tail::{Frame, Tail, TailConfig, TailError};
+pub use tree::{CountedTree, TreeIter};
