@@ -40,7 +40,7 @@ async def main():
         check("deleted", await client.delete(prefix + b"b") is not None, True)
         events = []
         async for event in watch:
-            events.append((event.kind.name, event.kv.key.removeprefix(prefix), event.kv.value))
+            events.append((event.kind, event.kv.key.removeprefix(prefix), event.kv.value))
             if len(events) == 4:
                 break
         check("events", events, [
