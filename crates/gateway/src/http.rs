@@ -1,7 +1,8 @@
 //! Health, version and metrics over plain HTTP, on the client port and on `--listen-metrics-urls`.
 
 use axum::body::Body;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::request::Parts;
+use http::{HeaderValue, Method, Response, StatusCode, header};
 use metrics::counter;
 use serde::Serialize;
 use tailwater_eventlog::{AlarmKind, KeyRange};
@@ -36,19 +37,19 @@ impl Check {
 }
 
 /// Answers a request that is not gRPC.
-pub(crate) async fn serve(gateway: &Gateway, request: &Request<Body>) -> Response<Body> {
-    let path = request.uri().path();
+pub(crate) async fn serve(gateway: &Gateway, request: &Parts) -> Response<Body> {
+    let path = request.uri.path();
     let is_known = matches!(path, "/health" | "/version" | "/metrics" | "/livez" | "/readyz")
         || sub_check(path).is_some();
     if !is_known {
         return plain(StatusCode::NOT_FOUND, "404 page not found\n".into());
     }
-    if request.method() != Method::GET {
+    if request.method != Method::GET {
         let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n".into());
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
         return response;
     }
-    let query = Query::parse(request.uri().query().unwrap_or_default());
+    let query = Query::parse(request.uri.query().unwrap_or_default());
     match path {
         "/health" => health(gateway, &query).await,
         "/version" => version(gateway),

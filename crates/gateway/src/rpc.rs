@@ -23,13 +23,13 @@ impl Gateway {
         if content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc")) {
             self.call(request).await
         } else {
-            crate::http::serve(self, &request).await
+            crate::http::serve(self, &request.into_parts().0).await
         }
     }
 
     /// Serves metrics, health and version, and never a gRPC call: what a port for scrapers offers.
     pub async fn serve_http(&self, request: Request<Body>) -> Response<Body> {
-        crate::http::serve(self, &request).await
+        crate::http::serve(self, &request.into_parts().0).await
     }
 
     async fn call(&self, request: Request<Body>) -> Response<Body> {
