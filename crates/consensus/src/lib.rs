@@ -6,6 +6,8 @@
 
 mod answer;
 mod handle;
+#[doc(hidden)]
+pub mod raft_log;
 
 pub use answer::{Answer, Applied, ApplyError, ProposeError};
 pub use handle::{Consensus, ConsensusConfig, ConsensusStatus, LeaseInfo, StartError};
