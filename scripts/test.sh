@@ -5,6 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-$PWD/target}
 left_out=()
+if [ "${ACCEPTANCE:-}" = 1 ]; then
+  export DIFF_SEEDS=${DIFF_SEEDS:-50} DIFF_OPS=${DIFF_OPS:-2000}
+fi
 output=$(mktemp -t tailwater-test.XXXXXX)
 trap 'rm -f "$output"' EXIT
 

@@ -46,12 +46,14 @@ pub(crate) struct Running {
     seen: Arc<Mutex<Vec<Seen>>>,
 }
 
-async fn connect(endpoint: &str) -> anyhow::Result<Channel> {
+/// One connection.
+pub(crate) async fn connect(endpoint: &str) -> anyhow::Result<Channel> {
     let endpoint = Endpoint::from_shared(endpoint.to_owned())?;
     Ok(endpoint.connect_timeout(Duration::from_secs(5)).timeout(Duration::from_secs(20)).connect().await?)
 }
 
-fn kv(channel: &Channel) -> pb::kv_client::KvClient<Channel> {
+/// A client of the KV service.
+pub(crate) fn kv(channel: &Channel) -> pb::kv_client::KvClient<Channel> {
     pb::kv_client::KvClient::new(channel.clone()).max_decoding_message_size(1 << 30)
 }
 
@@ -92,12 +94,18 @@ async fn write(index: usize, mut writer: Writer, channel: Channel, seed: u64) ->
 }
 
 async fn open_watch(channel: Channel, start_revision: i64) -> anyhow::Result<tonic::Streaming<pb::WatchResponse>> {
-    let create = pb::WatchCreateRequest {
-        key: "crash/".into(),
-        range_end: "crash0".into(),
-        start_revision,
-        ..Default::default()
-    };
+    open_watch_of(channel, "crash/", "crash0", start_revision).await
+}
+
+/// A watch of one range on a stream of its own.
+pub(crate) async fn open_watch_of(
+    channel: Channel,
+    key: &'static str,
+    range_end: &'static str,
+    start_revision: i64,
+) -> anyhow::Result<tonic::Streaming<pb::WatchResponse>> {
+    let create =
+        pb::WatchCreateRequest { key: key.into(), range_end: range_end.into(), start_revision, ..Default::default() };
     let request = pb::WatchRequest { request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)) };
     let requests = tokio_stream::iter([request]).chain(tokio_stream::pending());
     let mut client = pb::watch_client::WatchClient::new(channel).max_decoding_message_size(1 << 30);

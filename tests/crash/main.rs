@@ -3,6 +3,7 @@
 //!
 //! `ACCEPTANCE=1` runs the full counts. A failing run prints its seed; `SEED=n` replays the same decisions.
 
+mod compact;
 mod flip;
 mod load;
 
@@ -83,6 +84,15 @@ async fn the_check_notices_a_disk_that_ignores_syncs() {
     let seed = seed();
     let found = crash_rounds(4, Loss::Everything, seed).await;
     assert!(found.is_err(), "SEED={seed}: a disk that keeps nothing went unnoticed: the crash test tests nothing");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_compaction_goes_on_after_the_restart() {
+    let seed = seed();
+    let revisions = if acceptance() { 1_000_000 } else { 20_000 };
+    if let Err(error) = compact::killed_midway(revisions, seed).await {
+        panic!("SEED={seed}: {error:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

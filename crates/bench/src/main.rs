@@ -4,6 +4,7 @@
 //! another, runs each workload for a fixed time, and prints ratios of medians. CPU time is the server process's own,
 //! read from /proc, so that it does not depend on how busy the machine is.
 
+mod lagging;
 mod load;
 mod server;
 mod stalled;
@@ -64,6 +65,8 @@ enum Command {
     },
     /// What a client that stops reading costs the others.
     Stalled(stalled::Arguments),
+    /// What a watch that starts far back, and a compaction, cost the writers.
+    Lagging(lagging::Arguments),
     /// Reads a watch once it is told on its input how far; used by `stalled`.
     #[command(hide = true)]
     Follow {
@@ -97,7 +100,7 @@ async fn main() -> anyhow::Result<()> {
                 for program in &programs {
                     for &workload in &workloads {
                         eprintln!("round {} of {rounds}: {} {workload:?}", round + 1, program.name);
-                        let mut running = server::Running::start(program, &data, pin).await?;
+                        let mut running = server::Running::start(program, &data, pin, &[]).await?;
                         let prepared = load::prepare(&running.endpoint, workload).await?;
                         let before = running.usage()?;
                         let sample = load::measure(prepared, Duration::from_secs(seconds)).await?;
@@ -111,6 +114,7 @@ async fn main() -> anyhow::Result<()> {
             Ok(())
         }
         Command::Stalled(arguments) => stalled::run(arguments).await,
+        Command::Lagging(arguments) => lagging::run(arguments).await,
         Command::Follow { endpoint, start } => stalled::follow_process(&endpoint, start).await,
     }
 }

@@ -74,7 +74,7 @@ fn free_port() -> anyhow::Result<u16> {
 
 impl Running {
     /// Starts it and waits until it answers.
-    pub(crate) async fn start(program: &Program, data: &Path, pin: bool) -> anyhow::Result<Self> {
+    pub(crate) async fn start(program: &Program, data: &Path, pin: bool, arguments: &[String]) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("tailwater-bench-").tempdir_in(data)?;
         let client = format!("http://127.0.0.1:{}", free_port()?);
         let peer = format!("http://127.0.0.1:{}", free_port()?);
@@ -93,6 +93,7 @@ impl Running {
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("default={peer}"), "--quota-backend-bytes", "8589934592"])
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())

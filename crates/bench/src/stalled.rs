@@ -7,8 +7,6 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -60,10 +58,14 @@ pub(crate) struct Arguments {
     pin: bool,
 }
 
-struct Phase {
-    put: Histogram<u64>,
-    lag: Histogram<u64>,
-    memory_mib: u64,
+/// What one phase of open-loop puts measured.
+pub(crate) struct Phase {
+    /// Microseconds from when a put should have left to its answer.
+    pub(crate) put: Histogram<u64>,
+    /// Microseconds from when a put should have left to its event at a healthy watcher.
+    pub(crate) lag: Histogram<u64>,
+    /// Resident memory at the end.
+    pub(crate) memory_mib: u64,
 }
 
 /// Runs the pairs and prints their medians.
@@ -74,16 +76,16 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         (None, Some(path)) => Program::etcd(path.clone()),
         (None, None) => anyhow::bail!("name a server: --tailwater PATH or --etcd PATH"),
     };
-    let mut server = Running::start(&program, &std::env::temp_dir(), arguments.pin).await?;
-    phase(&server, &arguments, arguments.rate * 3).await?;
+    let mut server = Running::start(&program, &std::env::temp_dir(), arguments.pin, &[]).await?;
+    phase(&server, arguments.rate, arguments.rate * 3).await?;
     println!("| pair | phase | put p50 ms | put p99 ms | lag p99 ms | RSS MiB |\n|---|---|---|---|---|---|");
     let (mut put_ratios, mut lag_ratios, mut noise) = (Vec::new(), Vec::new(), Vec::new());
     for pair in 1..=arguments.pairs {
-        let first = phase(&server, &arguments, arguments.events).await?;
-        let again = phase(&server, &arguments, arguments.events).await?;
+        let first = phase(&server, arguments.rate, arguments.events).await?;
+        let again = phase(&server, arguments.rate, arguments.events).await?;
         let begin = current_revision(&server.endpoint).await?;
         let stalled = Stalled::open(&server.endpoint, arguments.mode, begin + 1).await?;
-        let with = phase(&server, &arguments, arguments.events).await?;
+        let with = phase(&server, arguments.rate, arguments.events).await?;
         stalled.finish(current_revision(&server.endpoint).await?).await?;
         for (name, phase) in [("without", &first), ("without, again", &again), ("stalled", &with)] {
             let p = |h: &Histogram<u64>, q| millis(h.value_at_quantile(q));
@@ -113,7 +115,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
-fn millis(micros: u64) -> f64 {
+/// For printing.
+pub(crate) fn millis(micros: u64) -> f64 {
     micros as f64 / 1000.0
 }
 
@@ -126,23 +129,23 @@ fn median(mut figures: Vec<f64>) -> f64 {
     figures[figures.len() / 2]
 }
 
-async fn current_revision(endpoint: &str) -> anyhow::Result<i64> {
+/// The server's revision now.
+pub(crate) async fn current_revision(endpoint: &str) -> anyhow::Result<i64> {
     let mut kv = kv(&connect(endpoint, 1).await?[0]);
     let answer = kv.range(pb::RangeRequest { key: "none".into(), ..Default::default() }).await?.into_inner();
     Ok(answer.header.context("an answer has a header")?.revision)
 }
 
 /// One phase of open-loop puts: each put has a time at which it should leave, and is measured from then.
-async fn phase(server: &Running, arguments: &Arguments, events: u64) -> anyhow::Result<Phase> {
+pub(crate) async fn phase(server: &Running, rate: u64, events: u64) -> anyhow::Result<Phase> {
     let channels = connect(&server.endpoint, 16).await?;
     let begin = Instant::now();
-    let observed = Arc::new(AtomicI64::new(0));
     let watch = open_watch(&connect(&server.endpoint, 1).await?[0], 0).await?;
-    let observer = tokio::spawn(observe(watch, begin, events, Arc::clone(&observed)));
+    let observer = tokio::spawn(observe(watch, begin, events));
     let mut senders = JoinSet::new();
     for sender in 0..SENDERS {
         let channel = channels[usize::try_from(sender).expect("few") % channels.len()].clone();
-        senders.spawn(send(channel, sender, arguments.rate, events, begin));
+        senders.spawn(send(channel, sender, rate, events, begin));
     }
     let mut put = histogram();
     while let Some(done) = senders.join_next().await {
@@ -173,7 +176,6 @@ async fn observe(
     mut stream: tonic::Streaming<pb::WatchResponse>,
     begin: Instant,
     events: u64,
-    observed: Arc<AtomicI64>,
 ) -> anyhow::Result<Histogram<u64>> {
     let mut lag = histogram();
     while lag.len() < events {
@@ -183,7 +185,6 @@ async fn observe(
             let kv = event.kv.context("an event has a key")?;
             let due = u64::from_be_bytes(kv.value[..8].try_into().context("a value begins with its time")?);
             lag.record(now.saturating_sub(due).max(1))?;
-            observed.store(kv.mod_revision, Ordering::Relaxed);
         }
     }
     Ok(lag)
@@ -235,7 +236,11 @@ fn signal(name: &str, id: u32) -> anyhow::Result<()> {
 }
 
 /// Every revision from `start` to `last` in order, once; or the compacted cancel.
-async fn follow(mut stream: tonic::Streaming<pb::WatchResponse>, start: i64, last: i64) -> anyhow::Result<()> {
+pub(crate) async fn follow(
+    mut stream: tonic::Streaming<pb::WatchResponse>,
+    start: i64,
+    last: i64,
+) -> anyhow::Result<()> {
     let mut next = start;
     while next <= last {
         let response = tokio::time::timeout(Duration::from_secs(120), stream.next()).await;
