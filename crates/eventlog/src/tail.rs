@@ -118,7 +118,7 @@ impl Tail {
             hot.append(frame, bytes);
         }
         let dropped = hot.trim(self.shared.config.hot_bytes_max);
-        metrics::gauge!(crate::metrics::TAIL_HOT_BYTES).set(bytes_gauge(hot.bytes));
+        metrics::gauge!(crate::metrics::TAIL_HOT_BYTES).set(crate::metrics::gauge(hot.bytes as u64));
         drop(hot);
         self.shared.grown.notify_all();
         // Freed here, so that no reader waits for the lock while millions of events are returned to the allocator.
@@ -221,11 +221,6 @@ impl Hot {
         }
         if answer.is_empty() && self.closed { Err(TailError::Closed) } else { Ok(answer) }
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a gauge of bytes may be off by a few at 2^53")]
-fn bytes_gauge(bytes: usize) -> f64 {
-    bytes as f64
 }
 
 #[cfg(test)]

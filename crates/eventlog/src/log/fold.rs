@@ -43,6 +43,8 @@ pub(super) fn step(log: &EventLog, events_max: usize) -> Result<FoldProgress, St
     engine.write(batch)?;
     log.shared.state.lock().fold_point = reached;
     metrics::counter!(crate::metrics::ROWS_FOLDED).increment(folded as u64);
+    let lag = u64::try_from(target.0 - reached.0).expect("a step does not go beyond its target");
+    metrics::gauge!(crate::metrics::FOLD_LAG_REVISIONS).set(crate::metrics::gauge(lag));
     Ok(if reached == target { FoldProgress::Done } else { FoldProgress::More })
 }
 

@@ -317,8 +317,11 @@ fn missing_record_is_named() {
     assert!(message.contains("a hole") && message.contains("revision 13 sub 0"), "{message}");
 }
 
+/// Numbers, log, live keys, and how much state and index there is.
+type Everything = (LogState, Vec<Event>, Vec<Arc<Event>>, usize);
+
 /// Reads everything, as a start and later reads would.
-fn read_all(path: &Path) -> Result<(LogState, Vec<Event>, Vec<Arc<Event>>, usize), StorageError> {
+fn read_all(path: &Path) -> Result<Everything, StorageError> {
     let (log, index) = EventLog::open(&config(path))?;
     let mut scan = log.scan((Revision(0), 0), Revision(i64::MAX - 1));
     let mut events = Vec::new();
@@ -367,4 +370,32 @@ fn flipped_bit_is_reported_with_its_file_or_does_not_matter() {
         }
         assert!(found > 0, "{table}: no flip was noticed");
     }
+}
+
+/// The bytes of format 1 as they were first written, by another program than this one.
+#[test]
+fn state_values_equal_the_golden_file() {
+    let state = LogState {
+        history: HistoryId(0x1122_3344_5566_7788),
+        revision: Revision(1000),
+        compacted: Revision(900),
+        fold_point: Revision(0),
+        applied: Position(12345),
+        applied_term: Term(6),
+    };
+    let own = format::state_key(b"lease/1");
+    let values = [
+        format::sealed(format::NUMBERS_KEY, format::encode_numbers(&state)),
+        format::sealed(format::FOLD_KEY, format::encode_fold_point(Revision(899))),
+        format::sealed(&own, b"value".to_vec()),
+        format::format_line(1).into_bytes(),
+        format::log_key(Revision(1000), 3).to_vec(),
+    ];
+    let hex = |value: &Vec<u8>| value.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let golden: Vec<_> = include_str!("../../testdata/state-format-1.hex").lines().collect();
+    assert_eq!(values.iter().map(hex).collect::<Vec<_>>(), golden);
+    let numbers = format::unsealed(format::NUMBERS_KEY, values[0].clone().into()).unwrap();
+    assert_eq!(format::decode_numbers(&numbers).unwrap(), state);
+    let moved = format::unsealed(&own, values[0].clone().into()).unwrap_err().to_string();
+    assert!(moved.contains("checksum mismatch"), "a value under another key: {moved}");
 }
