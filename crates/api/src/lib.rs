@@ -9,8 +9,6 @@
 //!
 //! This crate knows nothing of revisions, storage or connections.
 
-#![expect(missing_docs, reason = "generated code; the .proto files hold the documentation")]
-
 pub mod grpc;
 pub mod wire;
 

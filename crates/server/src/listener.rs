@@ -75,7 +75,7 @@ impl Connections {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                _ = self.draining.wait_for(|draining| *draining) => return Ok(()),
+                () = drained(&mut self.draining) => return Ok(()),
             };
             match accepted {
                 Ok((stream, _)) => {
@@ -105,7 +105,7 @@ impl Connections {
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            _ = self.draining.wait_for(|draining| *draining) => {
+            () = drained(&mut self.draining) => {
                 // HTTP/2: GOAWAY, so that the client opens its next stream elsewhere.
                 connection.as_mut().graceful_shutdown();
                 connection.await
@@ -131,4 +131,9 @@ impl Connections {
         builder.http1().timer(TokioTimer::new());
         builder
     }
+}
+
+/// Resolves when the server drains, or is gone.
+async fn drained(draining: &mut watch::Receiver<bool>) {
+    draining.wait_for(|draining| *draining).await.ok();
 }
