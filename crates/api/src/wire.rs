@@ -14,7 +14,7 @@ pub const BYTES: u32 = 2;
 #[must_use]
 pub fn varint_len(value: u64) -> usize {
     // 1 + floor(log2(value) / 7), without a branch; the same arithmetic as in protobuf's own implementations.
-    ((value | 1).leading_zeros() as usize ^ 63) * 9 / 64 + 1
+    (((value | 1).leading_zeros() as usize ^ 63) * 9 + 73) / 64
 }
 
 /// Appends `value` as a varint.

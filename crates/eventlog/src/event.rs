@@ -3,10 +3,50 @@
 //! The bytes are those of etcd's `mvccpb.Event` message without `prev_kv`. For a put the field `kv` (number 2) is
 //! the whole message, and byte for byte a `RangeResponse.kvs` field (number 2 as well). A watch event with prev_kv is
 //! these bytes, then tag 3, a length and the previous event's [`Event::key_value`].
+//!
+//! # The stored row, format 1
+//!
+//! ```text
+//! offset  bytes  content
+//!      0      1  format: 1
+//!      1      1  kind: 0 put, 1 delete
+//!      2      4  sub-revision, little endian
+//!      6      8  revision of the key's previous version, little endian; 0: none
+//!     14      4  sub-revision of that version, little endian; 0 when there is none
+//!     18      n  the event bytes
+//!   18+n      4  CRC-32C (Castagnoli) of everything before it, little endian
+//! ```
+//!
+//! Everything else that the envelope tells (key, revision, create revision, version, lease, value) stands in the event
+//! bytes at places that follow from their one encoding, so it is not stored twice. A reader refuses a row whose bytes
+//! are not exactly what [`Event::put`] or [`Event::delete`] writes.
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
+use tailwater_api::wire;
 
 use crate::{LeaseId, Revision};
+
+mod layout;
+
+use layout::Layout;
+
+/// Format of the rows that this build writes, and the only one that it reads.
+const ROW_FORMAT: u8 = 1;
+/// Bytes of a row before the event bytes.
+const ROW_HEAD_BYTES: usize = 18;
+/// Bytes of a row behind the event bytes.
+const ROW_CHECKSUM_BYTES: usize = 4;
+
+/// Field numbers of `mvccpb.Event`.
+const EVENT_TYPE: u32 = 1;
+const EVENT_KV: u32 = 2;
+/// Field numbers of `mvccpb.KeyValue`.
+const KV_KEY: u32 = 1;
+const KV_CREATE_REVISION: u32 = 2;
+const KV_MOD_REVISION: u32 = 3;
+const KV_VERSION: u32 = 4;
+const KV_VALUE: u32 = 5;
+const KV_LEASE: u32 = 6;
 
 /// What happened to the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,12 +78,24 @@ pub struct Envelope {
 }
 
 /// One change of one key. Clones share the bytes.
+///
+/// The struct is kept small because readers hold one per live key: what is asked for often is a field, the rest is
+/// read from its place in the bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    envelope: Envelope,
     bytes: Bytes,
-    key: (u32, u32),
-    value: (u32, u32),
+    revision: Revision,
+    /// 0: none.
+    prev_revision: Revision,
+    prev_sub: u32,
+    sub: u32,
+    key_len: u32,
+    value_len: u32,
+    /// Where the key begins.
+    key_start: u8,
+    /// Bytes behind the value: the lease field, or nothing.
+    lease_len: u8,
+    kind: EventKind,
 }
 
 /// A stored row that can't be read.
@@ -67,21 +119,135 @@ pub enum RowError {
 
 impl Event {
     /// Encodes a put. The envelope's `kind` must be [`EventKind::Put`].
+    ///
+    /// # Panics
+    /// When the envelope is that of a delete, or when key and value are together above 4 GiB.
     #[must_use]
-    pub fn put(_envelope: Envelope, _key: &[u8], _value: &[u8]) -> Self {
-        todo!()
+    pub fn put(envelope: Envelope, key: &[u8], value: &[u8]) -> Self {
+        assert_eq!(envelope.kind, EventKind::Put, "a put is encoded from a put's envelope");
+        let lease_len = wire::int_field_len(KV_LEASE, envelope.lease.0);
+        let key_value_len = bytes_field_len_or_none(KV_KEY, key.len())
+            + wire::int_field_len(KV_CREATE_REVISION, envelope.create_revision.0)
+            + wire::int_field_len(KV_MOD_REVISION, envelope.revision.0)
+            + wire::int_field_len(KV_VERSION, envelope.version)
+            + bytes_field_len_or_none(KV_VALUE, value.len())
+            + lease_len;
+        let mut out = BytesMut::with_capacity(wire::bytes_field_len(EVENT_KV, key_value_len));
+        wire::put_bytes_header(&mut out, EVENT_KV, key_value_len);
+        let key_end = put_key(&mut out, key);
+        wire::put_int_field(&mut out, KV_CREATE_REVISION, envelope.create_revision.0);
+        wire::put_int_field(&mut out, KV_MOD_REVISION, envelope.revision.0);
+        wire::put_int_field(&mut out, KV_VERSION, envelope.version);
+        wire::put_bytes_field(&mut out, KV_VALUE, value);
+        wire::put_int_field(&mut out, KV_LEASE, envelope.lease.0);
+        let layout = Layout {
+            kind: EventKind::Put,
+            key_start: key_end - key.len(),
+            key_len: key.len(),
+            value_len: value.len(),
+            lease_len,
+            mod_revision: envelope.revision.0,
+        };
+        Self::from_layout(out.freeze(), &layout, envelope.sub, envelope.prev)
     }
 
     /// Encodes a delete; the message holds the key and its mod_revision.
+    ///
+    /// # Panics
+    /// When the key is above 4 GiB.
     #[must_use]
-    pub fn delete(_revision: Revision, _sub: u32, _key: &[u8], _prev: Option<(Revision, u32)>) -> Self {
-        todo!()
+    pub fn delete(revision: Revision, sub: u32, key: &[u8], prev: Option<(Revision, u32)>) -> Self {
+        let key_value_len =
+            bytes_field_len_or_none(KV_KEY, key.len()) + wire::int_field_len(KV_MOD_REVISION, revision.0);
+        let type_len = wire::uint_field_len(EVENT_TYPE, 1);
+        let mut out = BytesMut::with_capacity(type_len + wire::bytes_field_len(EVENT_KV, key_value_len));
+        wire::put_uint_field(&mut out, EVENT_TYPE, 1);
+        wire::put_bytes_header(&mut out, EVENT_KV, key_value_len);
+        let key_end = put_key(&mut out, key);
+        wire::put_int_field(&mut out, KV_MOD_REVISION, revision.0);
+        let layout = Layout {
+            kind: EventKind::Delete,
+            key_start: key_end - key.len(),
+            key_len: key.len(),
+            value_len: 0,
+            lease_len: 0,
+            mod_revision: revision.0,
+        };
+        Self::from_layout(out.freeze(), &layout, sub, prev)
     }
 
-    /// What is known without decoding.
+    /// Takes over bytes that came from [`Event::bytes`] of another process, with what stands beside them.
+    ///
+    /// # Errors
+    /// [`RowError::Malformed`] when the bytes are not what this type encodes.
+    pub fn from_encoded(bytes: Bytes, sub: u32, prev: Option<(Revision, u32)>) -> Result<Self, RowError> {
+        let layout = Layout::parse(&bytes).map_err(RowError::Malformed)?;
+        Ok(Self::from_layout(bytes, &layout, sub, prev))
+    }
+
+    fn from_layout(bytes: Bytes, layout: &Layout, sub: u32, prev: Option<(Revision, u32)>) -> Self {
+        let (prev_revision, prev_sub) = prev.unwrap_or_default();
+        Self {
+            bytes,
+            revision: Revision(layout.mod_revision),
+            prev_revision,
+            prev_sub,
+            sub,
+            key_len: u32::try_from(layout.key_len).expect("requests are bounded far below 4 GiB"),
+            value_len: u32::try_from(layout.value_len).expect("requests are bounded far below 4 GiB"),
+            key_start: u8::try_from(layout.key_start).expect("four tags or kinds and two varints precede the key"),
+            lease_len: u8::try_from(layout.lease_len).expect("a tag and a varint are at most 11 bytes"),
+            kind: layout.kind,
+        }
+    }
+
+    /// What is known without decoding. Put together from fields and from the bytes; the single getters are cheaper.
     #[must_use]
-    pub fn envelope(&self) -> &Envelope {
-        &self.envelope
+    pub fn envelope(&self) -> Envelope {
+        let (create_revision, version) = match self.kind {
+            EventKind::Put => layout::create_and_version(&self.bytes[self.key_end()..]),
+            EventKind::Delete => (0, 0),
+        };
+        Envelope {
+            kind: self.kind,
+            revision: self.revision,
+            sub: self.sub,
+            create_revision: Revision(create_revision),
+            version,
+            lease: self.lease(),
+            prev: self.prev(),
+        }
+    }
+
+    /// Put or delete.
+    #[must_use]
+    pub fn kind(&self) -> EventKind {
+        self.kind
+    }
+
+    /// The revision it belongs to.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// Its place among the events of its revision.
+    #[must_use]
+    pub fn sub(&self) -> u32 {
+        self.sub
+    }
+
+    /// See [`Envelope::prev`].
+    #[must_use]
+    pub fn prev(&self) -> Option<(Revision, u32)> {
+        (self.prev_revision != Revision(0)).then_some((self.prev_revision, self.prev_sub))
+    }
+
+    /// See [`Envelope::lease`].
+    #[must_use]
+    pub fn lease(&self) -> LeaseId {
+        let field = &self.bytes[self.bytes.len() - usize::from(self.lease_len)..];
+        LeaseId(field.get(1..).map_or(0, layout::int_at_start))
     }
 
     /// The encoded `mvccpb.Event` (without prev_kv). For a put: also a `RangeResponse.kvs` field, tag and length
@@ -94,32 +260,91 @@ impl Event {
     /// The encoded `mvccpb.KeyValue` inside [`Event::bytes`], without tag and length.
     #[must_use]
     pub fn key_value(&self) -> Bytes {
-        todo!()
+        // The key's own tag and length stand between the message's begin and the key; an empty key has neither.
+        let key_header = bytes_field_len_or_none(KV_KEY, self.key_len as usize) - self.key_len as usize;
+        self.bytes.slice(usize::from(self.key_start) - key_header..)
     }
 
     /// The key.
     #[must_use]
     pub fn key(&self) -> &[u8] {
-        &self.bytes[self.key.0 as usize..(self.key.0 + self.key.1) as usize]
+        &self.bytes[usize::from(self.key_start)..self.key_end()]
     }
 
     /// The value; empty for a delete.
     #[must_use]
     pub fn value(&self) -> &[u8] {
-        &self.bytes[self.value.0 as usize..(self.value.0 + self.value.1) as usize]
+        let end = self.bytes.len() - usize::from(self.lease_len);
+        &self.bytes[end - self.value_len as usize..end]
+    }
+
+    fn key_end(&self) -> usize {
+        usize::from(self.key_start) + self.key_len as usize
     }
 
     /// The stored form: versioned, checksummed envelope, then the event bytes.
     #[must_use]
     pub fn to_row(&self) -> Vec<u8> {
-        todo!()
+        let mut row = Vec::with_capacity(ROW_HEAD_BYTES + self.bytes.len() + ROW_CHECKSUM_BYTES);
+        row.put_u8(ROW_FORMAT);
+        row.put_u8(match self.kind {
+            EventKind::Put => 0,
+            EventKind::Delete => 1,
+        });
+        row.put_u32_le(self.sub);
+        row.put_i64_le(self.prev_revision.0);
+        row.put_u32_le(self.prev_sub);
+        row.put_slice(&self.bytes);
+        let checksum = crc32c::crc32c(&row);
+        row.put_u32_le(checksum);
+        row
     }
 
-    /// Reads the stored form.
+    /// Reads the stored form. The event shares the row's memory.
     ///
     /// # Errors
     /// See [`RowError`]; nothing is returned of a row that is not whole.
-    pub fn from_row(_row: Bytes) -> Result<Self, RowError> {
-        todo!()
+    pub fn from_row(row: Bytes) -> Result<Self, RowError> {
+        let body_len = row
+            .len()
+            .checked_sub(ROW_CHECKSUM_BYTES)
+            .filter(|len| *len >= ROW_HEAD_BYTES)
+            .ok_or(RowError::Malformed("shorter than head and checksum"))?;
+        let stored = u32::from_le_bytes(array_at(&row, body_len));
+        let computed = crc32c::crc32c(&row[..body_len]);
+        if stored != computed {
+            return Err(RowError::Checksum { stored, computed });
+        }
+        if row[0] != ROW_FORMAT {
+            return Err(RowError::Format(row[0]));
+        }
+        let sub = u32::from_le_bytes(array_at(&row, 2));
+        let prev_revision = Revision(i64::from_le_bytes(array_at(&row, 6)));
+        let prev_sub = u32::from_le_bytes(array_at(&row, 14));
+        let prev = (prev_revision != Revision(0)).then_some((prev_revision, prev_sub));
+        let event = Self::from_encoded(row.slice(ROW_HEAD_BYTES..body_len), sub, prev)?;
+        match (row[1], event.kind) {
+            (0, EventKind::Put) | (1, EventKind::Delete) => Ok(event),
+            _ => Err(RowError::Malformed("kind differs from the event's type")),
+        }
     }
 }
+
+/// The `N` bytes of `row` at `at`; the caller has checked the length.
+fn array_at<const N: usize>(row: &[u8], at: usize) -> [u8; N] {
+    row[at..at + N].try_into().expect("the slice has N bytes")
+}
+
+/// Bytes of a length-delimited field that proto3 leaves out when it is empty.
+fn bytes_field_len_or_none(field: u32, len: usize) -> usize {
+    if len == 0 { 0 } else { wire::bytes_field_len(field, len) }
+}
+
+/// Appends the key field and returns where the key ends.
+fn put_key(out: &mut BytesMut, key: &[u8]) -> usize {
+    wire::put_bytes_field(out, KV_KEY, key);
+    out.len()
+}
+
+#[cfg(test)]
+mod tests;

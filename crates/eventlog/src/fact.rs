@@ -21,6 +21,50 @@ pub enum Fact {
     ClusterVersion(String),
 }
 
+impl Fact {
+    /// Bytes of memory that the fact holds, about.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let held = match self {
+            Self::Compacted(_) | Self::Leader(..) => 0,
+            Self::Auth(auth) => auth.users.iter().chain(&auth.roles).map(|message| message.len() + 64).sum(),
+            Self::Alarms(alarms) => alarms.len() * size_of::<Alarm>(),
+            Self::Members(members) => members.iter().map(Member::memory_bytes).sum(),
+            Self::ClusterVersion(version) => version.len(),
+        };
+        size_of::<Self>() + held
+    }
+}
+
+/// The newest fact of each kind.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LatestFacts {
+    /// One place per variant of [`Fact`], in the order of their declaration.
+    places: [Option<Fact>; 6],
+}
+
+impl LatestFacts {
+    /// Takes in newer facts, in order.
+    pub(crate) fn apply(&mut self, facts: &[Fact]) {
+        for fact in facts {
+            let place = match fact {
+                Fact::Compacted(_) => 0,
+                Fact::Auth(_) => 1,
+                Fact::Alarms(_) => 2,
+                Fact::Members(_) => 3,
+                Fact::Leader(..) => 4,
+                Fact::ClusterVersion(_) => 5,
+            };
+            self.places[place] = Some(fact.clone());
+        }
+    }
+
+    /// All that are known.
+    pub(crate) fn to_vec(&self) -> Vec<Fact> {
+        self.places.iter().flatten().cloned().collect()
+    }
+}
+
 /// Auth state as the gateway's checks need it; users and roles are encoded authpb messages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AuthFacts {
@@ -65,4 +109,11 @@ pub struct Member {
     pub client_urls: Vec<String>,
     /// Whether it has no vote yet.
     pub is_learner: bool,
+}
+
+impl Member {
+    fn memory_bytes(&self) -> usize {
+        let urls: usize = self.peer_urls.iter().chain(&self.client_urls).map(|url| url.len() + 24).sum();
+        size_of::<Self>() + self.name.len() + urls
+    }
 }

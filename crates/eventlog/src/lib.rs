@@ -2,8 +2,21 @@
 //! the tail that fanouts follow.
 //!
 //! It knows nothing of Raft, clients or watchers. Start at [`EventLog`] (what is on disk) and [`Tail`] (what readers
-//! follow). The apply thread owns the [`KeyIndex`] and is the only writer: it builds a [`WriteBatch`] per raft entry
-//! batch, writes it, and publishes the same events as [`Frame`]s to the tail.
+//! follow).
+//!
+//! The apply thread owns the [`KeyIndex`] and is the only writer. Per batch of raft entries it
+//!
+//! 1. encodes each change as an [`Event`], with [`Envelope::prev`] from [`KeyIndex::get`] at the revision before,
+//! 2. calls [`KeyIndex::insert`] with it, so that what follows in the batch sees it,
+//! 3. calls [`EventLog::write`] with all of them, its own state and the new [`LogState`],
+//! 4. and calls [`Tail::publish`] with the same events as [`Frame`]s.
+//!
+//! The order is part of the contract: an event is in the index before it is written, and written before it is
+//! published; a reader of the tail may look for it in the log at once.
+//!
+//! Another thread calls [`EventLog::flush`] when [`EventLog::unflushed_bytes`] asks for it and [`EventLog::fold_step`]
+//! after a compaction. Readers use a [`Source`]: a [`Source::transfer`] of the live keys, then [`Source::follow`], and
+//! [`History::read`] for what their memory no longer holds. [`LocalSource`] is the source inside this process.
 //!
 //! Invariants: a revision grows by exactly 1 per write that changes something; `fold_point < compacted <= revision`
 //! once anything was compacted; at and above the compacted revision records are whole and byte-identical on every
@@ -15,10 +28,12 @@ mod fact;
 mod history;
 mod index;
 mod log;
+pub mod metrics;
 mod range;
 mod revision;
 mod source;
 mod tail;
+mod tree;
 
 pub use cursor::Cursor;
 pub use event::{Envelope, Event, EventKind, RowError};
@@ -30,3 +45,4 @@ pub use range::KeyRange;
 pub use revision::{HistoryId, LeaseId, MemberId, Position, Revision, Term};
 pub use source::{LocalSource, Source};
 pub use tail::{Frame, Tail, TailConfig, TailError};
+pub use tree::{CountedTree, TreeIter};

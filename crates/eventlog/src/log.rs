@@ -4,17 +4,38 @@
 //! * `log`: (revision, sub), both big endian → the event's row; every event above the fold point.
 //! * `base`: user key → the row of the version live at the fold point.
 //! * `state`: the apply machine's own keys (leases, members, alarms, …) and what [`LogState`] holds, each value
-//!   checksummed.
+//!   checksummed. The bytes are described in `log/format.rs`.
 //!
 //! All of them are written in one batch per call and flushed atomically, so that after a crash the applied position
 //! that is found belongs to exactly the events and state that are found. The raft log replays the rest.
+//!
+//! Each part of the state has one writer: [`EventLog::write`] (the apply thread) everything but the fold point,
+//! [`EventLog::fold_step`] the fold point and `base`. A fold's batch moves the fold point, changes `base` and removes
+//! the folded log rows at once, so a reader that looks into `log` first and then into `base` misses nothing.
+//!
+//! Live keys are read in key order through the key index: its tree is shared with the apply thread, a reader takes a
+//! snapshot of it (one reference), and reads the rows by (revision, sub). Writers pay for it only while a snapshot is
+//! held, by copying the tree nodes that they change.
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
+use crate::index::SharedTree;
 use crate::{Event, HistoryId, KeyIndex, KeyRange, Position, Revision, Term};
+
+mod engine;
+mod fold;
+mod format;
+mod live;
+mod open;
+mod scan;
+
+use engine::{Engine, Family};
+pub(crate) use scan::Scan;
 
 /// How storage is opened.
 #[derive(Clone, Debug)]
@@ -104,21 +125,33 @@ pub struct LiveChunk {
 
 /// Handle on the stored state; clones share it. One thread writes; any thread reads; one thread folds and flushes.
 #[derive(Clone)]
-pub struct EventLog {}
+pub struct EventLog {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    engine: Engine,
+    /// The numbers after the last write and the last fold step. Guards a copy; never held during IO.
+    state: Mutex<LogState>,
+    /// The key index's tree; see the module's documentation.
+    tree: SharedTree,
+    /// Held during a fold step, so that the fold point has one writer.
+    folding: Mutex<()>,
+}
 
 impl EventLog {
     /// Opens or creates it, checks the format, and builds the key index by reading base and log.
     ///
     /// # Errors
     /// [`StorageError`], naming file, offset and reason for what is corrupt.
-    pub fn open(_config: &EventLogConfig) -> Result<(Self, KeyIndex), StorageError> {
-        todo!()
+    pub fn open(config: &EventLogConfig) -> Result<(Self, KeyIndex), StorageError> {
+        open::open(config)
     }
 
     /// The numbers after the last write.
     #[must_use]
     pub fn state(&self) -> LogState {
-        todo!()
+        *self.shared.state.lock()
     }
 
     /// Writes a batch. Returns when it is applied: visible to readers, durable only after a flush (the raft log
@@ -126,16 +159,55 @@ impl EventLog {
     ///
     /// # Errors
     /// The storage failed; nothing of the batch is visible.
-    pub fn write(&self, _batch: &WriteBatch) -> Result<(), StorageError> {
-        todo!()
+    ///
+    /// # Panics
+    /// When the batch breaks the order of revisions or lets a number go back.
+    pub fn write(&self, batch: &WriteBatch) -> Result<(), StorageError> {
+        let before = self.state();
+        check_batch(&before, batch);
+        let engine = &self.shared.engine;
+        let mut rows = rocksdb::WriteBatch::default();
+        for event in &batch.events {
+            let key = format::log_key(event.revision(), event.sub());
+            rows.put_cf(engine.family(Family::Log), key, event.to_row());
+        }
+        for (key, value) in &batch.state {
+            let key = format::state_key(key);
+            match value {
+                Some(value) => {
+                    let value = format::sealed(&key, value.clone());
+                    rows.put_cf(engine.family(Family::State), &key, value);
+                }
+                None => rows.delete_cf(engine.family(Family::State), &key),
+            }
+        }
+        let numbers = format::sealed(format::NUMBERS_KEY, format::encode_numbers(&batch.log_state));
+        rows.put_cf(engine.family(Family::State), format::NUMBERS_KEY, numbers);
+        engine.write(rows)?;
+        metrics::counter!(crate::metrics::ROWS_WRITTEN).increment(batch.events.len() as u64);
+        let mut state = self.shared.state.lock();
+        *state = LogState { fold_point: state.fold_point, ..batch.log_state };
+        Ok(())
     }
 
     /// The event at (revision, sub) of `key`, from the log, or from base when it was folded and is still live there.
     ///
     /// # Errors
     /// The storage failed or the row is corrupt.
-    pub fn event(&self, _key: &[u8], _revision: Revision, _sub: u32) -> Result<Option<Arc<Event>>, StorageError> {
-        todo!()
+    pub fn event(&self, key: &[u8], revision: Revision, sub: u32) -> Result<Option<Arc<Event>>, StorageError> {
+        // The log first: a fold moves rows from log to base in one batch, never back.
+        let engine = &self.shared.engine;
+        if let Some(row) = engine.get(Family::Log, &format::log_key(revision, sub))? {
+            let event = format::read_log_row(revision, sub, row)?;
+            if event.key() != key {
+                let found = format::place_of_log(revision, sub);
+                return Err(StorageError::Inconsistent(format!("{found} belongs to another key than the index says")));
+            }
+            return Ok(Some(Arc::new(event)));
+        }
+        let Some(row) = engine.get(Family::Base, key)? else { return Ok(None) };
+        let event = format::read_base_row(key, row)?;
+        Ok((event.revision() == revision && event.sub() == sub).then(|| Arc::new(event)))
     }
 
     /// Live keys of `range` after `resume_after`, about `bytes_max` bytes of them, as of the moment of the call or
@@ -145,36 +217,49 @@ impl EventLog {
     /// The storage failed or a row is corrupt.
     pub fn live(
         &self,
-        _range: &KeyRange,
-        _resume_after: Option<&Bytes>,
-        _bytes_max: usize,
+        range: &KeyRange,
+        resume_after: Option<&Bytes>,
+        bytes_max: usize,
     ) -> Result<LiveChunk, StorageError> {
-        todo!()
+        live::read(self, range, resume_after, bytes_max)
     }
 
     /// A value of the machine's own state.
     ///
     /// # Errors
     /// The storage failed or the value is corrupt.
-    pub fn state_get(&self, _key: &[u8]) -> Result<Option<Bytes>, StorageError> {
-        todo!()
+    pub fn state_get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        let key = format::state_key(key);
+        let value = self.shared.engine.get(Family::State, &key)?;
+        value.map(|value| format::unsealed(&key, value)).transpose()
     }
 
     /// All of the machine's own state whose key begins with `prefix`, in key order.
     ///
     /// # Errors
     /// The storage failed or a value is corrupt.
-    pub fn state_scan(&self, _prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, StorageError> {
-        todo!()
+    pub fn state_scan(&self, prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, StorageError> {
+        let prefix = format::state_key(prefix);
+        let mut found = Vec::new();
+        let mut rows = self.shared.engine.rows(Family::State, &prefix, None);
+        while let Some((key, value)) = rows.next_row()? {
+            if !key.starts_with(&prefix) {
+                break;
+            }
+            let value = format::unsealed(&key, value)?;
+            found.push((key.slice(format::STATE_PREFIX.len()..), value));
+        }
+        Ok(found)
     }
 
     /// Folds about `events_max` more events below `LogState::compacted` into base, in one write batch with the new
-    /// fold point, and drops what lies below it. Resumes by itself after a crash.
+    /// fold point, and drops what lies below it. Resumes by itself after a crash. A record is never split, so one
+    /// that is larger is folded in one step.
     ///
     /// # Errors
     /// The storage failed or a row is corrupt.
-    pub fn fold_step(&self, _events_max: usize) -> Result<FoldProgress, StorageError> {
-        todo!()
+    pub fn fold_step(&self, events_max: usize) -> Result<FoldProgress, StorageError> {
+        fold::step(self, events_max)
     }
 
     /// Makes everything written so far durable. Returns the applied position that is then durable; the raft log may
@@ -183,18 +268,59 @@ impl EventLog {
     /// # Errors
     /// The storage failed.
     pub fn flush(&self) -> Result<Position, StorageError> {
-        todo!()
+        // Both are read before the flush begins: what is flushed includes at least them.
+        let flushed = self.state();
+        let begin = Instant::now();
+        self.shared.engine.flush()?;
+        metrics::histogram!(crate::metrics::FLUSH_SECONDS).record(begin.elapsed());
+        // Only now: a crash before the flush would bring back a fold point below rows whose files are gone.
+        fold::drop_files(&self.shared.engine, flushed.fold_point)?;
+        Ok(flushed.applied)
     }
 
-    /// Bytes on disk, and an estimate of those in use by live data.
+    /// Bytes on disk and in memtables, and an estimate of those in use by live data.
     #[must_use]
     pub fn disk_bytes(&self) -> (u64, u64) {
-        todo!()
+        let engine = &self.shared.engine;
+        let memtables = engine.property_sum("rocksdb.cur-size-all-mem-tables");
+        let files = engine.property_sum("rocksdb.total-sst-files-size");
+        let in_use = engine.property_sum("rocksdb.estimate-live-data-size");
+        (files + memtables, in_use + memtables)
     }
 
     /// Bytes written since the last flush, in memtables.
     #[must_use]
     pub fn unflushed_bytes(&self) -> usize {
-        todo!()
+        let bytes = self.shared.engine.property_sum("rocksdb.cur-size-all-mem-tables");
+        usize::try_from(bytes).unwrap_or(usize::MAX)
+    }
+
+    /// Log rows from (revision, sub) on, up to and including revision `to`.
+    pub(crate) fn scan(&self, from: (Revision, u32), to: Revision) -> Scan<'_> {
+        Scan::new(&self.shared.engine, from, to)
     }
 }
+
+/// The order of revisions is what everything above relies on, so a batch that breaks it stops the member.
+fn check_batch(before: &LogState, batch: &WriteBatch) {
+    let after = &batch.log_state;
+    assert!(
+        after.revision >= before.revision && after.compacted >= before.compacted && after.applied >= before.applied,
+        "a number goes back: {before:?} then {after:?}"
+    );
+    assert!(after.compacted <= after.revision, "compacted above the newest revision: {after:?}");
+    let mut last = None;
+    for event in &batch.events {
+        let next = (event.revision(), event.sub());
+        let fits = match last {
+            None => next.0 > before.revision && next.1 == 0,
+            Some(last) => format::follows(last, next),
+        };
+        assert!(fits, "event {next:?} after {last:?} in a store at revision {}", before.revision);
+        last = Some(next);
+    }
+    assert!(last.is_none_or(|(revision, _)| revision == after.revision), "events end at {last:?}, not at {after:?}");
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

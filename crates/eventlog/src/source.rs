@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::{
-    Cursor, EventLog, Fact, Frame, History, HistoryChunk, HistoryError, HistoryPoint, KeyRange, LiveChunk, Revision,
-    StorageError, Tail, TailError,
+    Cursor, Event, EventLog, Fact, Frame, History, HistoryChunk, HistoryError, HistoryEvent, HistoryPoint, KeyRange,
+    LiveChunk, Revision, StorageError, Tail, TailError,
 };
 
 /// A place to bootstrap from and to follow. Calls block; they run on threads of their own.
@@ -27,7 +27,8 @@ pub trait Source: History {
     ) -> Result<LiveChunk, StorageError>;
 
     /// Frames after `cursor`, waiting up to `timeout` for the first; from memory, else from the log as long as its
-    /// history reaches back. An empty answer means that none came.
+    /// history reaches back. An empty answer means that none came. Frames from the log hold many records each; one that
+    /// does not reach the end keeps the cursor's *position* and only moves its revision.
     ///
     /// # Errors
     /// [`TailError::Behind`] when the log was compacted past the cursor: transfer again.
@@ -43,34 +44,112 @@ pub struct LocalSource {
     pub tail: Tail,
 }
 
+/// A read that finds little looks at most at this many times the bytes that were asked for.
+const SCANNED_PER_ASKED: usize = 16;
+/// Bytes that a read may look at even when it was asked for less.
+const SCANNED_BYTES_MIN: usize = 1 << 20;
+
+impl LocalSource {
+    /// The key's version below the event's revision. As in etcd, which reads the key at `mod_revision - 1`: an event
+    /// at the compacted revision has none; above it, the version may itself be older than the compacted revision.
+    fn prev_of(&self, event: &Event, compacted: Revision) -> Result<Option<Arc<Event>>, StorageError> {
+        let Some((revision, sub)) = event.prev().filter(|_| event.revision() > compacted) else { return Ok(None) };
+        let prev = self.log.event(event.key(), revision, sub)?;
+        // Compaction may have passed the event since the scan began; then the version is rightly gone.
+        if prev.is_none() && self.log.state().compacted < event.revision() {
+            let key = event.key().escape_ascii();
+            return Err(StorageError::Inconsistent(format!("key {key} lacks its version at revision {revision}")));
+        }
+        Ok(prev)
+    }
+
+    /// The records after `cursor` from the log, whole, as one frame. Positions inside the log are not known, so a frame
+    /// that does not reach the end of the tail keeps the cursor's position; the last one carries the end's, and all facts.
+    fn follow_log(&self, cursor: Cursor, bytes_max: usize) -> Result<Vec<Arc<Frame>>, TailError> {
+        let (end, facts) = self.tail.snapshot();
+        let mut events: Vec<Arc<Event>> = Vec::new();
+        let mut bytes = 0;
+        let mut scan = self.log.scan((cursor.revision.next(), 0), end.revision);
+        while let Some(event) = scan.next_event().map_err(|error| TailError::Storage(error.to_string()))? {
+            match events.last() {
+                None if event.revision() != cursor.revision.next() => return Err(TailError::Behind(cursor)),
+                Some(last) if bytes >= bytes_max && last.revision() != event.revision() => {
+                    let frame =
+                        Frame { position: cursor.position, revision: last.revision(), events, facts: Vec::new() };
+                    return Ok(vec![Arc::new(frame)]);
+                }
+                _ => {}
+            }
+            bytes += event.bytes().len();
+            events.push(Arc::new(event));
+        }
+        if events.is_empty() && cursor.revision < end.revision {
+            return Err(TailError::Behind(cursor));
+        }
+        Ok(vec![Arc::new(Frame { position: end.position, revision: end.revision, events, facts })])
+    }
+}
+
 impl History for LocalSource {
     fn read(
         &self,
-        _ranges: &[KeyRange],
-        _from: HistoryPoint,
-        _to: Revision,
-        _with_prev: bool,
-        _bytes_max: usize,
+        ranges: &[KeyRange],
+        from: HistoryPoint,
+        to: Revision,
+        with_prev: bool,
+        bytes_max: usize,
     ) -> Result<HistoryChunk, HistoryError> {
-        todo!()
+        let compacted = self.log.state().compacted;
+        if from.revision < compacted {
+            return Err(HistoryError::Compacted(compacted));
+        }
+        let scanned_max = bytes_max.saturating_mul(SCANNED_PER_ASKED).max(SCANNED_BYTES_MIN);
+        let (mut found, mut scanned) = (0, 0);
+        let mut events = Vec::new();
+        let mut next = None;
+        let mut scan = self.log.scan((from.revision, from.sub), to);
+        while let Some(event) = scan.next_event()? {
+            if found >= bytes_max && !events.is_empty() || scanned >= scanned_max {
+                next = Some(HistoryPoint { revision: event.revision(), sub: event.sub() });
+                break;
+            }
+            scanned += event.bytes().len();
+            if !ranges.is_empty() && !ranges.iter().any(|range| range.contains(event.key())) {
+                continue;
+            }
+            let prev = if with_prev { self.prev_of(&event, compacted)? } else { None };
+            found += event.bytes().len() + prev.as_ref().map_or(0, |prev| prev.bytes().len());
+            events.push(HistoryEvent { event: Arc::new(event), prev });
+        }
+        let compacted = self.log.state().compacted;
+        if from.revision < compacted {
+            return Err(HistoryError::Compacted(compacted));
+        }
+        Ok(HistoryChunk { events, next, compacted })
     }
 }
 
 impl Source for LocalSource {
     fn transfer_begin(&self) -> (Cursor, Vec<Fact>) {
-        todo!()
+        self.tail.snapshot()
     }
 
     fn transfer(
         &self,
-        _range: &KeyRange,
-        _resume_after: Option<&Bytes>,
-        _bytes_max: usize,
+        range: &KeyRange,
+        resume_after: Option<&Bytes>,
+        bytes_max: usize,
     ) -> Result<LiveChunk, StorageError> {
-        todo!()
+        self.log.live(range, resume_after, bytes_max)
     }
 
-    fn follow(&self, _cursor: Cursor, _bytes_max: usize, _timeout: Duration) -> Result<Vec<Arc<Frame>>, TailError> {
-        todo!()
+    fn follow(&self, cursor: Cursor, bytes_max: usize, timeout: Duration) -> Result<Vec<Arc<Frame>>, TailError> {
+        match self.tail.wait(cursor, bytes_max, timeout) {
+            Err(TailError::Behind(cursor)) => self.follow_log(cursor, bytes_max),
+            answer => answer,
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

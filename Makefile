@@ -1,0 +1,38 @@
+# `make run` starts one node on localhost; `make test` runs every suite in its short form; `make acceptance` runs the
+# full counts. `make help` lists the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+TARGET ?= $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+DATA_DIR ?= default.tailwater
+export CARGO_TARGET_DIR := $(TARGET)
+
+.PHONY: help prepare build run test lint acceptance bench-first reference
+
+help: ## What there is to run.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+prepare:
+	@scripts/prepare.sh
+
+build: prepare ## Build the server (release).
+	@echo 'building tailwater (a first build compiles RocksDB: 20 to 40 minutes on two cores) ...'
+	cargo build --release -p tailwater-server
+
+run: build ## Build, then serve on 127.0.0.1:2379 with data in $(DATA_DIR).
+	@scripts/run.sh "$(TARGET)/release/tailwater" "$(DATA_DIR)"
+
+test: prepare ## Every suite, short form.
+	@scripts/test.sh
+
+acceptance: prepare ## Every suite with the full counts; hours.
+	@ACCEPTANCE=1 scripts/test.sh
+
+lint: prepare ## Formatting, lints and documentation, warnings denied.
+	cargo fmt --all -- --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
+
+reference: ## The real etcd and etcdctl that the tests compare with (needs Go).
+	@tests/etcd/build.sh "$(TARGET)/reference"

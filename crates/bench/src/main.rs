@@ -1,0 +1,120 @@
+//! Load on any etcd v3 endpoint, and a table of two servers beside each other in one run.
+//!
+//! `compare` starts both servers in turn (A B A B …) with fresh directories, the server on one CPU and this process on
+//! another, runs each workload for a fixed time, and prints ratios of medians. CPU time is the server process's own,
+//! read from /proc, so that it does not depend on how busy the machine is.
+
+mod lagging;
+mod load;
+mod server;
+mod stalled;
+mod table;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+
+use crate::load::Workload;
+
+/// Load on any etcd v3 endpoint.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs one workload on a running server.
+    Run {
+        /// URL of the server, e.g. http://127.0.0.1:2379.
+        #[arg(long)]
+        endpoint: String,
+        /// What to do.
+        #[arg(long)]
+        workload: Workload,
+        /// For how many seconds.
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
+    /// Starts both servers in turn and prints a table.
+    Compare {
+        /// The tailwater binary.
+        #[arg(long)]
+        tailwater: PathBuf,
+        /// The etcd binary.
+        #[arg(long)]
+        etcd: PathBuf,
+        /// Rounds per server.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        /// Seconds per workload.
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+        /// Only this workload.
+        #[arg(long)]
+        only: Option<Workload>,
+        /// Directory for the servers' data; its disk is the one that is measured.
+        #[arg(long)]
+        data: Option<PathBuf>,
+        /// Pin the server to CPU 0 and this process to CPU 1 (needs taskset).
+        #[arg(long)]
+        pin: bool,
+    },
+    /// What a client that stops reading costs the others.
+    Stalled(stalled::Arguments),
+    /// What a watch that starts far back, and a compaction, cost the writers.
+    Lagging(lagging::Arguments),
+    /// Reads a watch once it is told on its input how far; used by `stalled`.
+    #[command(hide = true)]
+    Follow {
+        /// URL of the server.
+        #[arg(long)]
+        endpoint: String,
+        /// First revision.
+        #[arg(long)]
+        start: i64,
+    },
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 1)]
+async fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Run { endpoint, workload, seconds } => {
+            let sample = load::run(&endpoint, workload, Duration::from_secs(seconds)).await?;
+            table::print_sample(workload, &sample);
+            Ok(())
+        }
+        Command::Compare { tailwater, etcd, rounds, seconds, only, data, pin } => {
+            anyhow::ensure!(rounds > 0, "--rounds must be at least 1");
+            if pin {
+                server::pin_self().context("pinning this process; leave out --pin where taskset is missing")?;
+            }
+            let workloads = only.map_or_else(|| Workload::ALL.to_vec(), |one| vec![one]);
+            let data = data.unwrap_or_else(std::env::temp_dir);
+            let programs = [server::Program::tailwater(tailwater), server::Program::etcd(etcd)];
+            let mut table = table::Table::default();
+            for round in 0..rounds {
+                for program in &programs {
+                    for &workload in &workloads {
+                        eprintln!("round {} of {rounds}: {} {workload:?}", round + 1, program.name);
+                        let mut running = server::Running::start(program, &data, pin, &[]).await?;
+                        let prepared = load::prepare(&running.endpoint, workload).await?;
+                        let before = running.usage()?;
+                        let sample = load::measure(prepared, Duration::from_secs(seconds)).await?;
+                        let used = running.usage()?.since(&before);
+                        running.stop().await?;
+                        table.add(program.name, workload, sample, used);
+                    }
+                }
+            }
+            table.print();
+            Ok(())
+        }
+        Command::Stalled(arguments) => stalled::run(arguments).await,
+        Command::Lagging(arguments) => lagging::run(arguments).await,
+        Command::Follow { endpoint, start } => stalled::follow_process(&endpoint, start).await,
+    }
+}

@@ -1,0 +1,266 @@
+//! What a client that stops reading costs the others.
+//!
+//! Open-loop puts of 1 KiB over 1000 keys at a fixed rate, with a healthy watcher beside them. Pairs of phases: without
+//! and with one stalled watch client, either one that stops polling its stream (flow control) or a whole process that is
+//! stopped (SIGSTOP). Afterwards the stalled client reads on, and must get every event in order or be told that its
+//! position was compacted.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use hdrhistogram::Histogram;
+use tailwater_api::etcdserverpb as pb;
+use tokio::task::JoinSet;
+use tokio_stream::StreamExt;
+use tonic::transport::Channel;
+
+use crate::load::{connect, histogram, kv, micros, open_watch, value};
+use crate::server::{Program, Running};
+
+const KEYS: u64 = 1000;
+const SENDERS: u64 = 64;
+
+/// How the client stops reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// Its stream is not polled.
+    Flow,
+    /// Its process is stopped.
+    Sigstop,
+}
+
+/// The experiment's arguments.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// The tailwater binary.
+    #[arg(long)]
+    tailwater: Option<PathBuf>,
+    /// The etcd binary.
+    #[arg(long, conflicts_with = "tailwater")]
+    etcd: Option<PathBuf>,
+    /// Puts per second; half of what `run --workload put` reaches is a fair choice.
+    #[arg(long, default_value_t = 4000)]
+    rate: u64,
+    /// Events that pass in each phase.
+    #[arg(long, default_value_t = 200_000)]
+    events: u64,
+    /// Pairs of phases.
+    #[arg(long, default_value_t = 5)]
+    pairs: usize,
+    /// How the client stops.
+    #[arg(long, default_value = "flow")]
+    mode: Mode,
+    /// Pin the server to CPU 0 and this process to CPU 1.
+    #[arg(long)]
+    pin: bool,
+}
+
+/// What one phase of open-loop puts measured.
+pub(crate) struct Phase {
+    /// Microseconds from when a put should have left to its answer.
+    pub(crate) put: Histogram<u64>,
+    /// Microseconds from when a put should have left to its event at a healthy watcher.
+    pub(crate) lag: Histogram<u64>,
+    /// Resident memory at the end.
+    pub(crate) memory_mib: u64,
+}
+
+/// Runs the pairs and prints their medians.
+#[expect(clippy::print_stdout, reason = "the result of the command")]
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let program = match (&arguments.tailwater, &arguments.etcd) {
+        (Some(path), _) => Program::tailwater(path.clone()),
+        (None, Some(path)) => Program::etcd(path.clone()),
+        (None, None) => anyhow::bail!("name a server: --tailwater PATH or --etcd PATH"),
+    };
+    let mut server = Running::start(&program, &std::env::temp_dir(), arguments.pin, &[]).await?;
+    phase(&server, arguments.rate, arguments.rate * 3).await?;
+    println!("| pair | phase | put p50 ms | put p99 ms | lag p99 ms | RSS MiB |\n|---|---|---|---|---|---|");
+    let (mut put_ratios, mut lag_ratios, mut noise) = (Vec::new(), Vec::new(), Vec::new());
+    for pair in 1..=arguments.pairs {
+        let first = phase(&server, arguments.rate, arguments.events).await?;
+        let again = phase(&server, arguments.rate, arguments.events).await?;
+        let begin = current_revision(&server.endpoint).await?;
+        let stalled = Stalled::open(&server.endpoint, arguments.mode, begin + 1).await?;
+        let with = phase(&server, arguments.rate, arguments.events).await?;
+        stalled.finish(current_revision(&server.endpoint).await?).await?;
+        for (name, phase) in [("without", &first), ("without, again", &again), ("stalled", &with)] {
+            let p = |h: &Histogram<u64>, q| millis(h.value_at_quantile(q));
+            println!(
+                "| {pair} | {name} | {:.2} | {:.2} | {:.2} | {} |",
+                p(&phase.put, 0.5),
+                p(&phase.put, 0.99),
+                p(&phase.lag, 0.99),
+                phase.memory_mib
+            );
+        }
+        put_ratios.push(ratio(&with.put, &again.put));
+        lag_ratios.push(ratio(&with.lag, &again.lag));
+        noise.push(ratio(&again.put, &first.put));
+    }
+    server.stop().await?;
+    println!(
+        "\n{} {:?}: put p99 with ÷ without {:.2}, lag p99 with ÷ without {:.2}, A/A noise of put p99 {:.2} (medians of {})",
+        program.name,
+        arguments.mode,
+        median(put_ratios),
+        median(lag_ratios),
+        median(noise),
+        arguments.pairs
+    );
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "figures for people")]
+/// For printing.
+pub(crate) fn millis(micros: u64) -> f64 {
+    micros as f64 / 1000.0
+}
+
+fn ratio(with: &Histogram<u64>, without: &Histogram<u64>) -> f64 {
+    millis(with.value_at_quantile(0.99)) / millis(without.value_at_quantile(0.99))
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}
+
+/// The server's revision now.
+pub(crate) async fn current_revision(endpoint: &str) -> anyhow::Result<i64> {
+    let mut kv = kv(&connect(endpoint, 1).await?[0]);
+    let answer = kv.range(pb::RangeRequest { key: "none".into(), ..Default::default() }).await?.into_inner();
+    Ok(answer.header.context("an answer has a header")?.revision)
+}
+
+/// One phase of open-loop puts: each put has a time at which it should leave, and is measured from then.
+pub(crate) async fn phase(server: &Running, rate: u64, events: u64) -> anyhow::Result<Phase> {
+    let channels = connect(&server.endpoint, 16).await?;
+    let begin = Instant::now();
+    let watch = open_watch(&connect(&server.endpoint, 1).await?[0], 0).await?;
+    let observer = tokio::spawn(observe(watch, begin, events));
+    let mut senders = JoinSet::new();
+    for sender in 0..SENDERS {
+        let channel = channels[usize::try_from(sender).expect("few") % channels.len()].clone();
+        senders.spawn(send(channel, sender, rate, events, begin));
+    }
+    let mut put = histogram();
+    while let Some(done) = senders.join_next().await {
+        put.add(done??)?;
+    }
+    let lag =
+        tokio::time::timeout(Duration::from_secs(60), observer).await.context("the healthy watcher lags 60 s")???;
+    Ok(Phase { put, lag, memory_mib: server.memory_bytes()? >> 20 })
+}
+
+async fn send(channel: Channel, sender: u64, rate: u64, events: u64, begin: Instant) -> anyhow::Result<Histogram<u64>> {
+    let mut kv = kv(&channel);
+    let mut latency = histogram();
+    for index in (sender..events).step_by(usize::try_from(SENDERS).expect("few")) {
+        let due = begin + Duration::from_nanos(1_000_000_000 / rate * index);
+        tokio::time::sleep_until(due.into()).await;
+        let mut bytes = value(1024).to_vec();
+        let due_micros = u64::try_from((due - begin).as_micros()).expect("a short run");
+        bytes[..8].copy_from_slice(&due_micros.to_be_bytes());
+        let key = format!("/watch/{:04}", index % KEYS).into();
+        kv.put(pb::PutRequest { key, value: bytes.into(), ..Default::default() }).await?;
+        latency.record(micros(due))?;
+    }
+    Ok(latency)
+}
+
+async fn observe(
+    mut stream: tonic::Streaming<pb::WatchResponse>,
+    begin: Instant,
+    events: u64,
+) -> anyhow::Result<Histogram<u64>> {
+    let mut lag = histogram();
+    while lag.len() < events {
+        let response = stream.next().await.context("the healthy watch ended")??;
+        let now = micros(begin);
+        for event in response.events {
+            let kv = event.kv.context("an event has a key")?;
+            let due = u64::from_be_bytes(kv.value[..8].try_into().context("a value begins with its time")?);
+            lag.record(now.saturating_sub(due).max(1))?;
+        }
+    }
+    Ok(lag)
+}
+
+/// A watch client that does not read.
+enum Stalled {
+    Flow(Box<tonic::Streaming<pb::WatchResponse>>, i64),
+    Process(std::process::Child),
+}
+
+impl Stalled {
+    async fn open(endpoint: &str, mode: Mode, start: i64) -> anyhow::Result<Self> {
+        match mode {
+            Mode::Flow => Ok(Self::Flow(Box::new(open_watch(&connect(endpoint, 1).await?[0], start).await?), start)),
+            Mode::Sigstop => {
+                let child = std::process::Command::new(std::env::current_exe()?)
+                    .args(["follow", "--endpoint", endpoint, "--start", &start.to_string()])
+                    .stdin(Stdio::piped())
+                    .spawn()?;
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                signal("-STOP", child.id())?;
+                Ok(Self::Process(child))
+            }
+        }
+    }
+
+    /// Reads on up to `last`, and checks what comes.
+    async fn finish(self, last: i64) -> anyhow::Result<()> {
+        match self {
+            Self::Flow(stream, start) => follow(*stream, start, last).await,
+            Self::Process(mut child) => {
+                signal("-CONT", child.id())?;
+                let mut input = child.stdin.take().context("the child's input is piped")?;
+                std::io::Write::write_all(&mut input, format!("{last}\n").as_bytes())?;
+                drop(input);
+                let status = tokio::task::spawn_blocking(move || child.wait()).await??;
+                anyhow::ensure!(status.success(), "the stopped client did not get what it missed");
+                Ok(())
+            }
+        }
+    }
+}
+
+fn signal(name: &str, id: u32) -> anyhow::Result<()> {
+    let done = std::process::Command::new("kill").args([name, &id.to_string()]).status()?;
+    anyhow::ensure!(done.success(), "kill {name} failed");
+    Ok(())
+}
+
+/// Every revision from `start` to `last` in order, once; or the compacted cancel.
+pub(crate) async fn follow(
+    mut stream: tonic::Streaming<pb::WatchResponse>,
+    start: i64,
+    last: i64,
+) -> anyhow::Result<()> {
+    let mut next = start;
+    while next <= last {
+        let response = tokio::time::timeout(Duration::from_secs(120), stream.next()).await;
+        let response = response.context("nothing came for 120 s")?.context("the stalled watch ended")??;
+        if response.canceled && response.compact_revision > 0 {
+            return Ok(());
+        }
+        for event in response.events {
+            let revision = event.kv.context("an event has a key")?.mod_revision;
+            anyhow::ensure!(revision == next, "expected revision {next}, got {revision}");
+            next += 1;
+        }
+    }
+    Ok(())
+}
+
+/// The stopped process: reads nothing until it is told how far to read.
+pub(crate) async fn follow_process(endpoint: &str, start: i64) -> anyhow::Result<()> {
+    let stream = open_watch(&connect(endpoint, 1).await?[0], start).await?;
+    let mut line = String::new();
+    let last = tokio::task::spawn_blocking(move || std::io::stdin().read_line(&mut line).map(|_| line)).await??;
+    follow(stream, start, last.trim().parse()?).await
+}

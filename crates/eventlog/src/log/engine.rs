@@ -1,0 +1,170 @@
+//! RocksDB as it is used here: three column families, no write-ahead log, atomic flushes.
+
+use bytes::Bytes;
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRawIterator, FlushOptions,
+    IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
+};
+
+use super::{EventLogConfig, StorageError};
+
+/// Files kept open; above it the least recently used is closed.
+const OPEN_FILES_MAX: i32 = 1024;
+/// Memtables of one column family in memory, the ones being flushed included; writes wait above it.
+const MEMTABLES_MAX: i32 = 4;
+/// A scan reads ahead this much, so that it costs few reads.
+const SCAN_READAHEAD_BYTES: usize = 256 << 10;
+/// Bytes written to a file after which the kernel is asked to begin writing them out, so that a sync has little left.
+const BYTES_PER_SYNC: u64 = 1 << 20;
+const INFO_LOG_BYTES_MAX: usize = 4 << 20;
+
+/// A column family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    Log,
+    Base,
+    State,
+}
+
+impl Family {
+    const ALL: [Self; 3] = [Self::Log, Self::Base, Self::State];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Log => "log",
+            Self::Base => "base",
+            Self::State => "state",
+        }
+    }
+}
+
+pub(super) struct Engine {
+    db: DB,
+}
+
+impl From<rocksdb::Error> for StorageError {
+    fn from(error: rocksdb::Error) -> Self {
+        // The message names file and offset where RocksDB knows them.
+        Self::Engine(error.into_string())
+    }
+}
+
+impl Engine {
+    pub(super) fn open(config: &EventLogConfig) -> Result<Self, StorageError> {
+        let cache = Cache::new_lru_cache(config.block_cache_bytes);
+        let families = Family::ALL.map(|family| {
+            ColumnFamilyDescriptor::new(family.name(), family_options(family, config.memtable_bytes, &cache))
+        });
+        let db = DB::open_cf_descriptors(&database_options(), &config.path, families)?;
+        Ok(Self { db })
+    }
+
+    pub(super) fn family(&self, family: Family) -> &ColumnFamily {
+        self.db.cf_handle(family.name()).expect("the column families were opened by name")
+    }
+
+    pub(super) fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        Ok(self.db.get_cf(self.family(family), key)?.map(Bytes::from))
+    }
+
+    /// Values of several keys, in the order of the keys.
+    pub(super) fn multi_get(&self, family: Family, keys: &[[u8; 12]]) -> Result<Vec<Option<Bytes>>, StorageError> {
+        let found = self.db.batched_multi_get_cf(self.family(family), keys, false);
+        found.into_iter().map(|value| Ok(value?.map(|value| Bytes::copy_from_slice(&value)))).collect()
+    }
+
+    /// All or nothing, without a sync: the raft log holds what a crash takes.
+    pub(super) fn write(&self, batch: WriteBatch) -> Result<(), StorageError> {
+        let mut options = WriteOptions::default();
+        options.disable_wal(true);
+        Ok(self.db.write_opt(batch, &options)?)
+    }
+
+    /// Rows from `start` on, below `end`, as of now.
+    pub(super) fn rows(&self, family: Family, start: &[u8], end: Option<&[u8]>) -> Rows<'_> {
+        let mut options = ReadOptions::default();
+        if let Some(end) = end {
+            options.set_iterate_upper_bound(end);
+        }
+        options.set_readahead_size(SCAN_READAHEAD_BYTES);
+        let mut iter = self.db.raw_iterator_cf_opt(self.family(family), options);
+        iter.seek(start);
+        Rows { iter }
+    }
+
+    /// Whether `family` has a row.
+    pub(super) fn is_empty(&self, family: Family) -> Result<bool, StorageError> {
+        Ok(self.db.iterator_cf(self.family(family), IteratorMode::Start).next().transpose()?.is_none())
+    }
+
+    /// Writes all memtables to files, those of all families up to the same write.
+    pub(super) fn flush(&self) -> Result<(), StorageError> {
+        let mut options = FlushOptions::default();
+        options.set_wait(true);
+        Ok(self.db.flush_cfs_opt(&Family::ALL.map(|family| self.family(family)), &options)?)
+    }
+
+    /// Drops the files of `family` whose keys all lie in the range.
+    pub(super) fn drop_files(&self, family: Family, start: &[u8], end: &[u8]) -> Result<(), StorageError> {
+        Ok(self.db.delete_file_in_range_cf(self.family(family), start, end)?)
+    }
+
+    /// A property of all families together; 0 where RocksDB has none.
+    pub(super) fn property_sum(&self, name: &str) -> u64 {
+        let value = |family| self.db.property_int_value_cf(self.family(family), name).ok().flatten();
+        Family::ALL.into_iter().filter_map(value).sum()
+    }
+}
+
+/// Rows in key order, of one moment.
+pub(super) struct Rows<'a> {
+    iter: DBRawIterator<'a>,
+}
+
+impl Rows<'_> {
+    /// The next row. An error is never taken for the end.
+    pub(super) fn next_row(&mut self) -> Result<Option<(Bytes, Bytes)>, StorageError> {
+        let Some((key, value)) = self.iter.item() else {
+            self.iter.status()?;
+            return Ok(None);
+        };
+        let row = (Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
+        self.iter.next();
+        Ok(Some(row))
+    }
+}
+
+fn database_options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    // The families must never be found at different writes.
+    options.set_atomic_flush(true);
+    options.set_paranoid_checks(true);
+    options.set_max_open_files(OPEN_FILES_MAX);
+    options.set_max_background_jobs(2);
+    options.set_bytes_per_sync(BYTES_PER_SYNC);
+    options.set_max_log_file_size(INFO_LOG_BYTES_MAX);
+    options.set_keep_log_file_num(2);
+    options
+}
+
+fn family_options(family: Family, memtable_bytes: usize, cache: &Cache) -> Options {
+    let mut blocks = BlockBasedOptions::default();
+    blocks.set_block_cache(cache);
+    // Index and filter blocks count against the cache's bound too.
+    blocks.set_cache_index_and_filter_blocks(true);
+    blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    if family != Family::Log {
+        // A miss in base or state is common and should cost no read; a row of the log is asked for when it is there.
+        blocks.set_bloom_filter(10.0, false);
+    }
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&blocks);
+    // The caller flushes at `memtable_bytes`; RocksDB by itself only when the caller falls behind.
+    options.set_write_buffer_size(memtable_bytes.saturating_mul(2).max(64 << 10));
+    options.set_max_write_buffer_number(MEMTABLES_MAX);
+    let (hot, cold) = (DBCompressionType::None, DBCompressionType::Lz4);
+    options.set_compression_per_level(&[hot, hot, cold, cold, cold, cold, cold]);
+    options
+}

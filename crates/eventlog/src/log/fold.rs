@@ -1,0 +1,66 @@
+//! Folding: moving the log's oldest records into base, behind the compaction that made them unreadable.
+//!
+//! Invariant: `fold_point < compacted`. A step is one batch: base as it is at the new fold point, the new fold point,
+//! and the folded rows gone. So a crash leaves the state before or after a step, and the next step goes on from there.
+
+use rocksdb::WriteBatch;
+
+use super::engine::{Engine, Family};
+use super::{EventLog, FoldProgress, StorageError, format};
+use crate::{Event, EventKind, Revision};
+
+/// A step's batch in bytes, the last record aside: it stays in memory until it is written.
+const BATCH_BYTES_MAX: usize = 8 << 20;
+
+pub(super) fn step(log: &EventLog, events_max: usize) -> Result<FoldProgress, StorageError> {
+    let _one_at_a_time = log.shared.folding.lock();
+    let state = log.state();
+    let target = Revision(state.compacted.0 - 1);
+    if state.fold_point >= target {
+        return Ok(FoldProgress::Done);
+    }
+    let engine = &log.shared.engine;
+    let mut batch = WriteBatch::default();
+    let mut folded = 0;
+    let mut fold_point = state.fold_point;
+    let mut reached = target;
+    let mut scan = log.scan((state.fold_point.next(), 0), target);
+    while let Some(event) = scan.next_event()? {
+        let full = folded >= events_max || batch.size_in_bytes() >= BATCH_BYTES_MAX;
+        if full && event.revision() != fold_point && folded > 0 {
+            reached = fold_point;
+            break;
+        }
+        fold_point = event.revision();
+        add(engine, &mut batch, &event);
+        folded += 1;
+    }
+    // All rows up to `reached` were seen, and it may lie above the last: revision 1 has no record.
+    let (start, end) = (format::log_key(state.fold_point.next(), 0), format::log_key(reached.next(), 0));
+    batch.delete_range_cf(engine.family(Family::Log), start, end);
+    let value = format::sealed(format::FOLD_KEY, format::encode_fold_point(reached));
+    batch.put_cf(engine.family(Family::State), format::FOLD_KEY, value);
+    engine.write(batch)?;
+    log.shared.state.lock().fold_point = reached;
+    metrics::counter!(crate::metrics::ROWS_FOLDED).increment(folded as u64);
+    let lag = u64::try_from(target.0 - reached.0).expect("a step does not go beyond its target");
+    metrics::gauge!(crate::metrics::FOLD_LAG_REVISIONS).set(crate::metrics::gauge(lag));
+    Ok(if reached == target { FoldProgress::Done } else { FoldProgress::More })
+}
+
+fn add(engine: &Engine, batch: &mut WriteBatch, event: &Event) {
+    let base = engine.family(Family::Base);
+    match event.kind() {
+        EventKind::Put => batch.put_cf(base, event.key(), event.to_row()),
+        EventKind::Delete => batch.delete_cf(base, event.key()),
+    }
+}
+
+/// Frees the files that hold only folded rows, without waiting for a compaction of RocksDB to find them. The fold
+/// point must have been flushed.
+pub(super) fn drop_files(engine: &Engine, fold_point: Revision) -> Result<(), StorageError> {
+    if fold_point == Revision(0) {
+        return Ok(());
+    }
+    engine.drop_files(Family::Log, &format::log_key(Revision(0), 0), &format::log_key(fold_point.next(), 0))
+}

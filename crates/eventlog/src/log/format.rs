@@ -1,0 +1,151 @@
+//! The bytes on disk, format 1.
+//!
+//! A file `FORMAT` in the directory holds one line, `tailwater event log format 1 checksum xxxxxxxx`, where x is the
+//! CRC-32C, in hexadecimal, of what stands before ` checksum`. It is written and synced before the database is made.
+//!
+//! * `log`: key = revision, 8 bytes big endian, then sub-revision, 4 bytes big endian. Value = an event's row (see
+//!   `event.rs`). Revisions and sub-revisions follow each other without a gap.
+//! * `base`: key = the user's key. Value = the row of a put at or below the fold point.
+//! * `state`: key = byte 1 and the machine's own key; or one of two keys that begin with byte 0:
+//!   * `\0numbers`: byte 1 (version), then, 8 bytes little endian each: history id, revision, compacted revision,
+//!     applied position, term of the entry applied.
+//!   * `\0fold`: byte 1 (version), then the fold point, 8 bytes little endian.
+//!
+//!   Each value in `state` ends with 4 bytes, little endian: the CRC-32C of key and value, so that a value which
+//!   turns up under another key is found as well.
+
+use bytes::Bytes;
+
+use super::{LogState, StorageError};
+use crate::{Event, EventKind, HistoryId, Position, Revision, RowError, Term};
+
+/// Of the directory.
+pub(super) const FORMAT: u32 = 1;
+pub(super) const NUMBERS_KEY: &[u8] = b"\0numbers";
+pub(super) const FOLD_KEY: &[u8] = b"\0fold";
+/// Stands before the machine's own keys.
+pub(super) const STATE_PREFIX: &[u8] = &[1];
+
+const VALUE_VERSION: u8 = 1;
+const CHECKSUM_BYTES: usize = 4;
+
+pub(super) fn log_key(revision: Revision, sub: u32) -> [u8; 12] {
+    let mut key = [0; 12];
+    // Revisions are never negative, so that their big endian bytes are in order.
+    key[..8].copy_from_slice(&revision.0.to_be_bytes());
+    key[8..].copy_from_slice(&sub.to_be_bytes());
+    key
+}
+
+pub(super) fn parse_log_key(key: &[u8]) -> Result<(Revision, u32), StorageError> {
+    let (Some(revision), Some(sub), 12) = (key.first_chunk::<8>(), key.last_chunk::<4>(), key.len()) else {
+        return Err(StorageError::Inconsistent(format!("log key {} is malformed", key.escape_ascii())));
+    };
+    Ok((Revision(i64::from_be_bytes(*revision)), u32::from_be_bytes(*sub)))
+}
+
+/// Whether `next` is what must come right after `last` in the log.
+pub(super) fn follows(last: (Revision, u32), next: (Revision, u32)) -> bool {
+    next == (last.0, last.1.wrapping_add(1)) || next == (last.0.next(), 0)
+}
+
+pub(super) fn place_of_log(revision: Revision, sub: u32) -> String {
+    format!("log row of revision {revision} sub {sub}")
+}
+
+pub(super) fn read_log_row(revision: Revision, sub: u32, row: Bytes) -> Result<Event, StorageError> {
+    let found = Event::from_row(row).and_then(|event| {
+        let own = (event.revision(), event.sub()) == (revision, sub);
+        if own { Ok(event) } else { Err(RowError::Malformed("row of another event")) }
+    });
+    found.map_err(|source| StorageError::Row { place: place_of_log(revision, sub), source })
+}
+
+pub(super) fn read_base_row(key: &[u8], row: Bytes) -> Result<Event, StorageError> {
+    let found = Event::from_row(row).and_then(|event| match event.kind() {
+        EventKind::Put if event.key() == key => Ok(event),
+        EventKind::Put => Err(RowError::Malformed("row of another key")),
+        EventKind::Delete => Err(RowError::Malformed("a delete")),
+    });
+    found.map_err(|source| StorageError::Row { place: format!("base row of key {}", key.escape_ascii()), source })
+}
+
+pub(super) fn state_key(key: &[u8]) -> Vec<u8> {
+    [STATE_PREFIX, key].concat()
+}
+
+/// Appends the checksum of key and value.
+pub(super) fn sealed(key: &[u8], mut value: Vec<u8>) -> Vec<u8> {
+    let checksum = crc32c::crc32c_append(crc32c::crc32c(key), &value);
+    value.extend_from_slice(&checksum.to_le_bytes());
+    value
+}
+
+/// Checks and takes off the checksum.
+pub(super) fn unsealed(key: &[u8], value: Bytes) -> Result<Bytes, StorageError> {
+    let fail = |source| StorageError::Row { place: format!("state key {}", key.escape_ascii()), source };
+    let (body, stored) = value
+        .split_last_chunk::<CHECKSUM_BYTES>()
+        .ok_or_else(|| fail(RowError::Malformed("shorter than its checksum")))?;
+    let (stored, computed) = (u32::from_le_bytes(*stored), crc32c::crc32c_append(crc32c::crc32c(key), body));
+    if stored == computed { Ok(value.slice(..body.len())) } else { Err(fail(RowError::Checksum { stored, computed })) }
+}
+
+pub(super) fn encode_numbers(state: &LogState) -> Vec<u8> {
+    let mut value = vec![VALUE_VERSION];
+    value.extend_from_slice(&state.history.0.to_le_bytes());
+    value.extend_from_slice(&state.revision.0.to_le_bytes());
+    value.extend_from_slice(&state.compacted.0.to_le_bytes());
+    value.extend_from_slice(&state.applied.0.to_le_bytes());
+    value.extend_from_slice(&state.applied_term.0.to_le_bytes());
+    value
+}
+
+pub(super) fn encode_fold_point(fold_point: Revision) -> Vec<u8> {
+    let mut value = vec![VALUE_VERSION];
+    value.extend_from_slice(&fold_point.0.to_le_bytes());
+    value
+}
+
+/// Everything but the fold point.
+pub(super) fn decode_numbers(value: &[u8]) -> Result<LogState, StorageError> {
+    let [history, revision, compacted, applied, term] = words(NUMBERS_KEY, value)?;
+    Ok(LogState {
+        history: HistoryId(u64::from_le_bytes(history)),
+        revision: Revision(i64::from_le_bytes(revision)),
+        compacted: Revision(i64::from_le_bytes(compacted)),
+        fold_point: Revision(0),
+        applied: Position(u64::from_le_bytes(applied)),
+        applied_term: Term(u64::from_le_bytes(term)),
+    })
+}
+
+pub(super) fn decode_fold_point(value: &[u8]) -> Result<Revision, StorageError> {
+    let [fold_point] = words(FOLD_KEY, value)?;
+    Ok(Revision(i64::from_le_bytes(fold_point)))
+}
+
+fn words<const N: usize>(key: &[u8], value: &[u8]) -> Result<[[u8; 8]; N], StorageError> {
+    let fail = |source| StorageError::Row { place: format!("state key {}", key.escape_ascii()), source };
+    match value.split_first() {
+        Some((&VALUE_VERSION, rest)) => {
+            let (words, []) = rest.as_chunks::<8>() else { return Err(fail(RowError::Malformed("length"))) };
+            words.try_into().map_err(|_| fail(RowError::Malformed("length")))
+        }
+        Some((&version, _)) => Err(fail(RowError::Format(version))),
+        None => Err(fail(RowError::Malformed("empty"))),
+    }
+}
+
+/// The line in the file `FORMAT`.
+pub(super) fn format_line(format: u32) -> String {
+    let text = format!("tailwater event log format {format}");
+    format!("{text} checksum {:08x}\n", crc32c::crc32c(text.as_bytes()))
+}
+
+/// The number in the file `FORMAT`, `None` when the line is not whole.
+pub(super) fn parse_format_line(line: &str) -> Option<u32> {
+    let (text, _) = line.split_once(" checksum ")?;
+    let format = text.strip_prefix("tailwater event log format ")?.parse().ok()?;
+    (line == format_line(format)).then_some(format)
+}

@@ -1,0 +1,74 @@
+//! The live keys in key order, for a transfer.
+//!
+//! A chunk is read at `at`, the newest revision when it began; `at >= B`. A key is left out when its version at `at`
+//! was superseded, compacted and folded away meanwhile: what superseded it lies above B, so the reader's tail brings it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{EventLog, Family, LiveChunk, StorageError, format};
+use crate::{Event, KeyRange, Revision};
+
+/// Keys looked up at once; with values of the largest size they are about 50 MB.
+const KEYS_PER_LOOKUP: usize = 32;
+
+/// A key and where its version stands.
+type Wanted<'a> = (&'a [u8], Revision, u32);
+
+pub(super) fn read(
+    log: &EventLog,
+    range: &KeyRange,
+    resume_after: Option<&Bytes>,
+    bytes_max: usize,
+) -> Result<LiveChunk, StorageError> {
+    // In this order: the tree may know events above `at` that are not written yet, but none up to `at` is missing.
+    let at = log.state().revision;
+    let tree = log.shared.tree.lock().clone();
+    let mut versions = tree
+        .range_after(range, resume_after.map(Bytes::as_ref))
+        .filter_map(|(key, history, _)| history.live_at(at).map(|version| (key, version.revision, version.sub)));
+    let mut chunk = LiveChunk::default();
+    let mut bytes = 0;
+    loop {
+        let wanted: Vec<Wanted<'_>> = versions.by_ref().take(KEYS_PER_LOOKUP).collect();
+        let Some((last, ..)) = wanted.last() else { return Ok(chunk) };
+        for event in lookup(log, &wanted)? {
+            bytes += event.bytes().len();
+            chunk.events.push(event);
+        }
+        if bytes >= bytes_max {
+            chunk.resume_after = Some(Bytes::copy_from_slice(last));
+            return Ok(chunk);
+        }
+    }
+}
+
+fn lookup(log: &EventLog, wanted: &[Wanted<'_>]) -> Result<Vec<Arc<Event>>, StorageError> {
+    let keys: Vec<_> = wanted.iter().map(|(_, revision, sub)| format::log_key(*revision, *sub)).collect();
+    let rows = log.shared.engine.multi_get(Family::Log, &keys)?;
+    let mut events = Vec::with_capacity(wanted.len());
+    for (&(key, revision, sub), row) in wanted.iter().zip(rows) {
+        let event = match row {
+            Some(row) => Some(Arc::new(format::read_log_row(revision, sub, row)?)),
+            None => log.event(key, revision, sub)?,
+        };
+        if event.is_none() {
+            check_superseded(log, key, revision, sub)?;
+        }
+        events.extend(event);
+    }
+    Ok(events)
+}
+
+/// A missing row is in order only when the version is not the newest any more.
+fn check_superseded(log: &EventLog, key: &[u8], revision: Revision, sub: u32) -> Result<(), StorageError> {
+    let at = log.state().revision;
+    let tree = log.shared.tree.lock();
+    let newest = tree.get(key).and_then(|history| history.live_at(at));
+    if newest.is_some_and(|version| (version.revision, version.sub) == (revision, sub)) {
+        let (key, place) = (key.escape_ascii(), format::place_of_log(revision, sub));
+        return Err(StorageError::Inconsistent(format!("live key {key}: {place} is neither in the log nor in base")));
+    }
+    Ok(())
+}

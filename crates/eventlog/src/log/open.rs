@@ -1,0 +1,149 @@
+//! Opening: the format, the numbers, and the index from base and log.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::engine::{Engine, Family};
+use super::{EventLog, EventLogConfig, LogState, Scan, Shared, StorageError, format};
+use crate::{KeyIndex, Revision};
+
+const FORMAT_FILE: &str = "FORMAT";
+
+pub(super) fn open(config: &EventLogConfig) -> Result<(EventLog, KeyIndex), StorageError> {
+    check_format(&config.path)?;
+    let engine = Engine::open(config)?;
+    let state = read_numbers(&engine)?;
+    check_state(&engine)?;
+    let mut index = KeyIndex::default();
+    load_base(&engine, &state, &mut index)?;
+    load_log(&engine, &state, &mut index)?;
+    while !index.compact_step(state.compacted, usize::MAX) {}
+    let shared = Shared { engine, state: Mutex::new(state), tree: index.shared_tree(), folding: Mutex::new(()) };
+    Ok((EventLog { shared: Arc::new(shared) }, index))
+}
+
+/// Makes the directory and its format file, or checks what is there.
+fn check_format(path: &Path) -> Result<(), StorageError> {
+    let file = path.join(FORMAT_FILE);
+    let fail = |error: io::Error| StorageError::Engine(format!("{}: {error}", file.display()));
+    fs::create_dir_all(path).map_err(fail)?;
+    let has_database = path.join("CURRENT").exists();
+    let line = match fs::read_to_string(&file) {
+        Ok(line) => line,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !has_database => {
+            return write_format(path).map_err(fail);
+        }
+        Err(error) => return Err(fail(error)),
+    };
+    let Some(found) = format::parse_format_line(&line) else {
+        return Err(StorageError::Inconsistent(format!("{}: the line does not fit its checksum", file.display())));
+    };
+    if found != format::FORMAT {
+        let path = path.display().to_string();
+        return Err(StorageError::Format { path, found, supported: format::FORMAT });
+    }
+    if !has_database && has_tables(path).map_err(fail)? {
+        // RocksDB would take the directory for a new one and begin empty.
+        let path = path.display();
+        return Err(StorageError::Inconsistent(format!("{path}: tables without the file CURRENT that leads to them")));
+    }
+    Ok(())
+}
+
+fn has_tables(path: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(path)? {
+        if entry?.path().extension().is_some_and(|extension| extension == "sst") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn write_format(path: &Path) -> io::Result<()> {
+    let new = path.join("FORMAT.new");
+    let mut file = File::create(&new)?;
+    file.write_all(format::format_line(format::FORMAT).as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&new, path.join(FORMAT_FILE))?;
+    File::open(path)?.sync_all()
+}
+
+fn read_numbers(engine: &Engine) -> Result<LogState, StorageError> {
+    let read = |key: &[u8]| match engine.get(Family::State, key)? {
+        Some(value) => format::unsealed(key, value).map(Some),
+        None => Ok(None),
+    };
+    let mut state = match read(format::NUMBERS_KEY)? {
+        Some(value) => format::decode_numbers(&value)?,
+        None if engine.is_empty(Family::Log)?
+            && engine.is_empty(Family::Base)?
+            && engine.is_empty(Family::State)? =>
+        {
+            LogState { revision: Revision(1), ..LogState::default() }
+        }
+        None => {
+            return Err(StorageError::Inconsistent("there are rows, but not the numbers that describe them".into()));
+        }
+    };
+    if let Some(value) = read(format::FOLD_KEY)? {
+        state.fold_point = format::decode_fold_point(&value)?;
+    }
+    let ordered = state.compacted <= state.revision
+        && (state.fold_point < state.compacted || state.fold_point == Revision(0) && state.compacted == Revision(0));
+    if ordered {
+        Ok(state)
+    } else {
+        Err(StorageError::Inconsistent(format!("numbers contradict each other: {state:?}")))
+    }
+}
+
+/// Reads every value of the state, so that a corrupt one stops the start rather than a later read.
+fn check_state(engine: &Engine) -> Result<(), StorageError> {
+    let mut rows = engine.rows(Family::State, &[], None);
+    while let Some((key, value)) = rows.next_row()? {
+        format::unsealed(&key, value)?;
+    }
+    Ok(())
+}
+
+fn load_base(engine: &Engine, state: &LogState, index: &mut KeyIndex) -> Result<(), StorageError> {
+    let mut rows = engine.rows(Family::Base, &[], None);
+    while let Some((key, row)) = rows.next_row()? {
+        let event = format::read_base_row(&key, row)?;
+        if event.revision() > state.fold_point {
+            let (key, fold_point) = (key.escape_ascii(), state.fold_point);
+            return Err(StorageError::Inconsistent(format!(
+                "base row of key {key} lies above fold point {fold_point}"
+            )));
+        }
+        index.insert(&event);
+    }
+    Ok(())
+}
+
+fn load_log(engine: &Engine, state: &LogState, index: &mut KeyIndex) -> Result<(), StorageError> {
+    let mut scan = Scan::new(engine, (Revision(0), 0), Revision(i64::MAX - 1));
+    let (mut first, mut last) = (None, state.fold_point);
+    while let Some(event) = scan.next_event()? {
+        first = first.or(Some((event.revision(), event.sub())));
+        last = event.revision();
+        index.insert(&event);
+    }
+    // A fresh store stands at revision 1, without a record of it.
+    let expected = (state.fold_point.max(Revision(1)).next(), 0);
+    match first {
+        Some(first) if first != expected => {
+            let (expected, found) = (format::place_of_log(expected.0, 0), format::place_of_log(first.0, first.1));
+            Err(StorageError::Inconsistent(format!("a hole: {expected} is missing, the log begins with {found}")))
+        }
+        _ if last > state.revision => {
+            let newest = state.revision;
+            Err(StorageError::Inconsistent(format!("the log reaches revision {last}, above the newest, {newest}")))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,370 @@
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::*;
+use crate::{Envelope, EventKind, LeaseId};
+
+pub(crate) fn config(path: &Path) -> EventLogConfig {
+    EventLogConfig { path: path.to_owned(), memtable_bytes: 8 << 20, block_cache_bytes: 8 << 20 }
+}
+
+/// An apply thread in small: keeps the index, the numbers and a model of what is live at each revision.
+pub(crate) struct Writer {
+    pub(crate) log: EventLog,
+    pub(crate) index: KeyIndex,
+    pub(crate) events: Vec<Arc<Event>>,
+}
+
+impl Writer {
+    pub(crate) fn open(path: &Path) -> Self {
+        let (log, index) = EventLog::open(&config(path)).unwrap();
+        Self { log, index, events: Vec::new() }
+    }
+
+    fn event(&self, revision: Revision, sub: u32, key: &str, value: Option<&str>) -> Arc<Event> {
+        let before = self.index.get(key.as_bytes(), Revision(revision.0 - 1));
+        let prev = before.as_ref().map(|meta| (meta.mod_revision, meta.sub));
+        let Some(value) = value else { return Arc::new(Event::delete(revision, sub, key.as_bytes(), prev)) };
+        let envelope = Envelope {
+            kind: EventKind::Put,
+            revision,
+            sub,
+            create_revision: before.as_ref().map_or(revision, |meta| meta.create_revision),
+            version: before.map_or(1, |meta| meta.version + 1),
+            lease: LeaseId(0),
+            prev,
+        };
+        Arc::new(Event::put(envelope, key.as_bytes(), value.as_bytes()))
+    }
+
+    /// Writes one record; `compacted` moves with it when given.
+    pub(crate) fn record(&mut self, changes: &[(&str, Option<&str>)], compacted: Option<i64>) {
+        let mut state = self.log.state();
+        state.history = HistoryId(7);
+        state.applied.0 += 1;
+        if !changes.is_empty() {
+            state.revision = state.revision.next();
+        }
+        state.compacted = compacted.map_or(state.compacted, Revision);
+        let mut batch = WriteBatch { log_state: state, ..WriteBatch::default() };
+        for (sub, (key, value)) in (0..).zip(changes) {
+            let event = self.event(state.revision, sub, key, *value);
+            self.index.insert(&event);
+            batch.events.push(event);
+        }
+        batch.state.push((b"revision".to_vec(), Some(state.revision.0.to_string().into_bytes())));
+        self.log.write(&batch).unwrap();
+        self.events.extend(batch.events);
+        if compacted.is_some() {
+            while !self.index.compact_step(state.compacted, 10) {}
+        }
+    }
+
+    /// `count` records over 50 keys, every seventh a delete, some of several keys.
+    pub(crate) fn mixed(&mut self, count: i64) {
+        for _ in 0..count {
+            let number = self.log.state().revision.0;
+            let key = format!("key/{:02}", number * 17 % 50);
+            let other = format!("key/{:02}", (number * 17 + 1) % 50);
+            let value = format!("value {number} {}", "x".repeat(40));
+            match number % 7 {
+                0 => self.record(&[(&key, None)], None),
+                1 => self.record(&[(&key, Some(&value)), (&other, Some("other"))], None),
+                2 => self.record(&[(&key, Some(&value)), (&key, None)], None),
+                _ => self.record(&[(&key, Some(&value))], None),
+            }
+        }
+    }
+
+    fn live_at(&self, at: Revision) -> BTreeMap<Vec<u8>, Arc<Event>> {
+        let mut live = BTreeMap::new();
+        for event in self.events.iter().filter(|event| event.revision() <= at) {
+            match event.kind() {
+                EventKind::Put => live.insert(event.key().to_vec(), Arc::clone(event)),
+                EventKind::Delete => live.remove(event.key()),
+            };
+        }
+        live
+    }
+}
+
+fn read_live(log: &EventLog, bytes_max: usize) -> Vec<Arc<Event>> {
+    let (mut events, mut after) = (Vec::new(), None);
+    loop {
+        let chunk = log.live(&KeyRange::all(), after.as_ref(), bytes_max).unwrap();
+        events.extend(chunk.events);
+        after = chunk.resume_after;
+        if after.is_none() {
+            return events;
+        }
+    }
+}
+
+/// Everything that a reader at or above the compacted revision may ask for, compared with the events ever written.
+fn check(log: &EventLog, index: &KeyIndex, model: &Writer) {
+    let state = log.state();
+    let live: Vec<_> = model.live_at(state.revision).into_values().collect();
+    assert_eq!(read_live(log, 1), live);
+    assert_eq!(read_live(log, usize::MAX), live);
+    let at_least = state.compacted.max(Revision(1));
+    for at in (at_least.0..=state.revision.0).map(Revision) {
+        let expected = model.live_at(at);
+        let found = index.range(&KeyRange::all(), at, 0);
+        assert_eq!(found.len(), expected.len(), "live keys at {at}");
+        for meta in found {
+            let event = log.event(&meta.key, meta.mod_revision, meta.sub).unwrap();
+            assert_eq!(event.as_ref(), expected.get(meta.key.as_ref()), "at {at}");
+        }
+    }
+    let mut scan = log.scan((state.fold_point.next(), 0), state.revision);
+    let above = model.events.iter().filter(|event| event.revision() > state.fold_point);
+    for event in above.filter(|event| event.revision() <= state.revision) {
+        assert_eq!(scan.next_event().unwrap().as_ref(), Some(event.as_ref()));
+    }
+    assert_eq!(scan.next_event().unwrap(), None);
+    let value = log.state_get(b"revision").unwrap().map(|value| String::from_utf8(value.to_vec()).unwrap());
+    assert_eq!(value, (state.applied.0 > 0).then(|| state.revision.to_string()), "state belongs to the numbers");
+}
+
+/// What a crash would leave: the files as they are, without what is in memory.
+fn crash_copy(from: &Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name() != "LOCK" {
+            fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+        }
+    }
+    copy
+}
+
+#[test]
+fn fresh_store_is_at_revision_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let writer = Writer::open(dir.path());
+    assert_eq!(writer.log.state(), LogState { revision: Revision(1), ..LogState::default() });
+    assert!(writer.index.is_empty());
+    assert_eq!(writer.log.fold_step(10).unwrap(), FoldProgress::Done);
+    check(&writer.log, &writer.index, &writer);
+}
+
+#[test]
+fn crash_loses_exactly_what_was_not_flushed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::open(dir.path());
+    let mut durable = LogState::default();
+    for round in 0..6 {
+        writer.mixed(40);
+        if round % 2 == 0 {
+            assert!(writer.log.unflushed_bytes() > 0);
+            assert_eq!(writer.log.flush().unwrap(), writer.log.state().applied);
+            durable = writer.log.state();
+        }
+        let copy = crash_copy(dir.path());
+        let (log, index) = EventLog::open(&config(copy.path())).unwrap();
+        assert_eq!(log.state(), durable, "round {round}");
+        check(&log, &index, &writer);
+    }
+    check(&writer.log, &writer.index, &writer);
+}
+
+#[test]
+fn fold_interrupted_at_every_step_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::open(dir.path());
+    writer.mixed(300);
+    writer.record(&[], Some(250));
+    writer.log.flush().unwrap();
+    let mut steps = 0;
+    loop {
+        let progress = writer.log.fold_step(40).unwrap();
+        check(&writer.log, &writer.index, &writer);
+        // Once with the step on disk, once without.
+        for flush in [false, true] {
+            if flush {
+                writer.log.flush().unwrap();
+            }
+            let copy = crash_copy(dir.path());
+            let (log, index) = EventLog::open(&config(copy.path())).unwrap();
+            assert_eq!(log.state().fold_point == writer.log.state().fold_point, flush);
+            check(&log, &index, &writer);
+            while log.fold_step(1000).unwrap() == FoldProgress::More {}
+            assert_eq!(log.state().fold_point, Revision(249));
+            check(&log, &index, &writer);
+        }
+        steps += 1;
+        if progress == FoldProgress::Done {
+            break;
+        }
+    }
+    assert!(steps > 5, "{steps} steps");
+    assert_eq!(writer.log.state().fold_point, Revision(249));
+    writer.mixed(20);
+    check(&writer.log, &writer.index, &writer);
+}
+
+#[test]
+fn hundred_thousand_events_fold() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::open(dir.path());
+    for _ in 0..100 {
+        let number = writer.log.state().revision.0;
+        let keys: Vec<_> = (0..1000).map(|key| format!("key/{:05}", (key * 7 + number * 331) % 20_000)).collect();
+        let mut keys: Vec<_> = keys.iter().map(String::as_str).collect();
+        keys.sort_unstable();
+        let value = if number % 5 == 0 { None } else { Some("value") };
+        writer.record(&keys.into_iter().map(|key| (key, value)).collect::<Vec<_>>(), None);
+    }
+    writer.record(&[("last", Some("value"))], None);
+    writer.record(&[], Some(writer.log.state().revision.0));
+    while writer.log.fold_step(5000).unwrap() == FoldProgress::More {}
+    writer.log.flush().unwrap();
+    let copy = crash_copy(dir.path());
+    let (log, index) = EventLog::open(&config(copy.path())).unwrap();
+    check(&log, &index, &writer);
+    assert_eq!(log.state().fold_point.next(), log.state().compacted);
+}
+
+#[test]
+fn reads_go_on_while_folding() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::open(dir.path());
+    writer.mixed(3000);
+    writer.record(&[], Some(3000));
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let live: Vec<_> = writer.live_at(writer.log.state().revision).into_values().collect();
+                while !done.load(Ordering::Relaxed) {
+                    assert_eq!(read_live(&writer.log, 500), live);
+                    for event in &live {
+                        let read = writer.log.event(event.key(), event.revision(), event.sub()).unwrap();
+                        assert_eq!(read.as_ref(), Some(event));
+                    }
+                }
+            });
+        }
+        while writer.log.fold_step(20).unwrap() == FoldProgress::More {}
+        done.store(true, Ordering::Relaxed);
+    });
+    check(&writer.log, &writer.index, &writer);
+}
+
+#[test]
+fn state_keys_are_scanned_by_prefix_and_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let writer = Writer::open(dir.path());
+    let state = LogState { applied: Position(1), ..writer.log.state() };
+    let row = |key: &[u8], value: Option<&[u8]>| (key.to_vec(), value.map(<[u8]>::to_vec));
+    let rows = vec![row(b"lease/1", Some(b"a")), row(b"lease/2", Some(b"")), row(b"member", Some(b"m"))];
+    writer.log.write(&WriteBatch { events: vec![], state: rows, log_state: state }).unwrap();
+    assert_eq!(writer.log.state_scan(b"lease/").unwrap().len(), 2);
+    assert_eq!(writer.log.state_scan(b"").unwrap().len(), 3, "the numbers are not the machine's");
+    assert_eq!(writer.log.state_get(b"lease/2").unwrap(), Some(Bytes::new()));
+    writer.log.write(&WriteBatch { events: vec![], state: vec![row(b"lease/1", None)], log_state: state }).unwrap();
+    assert_eq!(writer.log.state_scan(b"lease/").unwrap(), [(Bytes::from("lease/2"), Bytes::new())]);
+    assert_eq!(writer.log.state_get(b"lease/1").unwrap(), None);
+}
+
+#[test]
+fn another_format_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Writer::open(dir.path()));
+    fs::write(dir.path().join("FORMAT"), format::format_line(2)).unwrap();
+    let error = EventLog::open(&config(dir.path())).err().unwrap();
+    assert!(matches!(error, StorageError::Format { found: 2, supported: 1, .. }), "{error}");
+    assert!(error.to_string().contains("use the version that wrote it"));
+    fs::write(dir.path().join("FORMAT"), format::format_line(1).replace("format 1", "format 3")).unwrap();
+    let error = EventLog::open(&config(dir.path())).err().unwrap().to_string();
+    assert!(error.contains("FORMAT") && error.contains("checksum"), "{error}");
+}
+
+#[test]
+fn lost_current_file_is_not_taken_for_a_fresh_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::open(dir.path());
+    writer.mixed(10);
+    writer.log.flush().unwrap();
+    drop(writer);
+    fs::remove_file(dir.path().join("CURRENT")).unwrap();
+    let error = EventLog::open(&config(dir.path())).err().unwrap().to_string();
+    assert!(error.contains("CURRENT"), "{error}");
+}
+
+#[test]
+fn missing_record_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::open(dir.path());
+    writer.mixed(30);
+    for gone in [2i64, 12] {
+        let mut batch = rocksdb::WriteBatch::default();
+        let engine = &writer.log.shared.engine;
+        batch.delete_range_cf(
+            engine.family(Family::Log),
+            format::log_key(Revision(gone), 0),
+            format::log_key(Revision(gone + 1), 0),
+        );
+        engine.write(batch).unwrap();
+    }
+    writer.log.flush().unwrap();
+    let copy = crash_copy(dir.path());
+    let message = EventLog::open(&config(copy.path())).err().unwrap().to_string();
+    assert!(message.contains("a hole") && message.contains("revision 13 sub 0"), "{message}");
+}
+
+/// Reads everything, as a start and later reads would.
+fn read_all(path: &Path) -> Result<(LogState, Vec<Event>, Vec<Arc<Event>>, usize), StorageError> {
+    let (log, index) = EventLog::open(&config(path))?;
+    let mut scan = log.scan((Revision(0), 0), Revision(i64::MAX - 1));
+    let mut events = Vec::new();
+    while let Some(event) = scan.next_event()? {
+        events.push(event);
+    }
+    drop(scan);
+    let live = log.live(&KeyRange::all(), None, usize::MAX)?.events;
+    Ok((log.state(), events, live, log.state_scan(b"")?.len() + index.len()))
+}
+
+#[test]
+fn flipped_bit_is_reported_with_its_file_or_does_not_matter() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::open(dir.path());
+    writer.mixed(200);
+    writer.record(&[], Some(100));
+    while writer.log.fold_step(1000).unwrap() == FoldProgress::More {}
+    writer.log.flush().unwrap();
+    let good = crash_copy(dir.path());
+    let expected = read_all(good.path()).unwrap();
+    let tables: Vec<_> = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".sst"))
+        .collect();
+    assert!(tables.len() >= 3, "one for each family: {tables:?}");
+    for table in tables {
+        let len = fs::metadata(dir.path().join(&table)).unwrap().len();
+        let mut found = 0;
+        for part in 0..12 {
+            let at = usize::try_from(len * part / 12).unwrap();
+            let bad = crash_copy(dir.path());
+            let file = bad.path().join(&table);
+            let mut bytes = fs::read(&file).unwrap();
+            bytes[at] ^= 0x10;
+            fs::write(&file, bytes).unwrap();
+            match read_all(bad.path()) {
+                Err(error) => {
+                    assert!(error.to_string().contains(&table), "{table} at {at}: {error}");
+                    found += 1;
+                }
+                // Some bytes of a table (its statistics) are not read by anyone.
+                Ok(read) => assert_eq!(read, expected, "{table} at {at}: silently different"),
+            }
+        }
+        assert!(found > 0, "{table}: no flip was noticed");
+    }
+}

@@ -1,0 +1,121 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::{HistoryId, MemberId, Term};
+
+const HISTORY: HistoryId = HistoryId(77);
+
+fn cursor(revision: i64, position: u64) -> Cursor {
+    Cursor { history: HISTORY, revision: Revision(revision), position: Position(position) }
+}
+
+fn frame(position: u64, value_len: usize) -> Arc<Frame> {
+    let revision = Revision(i64::try_from(position).unwrap());
+    let envelope = crate::Envelope {
+        kind: crate::EventKind::Put,
+        revision,
+        sub: 0,
+        create_revision: revision,
+        version: 1,
+        lease: crate::LeaseId(0),
+        prev: None,
+    };
+    let event = Arc::new(Event::put(envelope, b"key", &vec![1; value_len]));
+    Arc::new(Frame { position: Position(position), revision, events: vec![event], facts: vec![] })
+}
+
+fn tail(hot_bytes_max: usize) -> Tail {
+    Tail::new(TailConfig { hot_bytes_max }, cursor(10, 10), vec![])
+}
+
+fn positions(frames: &[Arc<Frame>]) -> Vec<u64> {
+    frames.iter().map(|frame| frame.position.0).collect()
+}
+
+#[test]
+fn reader_gets_what_comes_after_its_cursor() {
+    let tail = tail(1 << 20);
+    tail.publish(vec![frame(11, 10), frame(13, 10), frame(14, 10)]);
+    assert_eq!(positions(&tail.read(cursor(10, 10), 1 << 20).unwrap()), [11, 13, 14]);
+    assert_eq!(positions(&tail.read(cursor(11, 12), 1 << 20).unwrap()), [13, 14]);
+    assert_eq!(positions(&tail.read(cursor(14, 14), 1 << 20).unwrap()), [0u64; 0]);
+    assert_eq!(positions(&tail.read(cursor(20, 20), 1 << 20).unwrap()), [0u64; 0]);
+    assert_eq!(tail.end(), cursor(14, 14));
+}
+
+#[test]
+fn answer_is_bounded_but_never_empty_when_there_is_something() {
+    let tail = tail(1 << 20);
+    tail.publish(vec![frame(11, 5000), frame(12, 10), frame(13, 5000)]);
+    assert_eq!(positions(&tail.read(cursor(10, 10), 1).unwrap()), [11]);
+    assert_eq!(positions(&tail.read(cursor(10, 10), 6000).unwrap()), [11, 12]);
+}
+
+#[test]
+fn memory_is_bounded_and_a_reader_before_it_is_told() {
+    let tail = tail(3000);
+    for position in 11..100 {
+        tail.publish(vec![frame(position, 500)]);
+    }
+    let hot = tail.shared.hot.lock();
+    assert!(hot.bytes <= 3000 && hot.frames.len() >= 2);
+    assert_eq!(hot.bytes, hot.frames.iter().map(|(frame, _)| frame.memory_bytes()).sum::<usize>());
+    let begin = hot.begin.0;
+    drop(hot);
+    assert_eq!(tail.read(cursor(10, begin - 1), 1).unwrap_err(), TailError::Behind(cursor(10, begin - 1)));
+    assert_eq!(positions(&tail.read(cursor(10, begin), 1).unwrap()), [begin + 1]);
+}
+
+#[test]
+fn newest_frame_stays_however_large() {
+    let tail = tail(100);
+    tail.publish(vec![frame(11, 5000)]);
+    assert_eq!(positions(&tail.read(cursor(10, 10), 1).unwrap()), [11]);
+    tail.publish(vec![frame(12, 5000)]);
+    assert_eq!(positions(&tail.read(cursor(11, 11), 1).unwrap()), [12]);
+    assert!(tail.read(cursor(10, 10), 1).is_err());
+}
+
+#[test]
+fn cursor_of_another_history_is_refused_at_once() {
+    let tail = tail(100);
+    let other = Cursor { history: HistoryId(1), ..cursor(10, 10) };
+    assert_eq!(tail.read(other, 1).unwrap_err(), TailError::OtherHistory);
+    assert_eq!(tail.wait(other, 1, Duration::from_secs(60)).unwrap_err(), TailError::OtherHistory);
+}
+
+#[test]
+fn snapshot_holds_the_newest_fact_of_each_kind() {
+    let version = Fact::ClusterVersion("3.6.0".into());
+    let start = vec![version.clone(), Fact::Compacted(Revision(3))];
+    let tail = Tail::new(TailConfig { hot_bytes_max: 1000 }, cursor(10, 10), start);
+    let leader = Fact::Leader(Some(MemberId(4)), Term(9));
+    let facts = vec![Fact::Compacted(Revision(4)), leader.clone(), Fact::Compacted(Revision(5))];
+    tail.publish(vec![Arc::new(Frame { position: Position(12), revision: Revision(10), events: vec![], facts })]);
+    assert_eq!(tail.snapshot(), (cursor(10, 12), vec![Fact::Compacted(Revision(5)), leader, version]));
+}
+
+#[test]
+fn waiting_reader_is_woken_by_publish_and_by_close() {
+    let tail = tail(1 << 20);
+    let reader = tail.clone();
+    let thread = std::thread::spawn(move || {
+        let first = reader.wait(cursor(10, 10), 1, Duration::from_secs(60)).unwrap();
+        (positions(&first), reader.wait(cursor(11, 11), 1, Duration::from_secs(60)).unwrap_err())
+    });
+    tail.publish(vec![frame(11, 1)]);
+    tail.close();
+    assert_eq!(thread.join().unwrap(), (vec![11], TailError::Closed));
+    assert_eq!(positions(&tail.read(cursor(10, 10), 1).unwrap()), [11], "what is there can still be read");
+}
+
+#[test]
+fn wait_ends_without_a_frame() {
+    assert_eq!(tail(100).wait(cursor(10, 10), 1, Duration::from_millis(5)).unwrap().len(), 0);
+}
+
+#[test]
+#[should_panic(expected = "a frame at position 11 follows one at 11")]
+fn position_that_does_not_grow_is_a_broken_invariant() {
+    tail(1000).publish(vec![frame(11, 1), frame(11, 1)]);
+}

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Every suite: Rust's, then the clients that nobody here wrote. What can't run on this machine is named at the end;
+# with CI=true that is a failure. ACCEPTANCE=1 runs the full counts.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+target=${CARGO_TARGET_DIR:-$PWD/target}
+left_out=()
+if [ "${ACCEPTANCE:-}" = 1 ]; then
+  export DIFF_SEEDS=${DIFF_SEEDS:-50} DIFF_OPS=${DIFF_OPS:-2000}
+fi
+output=$(mktemp -t tailwater-test.XXXXXX)
+trap 'rm -f "$output"' EXIT
+
+if command -v go >/dev/null; then
+  tests/etcd/build.sh "$target/reference"
+  export ETCD=${ETCD:-$target/reference/etcd} ETCDCTL=${ETCDCTL:-$target/reference/etcdctl}
+else
+  left_out+=("Go is not installed: the comparison with a real etcd, etcdctl's transcript and the Go client's suite did not run")
+fi
+
+cargo build -p tailwater-server
+export TAILWATER=${TAILWATER:-$target/debug/tailwater}
+
+cargo test --workspace --no-fail-fast 2>&1 | tee "$output"
+while IFS= read -r line; do left_out+=("${line#LEFT OUT: }"); done < <(grep -h '^LEFT OUT: ' "$output" | sort -u || true)
+
+if [ -n "${ETCDCTL:-}" ] && [ -x "$ETCDCTL" ]; then
+  TAILWATER_BIN=$TAILWATER TARGET_DIR=$target tests/clients/run.sh 2>&1 | tee "$output"
+  while IFS= read -r line; do left_out+=("${line#LEFT OUT: }"); done < <(grep -h '^LEFT OUT: ' "$output" | sort -u || true)
+fi
+
+if [ ${#left_out[@]} -gt 0 ]; then
+  printf '\nLeft out on this machine:\n'
+  printf '  - %s\n' "${left_out[@]}"
+  if [ "${CI:-}" = true ]; then
+    echo 'CI=true: nothing may be left out.' >&2
+    exit 1
+  fi
+fi
+echo 'make test: all suites that ran passed'

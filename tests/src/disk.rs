@@ -1,0 +1,129 @@
+//! The storage layer of `dropsync.c`, from the test's side.
+
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context;
+use rand::Rng;
+use rand::rngs::StdRng;
+use tempfile::TempDir;
+
+/// Keeps what was synced below `root` in a copy, which takes its place at a cut.
+pub struct SyncedDisk {
+    root: PathBuf,
+    dir: TempDir,
+    ignore_syncs: bool,
+    delay: Duration,
+}
+
+/// Decides what is torn.
+pub struct Cut<'a> {
+    /// Where the decisions come from.
+    pub random: &'a mut StdRng,
+}
+
+impl SyncedDisk {
+    /// Compiles the layer; needs a C compiler, as the server's own build does.
+    pub fn new(root: PathBuf, ignore_syncs: bool) -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new().prefix("tailwater-synced-").tempdir()?;
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("crash/dropsync.c");
+        let built = Command::new("cc")
+            .args(["-O2", "-shared", "-fPIC", "-o"])
+            .arg(dir.path().join("dropsync.so"))
+            .arg(source)
+            .args(["-ldl", "-lpthread"])
+            .status()
+            .context("a C compiler builds the storage layer")?;
+        anyhow::ensure!(built.success(), "dropsync.c does not compile");
+        Ok(Self { root, dir, ignore_syncs, delay: Duration::ZERO })
+    }
+
+    /// Makes each sync take so much longer.
+    #[must_use]
+    pub fn with_delay(mut self, delay: Duration) -> Self {
+        self.delay = delay;
+        self
+    }
+
+    fn shadow(&self) -> PathBuf {
+        self.dir.path().join("shadow")
+    }
+
+    /// What the server's environment needs.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let text = |path: PathBuf| path.to_string_lossy().into_owned();
+        vec![
+            ("LD_PRELOAD".into(), text(self.dir.path().join("dropsync.so"))),
+            ("DROPSYNC_ROOT".into(), text(self.root.clone())),
+            ("DROPSYNC_SHADOW".into(), text(self.shadow())),
+            ("DROPSYNC_IGNORE".into(), if self.ignore_syncs { "1" } else { "0" }.into()),
+            ("DROPSYNC_DELAY_MS".into(), self.delay.as_millis().to_string()),
+        ]
+    }
+
+    /// Everything that is there now counts as synced.
+    pub fn reset(&self) -> anyhow::Result<()> {
+        if self.shadow().exists() {
+            std::fs::remove_dir_all(self.shadow())?;
+        }
+        std::fs::create_dir_all(self.shadow().join("ino"))?;
+        self.adopt(&self.root, &self.shadow().join("tree"))
+    }
+
+    fn adopt(&self, from: &Path, to: &Path) -> anyhow::Result<()> {
+        std::fs::create_dir_all(to)?;
+        for entry in std::fs::read_dir(from)? {
+            let entry = entry?;
+            let target = to.join(entry.file_name());
+            if entry.file_type()?.is_dir() {
+                self.adopt(&entry.path(), &target)?;
+            } else {
+                let kept = self.shadow().join("ino").join(entry.metadata()?.ino().to_string());
+                std::fs::copy(entry.path(), &kept)?;
+                std::fs::hard_link(&kept, &target)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// After the kill: what was not synced is gone, but for what a torn write may have left.
+    pub fn cut(&self, cut: &mut Cut<'_>) -> anyhow::Result<()> {
+        let tree = self.shadow().join("tree");
+        cut.tear(&self.root, &tree)?;
+        std::fs::remove_dir_all(&self.root)?;
+        crate::copy_tree(&tree, &self.root)
+    }
+}
+
+impl Cut<'_> {
+    /// Appends to some synced files a part of what was written behind their end; in the raft log, whose records carry
+    /// checksums for it, perhaps with wrong bytes.
+    fn tear(&mut self, written: &Path, synced: &Path) -> anyhow::Result<()> {
+        for entry in std::fs::read_dir(synced)? {
+            let entry = entry?;
+            let original = written.join(entry.file_name());
+            if entry.file_type()?.is_dir() {
+                self.tear(&original, &entry.path())?;
+                continue;
+            }
+            let Ok(mut file) = std::fs::File::open(&original) else { continue };
+            let (have, all) = (entry.metadata()?.len(), file.metadata()?.len());
+            if all <= have || self.random.random_bool(0.5) {
+                continue;
+            }
+            let count = usize::try_from(self.random.random_range(1..=all - have))?;
+            let mut bytes = vec![0; count];
+            file.seek(SeekFrom::Start(have))?;
+            file.read_exact(&mut bytes)?;
+            if original.parent().is_some_and(|parent| parent.ends_with("raft")) && self.random.random_bool(0.3) {
+                let at = self.random.random_range(0..count);
+                bytes[at..].fill_with(|| self.random.random());
+            }
+            std::fs::OpenOptions::new().append(true).open(entry.path())?.write_all(&bytes)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,103 @@
+//! The order of the house: which crate may know which, and how large a file may grow.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each crate, and the crates of this project that it may use. Dependencies point one way: server → gateway → fanout →
+/// eventlog, and server → consensus → eventlog; `api` lies under all. The gateway reaches the write plane through
+/// consensus's handle. fanout and consensus do not know each other.
+const LAYERS: &[(&str, &[&str])] = &[
+    ("api", &[]),
+    ("eventlog", &["api"]),
+    ("consensus", &["api", "eventlog"]),
+    ("fanout", &["api", "eventlog"]),
+    ("gateway", &["api", "eventlog", "consensus", "fanout"]),
+    ("server", &["api", "eventlog", "consensus", "fanout", "gateway"]),
+    ("bench", &["api"]),
+];
+
+/// A file beyond this many lines wants to be two.
+const FILE_LINES_MAX: usize = 800;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the project").to_path_buf()
+}
+
+fn rust_files(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in
+        fs::read_dir(dir).expect("a folder of the project").map(|entry| entry.expect("a readable entry").path())
+    {
+        if entry.is_dir() && !entry.ends_with("target") && !entry.ends_with("node_modules") {
+            rust_files(&entry, found);
+        } else if entry.extension().is_some_and(|extension| extension == "rs") {
+            found.push(entry);
+        }
+    }
+}
+
+/// The names of this project's crates that `text` mentions with `before` in front of the name.
+fn mentioned(text: &str, before: &str) -> BTreeSet<String> {
+    text.match_indices(before)
+        .map(|(at, _)| text[at + before.len()..].chars().take_while(|c| c.is_ascii_lowercase()).collect::<String>())
+        .filter(|name| LAYERS.iter().any(|(layer, _)| layer == name))
+        .collect()
+}
+
+#[test]
+fn no_crate_reaches_up() {
+    for (layer, allowed) in LAYERS {
+        let dir = root().join("crates").join(layer);
+        if !dir.exists() {
+            continue;
+        }
+        let manifest = fs::read_to_string(dir.join("Cargo.toml")).expect("each crate has a manifest");
+        let dependencies = manifest.split("[dependencies]").nth(1).unwrap_or_default();
+        for name in mentioned(dependencies, "tailwater-") {
+            assert!(allowed.contains(&name.as_str()), "crates/{layer}/Cargo.toml depends on {name}");
+        }
+        let mut files = Vec::new();
+        rust_files(&dir, &mut files);
+        for file in files {
+            let text = fs::read_to_string(&file).expect("a source file");
+            for name in mentioned(&text, "tailwater_") {
+                assert!(allowed.contains(&name.as_str()), "{} imports {name}", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_crate_has_its_place_in_the_layers() {
+    for entry in fs::read_dir(root().join("crates")).expect("crates/") {
+        let name = entry.expect("a readable entry").file_name();
+        assert!(LAYERS.iter().any(|(layer, _)| name == *layer), "add crates/{} to LAYERS", name.display());
+    }
+}
+
+#[test]
+fn no_file_is_too_long() {
+    let mut files = Vec::new();
+    rust_files(&root().join("crates"), &mut files);
+    rust_files(&root().join("tests"), &mut files);
+    for file in files {
+        let lines = fs::read_to_string(&file).expect("a source file").lines().count();
+        assert!(lines <= FILE_LINES_MAX, "{} has {lines} lines; split it by what a reader looks for", file.display());
+    }
+}
+
+#[test]
+fn list_and_watch_paths_build_no_event_messages() {
+    // The write plane answers with messages (prev_kv of a put); the read plane never does: it sends stored bytes.
+    let mut files = Vec::new();
+    rust_files(&root().join("crates/fanout/src"), &mut files);
+    let gateway = root().join("crates/gateway/src");
+    for name in ["range.rs", "watch.rs", "range_body.rs"] {
+        files.extend(Some(gateway.join(name)).filter(|path| path.exists()));
+    }
+    for file in files {
+        let text = fs::read_to_string(&file).expect("a source file");
+        let product = text.split("#[cfg(test)]").next().unwrap_or_default();
+        assert!(!product.contains("mvccpb"), "{} mentions mvccpb: events are encoded once, at apply", file.display());
+    }
+}
