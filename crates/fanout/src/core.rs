@@ -1,0 +1,65 @@
+//! What the threads and streams of one fanout share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tailwater_eventlog::Source;
+
+use crate::FanoutConfig;
+use crate::encode::NodeIds;
+use crate::history::HistoryQueue;
+use crate::registry::Registry;
+use crate::store::Published;
+use crate::wakeups::Wakeups;
+use crate::window::Window;
+
+/// The smallest piece that a stream hands out under memory pressure.
+const CHUNK_BYTES_MIN: usize = 4 << 10;
+
+/// Shared by reference; each part says who writes it.
+pub(crate) struct Core {
+    pub(crate) config: FanoutConfig,
+    pub(crate) source: Arc<dyn Source>,
+    /// Written by the tail thread.
+    pub(crate) published: ArcSwap<Published>,
+    /// Written by the tail thread.
+    pub(crate) window: Window,
+    /// Locked by the tail thread while it matches, by streams while a watcher comes or goes.
+    pub(crate) registry: Mutex<Registry>,
+    pub(crate) wakeups: Wakeups,
+    pub(crate) history: HistoryQueue,
+    pub(crate) memory: StreamMemory,
+    pub(crate) stopped: AtomicBool,
+}
+
+impl Core {
+    pub(crate) fn ids(&self) -> NodeIds {
+        NodeIds { cluster_id: self.config.cluster_id, member_id: self.config.member_id }
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst)
+    }
+
+    /// Bytes of the next piece of a stream.
+    pub(crate) fn chunk_bytes(&self) -> usize {
+        let most = self.config.stream_chunk_bytes.max(CHUNK_BYTES_MIN);
+        let half = self.config.watch_memory_bytes_max / 2;
+        if self.memory.held.load(Ordering::Relaxed) <= half {
+            return most;
+        }
+        let streams = self.memory.streams.load(Ordering::Relaxed).max(1);
+        (half / streams).clamp(CHUNK_BYTES_MIN, most)
+    }
+}
+
+/// What watch streams hold for their clients.
+#[derive(Debug, Default)]
+pub(crate) struct StreamMemory {
+    pub(crate) streams: AtomicUsize,
+    pub(crate) held: AtomicUsize,
+    pub(crate) watchers: AtomicUsize,
+    pub(crate) catching_up: AtomicUsize,
+}

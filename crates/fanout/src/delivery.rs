@@ -1,0 +1,429 @@
+//! One watch stream: its watchers, and what goes to the client next.
+//!
+//! This is the synchronous core of a stream. Requests come in through [`Delivery::create`] and its siblings; the
+//! transport pulls pieces with [`Delivery::next`]. Between two pulls a stream holds cursors, answers to requests (the
+//! number of which is bounded) and at most one piece that is under way.
+//!
+//! Order within a stream: answers in the order of their requests, `created` before any event of its watcher, a
+//! message that has begun before anything else, and progress R only after everything up to R.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use tailwater_eventlog::{HistoryPoint, Revision};
+
+use crate::core::Core;
+use crate::encode::{HEAD_BYTES_MAX, Head};
+use crate::group::{Group, GroupKey, Take};
+use crate::inbox::{Inbox, Mail};
+use crate::store::Published;
+use crate::{CreateWatch, StreamEnd};
+
+mod progress;
+mod replay;
+
+use progress::Progress;
+use replay::{Job, Message};
+
+/// etcd's texts.
+pub(crate) mod text {
+    pub(crate) const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
+    pub(crate) const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
+    pub(crate) const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
+    pub(crate) const NO_LEADER: &str = "etcdserver: no leader";
+    pub(crate) const STOPPED: &str = "etcdserver: server stopped";
+    pub(crate) const TOO_MANY: &str = "etcdserver: too many requests";
+    pub(crate) const UNAVAILABLE: &str = "etcdserver: watch history unavailable, resume elsewhere";
+}
+
+/// gRPC's UNAVAILABLE.
+pub(crate) const UNAVAILABLE: i32 = 14;
+/// gRPC's RESOURCE_EXHAUSTED.
+const RESOURCE_EXHAUSTED: i32 = 8;
+/// The watch id of answers that concern no watcher.
+const NO_WATCH: i64 = -1;
+/// Answers that wait for the client to read; a client that sends requests and reads nothing is ended beyond it.
+const ANSWERS_MAX: usize = 16 << 10;
+/// Steps of a scan that one pull makes at most, so that a stream far behind does not hold its thread.
+const STEPS_MAX: usize = 64;
+/// Shared bytes below this are copied into the piece; above it they are referenced.
+const COPY_BYTES_MAX: usize = 4 << 10;
+
+/// One watch id.
+struct Watcher {
+    group: Arc<Group>,
+    /// The next revision that it needs.
+    next: Revision,
+    /// As asked for; 0: from the moment of creation on.
+    start: Revision,
+    progress_notify: bool,
+    fragment: bool,
+    /// Something was sent since the last tick.
+    sent: bool,
+    /// It reads the window or history of its own.
+    catching_up: bool,
+    /// It is in `Delivery::ready`.
+    queued: bool,
+}
+
+/// What a pull yields.
+pub(crate) enum Next {
+    Piece(Bytes),
+    /// Nothing now; the inbox wakes.
+    Idle,
+    /// Nothing yet, but there is more to scan: pull again soon.
+    Again,
+    Ended(StreamEnd),
+}
+
+/// What one step of a watcher did.
+enum Step {
+    /// A response was added, or a message was begun.
+    Sent,
+    /// It has everything that is published.
+    Drained,
+    /// It looked at events and has to go on.
+    Scanned,
+    /// It waits for history.
+    Waits,
+    /// The piece has no room for it; hand out the piece first.
+    Full,
+    /// It was ended.
+    Gone,
+}
+
+/// The state of a stream.
+pub(crate) struct Delivery {
+    core: Arc<Core>,
+    id: u64,
+    inbox: Arc<Inbox>,
+    watchers: BTreeMap<i64, Watcher>,
+    next_id: i64,
+    answers: VecDeque<Head>,
+    ready: VecDeque<i64>,
+    /// Pieces that must go out next, in order.
+    under_way: VecDeque<Bytes>,
+    message: Option<Message>,
+    job: Option<Job>,
+    progress: Progress,
+    slices: Vec<Bytes>,
+}
+
+impl Delivery {
+    pub(crate) fn new(core: Arc<Core>, id: u64, inbox: Arc<Inbox>) -> Self {
+        Self {
+            core,
+            id,
+            inbox,
+            watchers: BTreeMap::new(),
+            next_id: 0,
+            answers: VecDeque::new(),
+            ready: VecDeque::new(),
+            under_way: VecDeque::new(),
+            message: None,
+            job: None,
+            progress: Progress::default(),
+            slices: Vec::new(),
+        }
+    }
+
+    /// Adds a watcher or refuses it; see [`crate::WatchControl::create`].
+    pub(crate) fn create(&mut self, create: CreateWatch, denied: Option<String>) {
+        let published = self.core.published.load_full();
+        let refused = if create.start.0 < 0 {
+            Some(text::COMPACTED.to_owned())
+        } else if let Some(reason) = denied {
+            Some(reason)
+        } else if create.range.is_empty() {
+            Some(text::EMPTY_RANGE.to_owned())
+        } else {
+            self.watchers.contains_key(&create.watch_id).then(|| text::DUPLICATE_ID.to_owned())
+        };
+        let refused = refused.filter(|reason| reason != text::DUPLICATE_ID || create.watch_id != 0);
+        let mut head = answer(&published, NO_WATCH);
+        head.created = true;
+        if let Some(reason) = refused {
+            (head.canceled, head.cancel_reason) = (true, reason);
+            return self.answer(head);
+        }
+        head.watch_id = if create.watch_id == 0 { self.assign_id() } else { create.watch_id };
+        let watch_id = head.watch_id;
+        self.answer(head);
+        if create.start.0 > 0 && create.start < published.snapshot.compacted {
+            let head = compacted_cancel(&published, watch_id, published.snapshot.compacted);
+            return self.answer(head);
+        }
+        self.add(watch_id, create, &published);
+    }
+
+    fn add(&mut self, watch_id: i64, create: CreateWatch, published: &Published) {
+        let key = GroupKey { range: create.range, filter: create.filter, prev_kv: create.prev_kv };
+        let (group, matched) = {
+            let mut registry = self.core.registry.lock();
+            (registry.acquire(&key), registry.matched())
+        };
+        group.join(self.id, watch_id, &self.inbox);
+        let next = if create.start.0 == 0 { published.revision().next() } else { create.start };
+        let watcher = Watcher {
+            group,
+            next,
+            start: create.start,
+            progress_notify: create.progress_notify,
+            fragment: create.fragment,
+            sent: false,
+            catching_up: false,
+            queued: true,
+        };
+        self.watchers.insert(watch_id, watcher);
+        self.core.memory.watcher_added();
+        self.ready.push_back(watch_id);
+        // A batch that is matched but not yet published was not matched against a new group.
+        self.core.wakeups.wait_for(matched, watch_id, &self.inbox);
+        if self.core.published.load().revision() >= matched {
+            self.inbox.ready(watch_id);
+        }
+    }
+
+    fn assign_id(&mut self) -> i64 {
+        while self.watchers.contains_key(&self.next_id) {
+            self.next_id += 1;
+        }
+        self.next_id += 1;
+        self.next_id - 1
+    }
+
+    /// Ends a watcher; see [`crate::WatchControl::cancel`].
+    pub(crate) fn cancel(&mut self, watch_id: i64) {
+        if !self.remove(watch_id) {
+            return;
+        }
+        let mut head = answer(&self.core.published.load(), watch_id);
+        head.canceled = true;
+        self.answer(head);
+    }
+
+    /// Asks for progress of the whole stream.
+    pub(crate) fn request_progress(&mut self) {
+        let published = self.core.published.load().revision();
+        let future = self.watchers.values().any(|watcher| watcher.start > published);
+        if !self.watchers.is_empty() && !future {
+            self.progress.request(published);
+        }
+        self.inbox.wake();
+    }
+
+    /// Answers that the client has not read yet.
+    pub(crate) fn backlog(&self) -> usize {
+        self.answers.len()
+    }
+
+    fn answer(&mut self, head: Head) {
+        if self.answers.len() >= ANSWERS_MAX {
+            return self.inbox.end(StreamEnd::Status(RESOURCE_EXHAUSTED, text::TOO_MANY.into()));
+        }
+        self.answers.push_back(head);
+        self.inbox.wake();
+    }
+
+    fn remove(&mut self, watch_id: i64) -> bool {
+        let Some(watcher) = self.watchers.remove(&watch_id) else { return false };
+        watcher.group.leave(self.id, watch_id);
+        self.core.registry.lock().release(&watcher.group.key);
+        self.core.memory.watcher_removed(watcher.catching_up);
+        if self.message.as_ref().is_some_and(|m| m.watch_id == watch_id && !m.has_begun()) {
+            self.message = None;
+        }
+        if self.job.as_ref().is_some_and(|job| job.watch_id == watch_id) && self.message.is_none() {
+            self.job = None;
+        }
+        true
+    }
+
+    /// Frees everything.
+    pub(crate) fn close(&mut self) {
+        while let Some(watch_id) = self.watchers.first_key_value().map(|(id, _)| *id) {
+            self.remove(watch_id);
+        }
+        (self.message, self.job) = (None, None);
+        self.answers.clear();
+        self.ready.clear();
+        self.under_way.clear();
+    }
+
+    /// The next piece for the client.
+    pub(crate) fn next(&mut self, mail: Mail) -> Next {
+        if let Some(end) = mail.end {
+            self.close();
+            return Next::Ended(end);
+        }
+        for watch_id in mail.ready {
+            self.enqueue(watch_id);
+        }
+        // Read before anything is drained: progress up to here is true once all of it was handed out.
+        let published = self.core.published.load_full();
+        if mail.tick {
+            self.tick(&published);
+        }
+        let chunk = self.core.chunk_bytes();
+        let mut out = BytesMut::new();
+        for _ in 0..STEPS_MAX {
+            if let Some(piece) = self.under_way.pop_front() {
+                return Next::Piece(piece);
+            }
+            let step = if self.message.is_some() {
+                self.continue_message(&published, chunk)
+            } else {
+                self.put_answers(&mut out, chunk);
+                self.put_progress(&published);
+                self.put_answers(&mut out, chunk);
+                self.step_ready(&published, chunk, &mut out)
+            };
+            match step {
+                Err(end) => {
+                    self.close();
+                    return Next::Ended(end);
+                }
+                Ok(Step::Full) => break,
+                Ok(Step::Drained | Step::Waits) if self.under_way.is_empty() && self.answers.is_empty() => {
+                    return if out.is_empty() { Next::Idle } else { Next::Piece(out.freeze()) };
+                }
+                Ok(_) => {}
+            }
+            if !out.is_empty() && (out.len() >= chunk || !self.under_way.is_empty() || self.message.is_some()) {
+                break;
+            }
+        }
+        match out.is_empty() {
+            false => Next::Piece(out.freeze()),
+            true => self.under_way.pop_front().map_or(Next::Again, Next::Piece),
+        }
+    }
+
+    fn enqueue(&mut self, watch_id: i64) {
+        if let Some(watcher) = self.watchers.get_mut(&watch_id).filter(|watcher| !watcher.queued) {
+            watcher.queued = true;
+            self.ready.push_back(watch_id);
+        }
+    }
+
+    fn put_answers(&mut self, out: &mut BytesMut, chunk: usize) {
+        while out.len() < chunk {
+            let Some(head) = self.answers.pop_front() else { return };
+            head.put(out, self.core.ids(), 0);
+        }
+    }
+
+    /// Gives the ready watchers their turn until one has something to say.
+    fn step_ready(&mut self, published: &Published, chunk: usize, out: &mut BytesMut) -> Result<Step, StreamEnd> {
+        if !self.answers.is_empty() {
+            return Ok(Step::Full);
+        }
+        for _ in 0..self.ready.len() {
+            let Some(watch_id) = self.ready.pop_front() else { break };
+            if !self.watchers.contains_key(&watch_id) {
+                continue;
+            }
+            let step = self.step(watch_id, published, chunk, out)?;
+            match step {
+                Step::Drained => {
+                    let watcher = self.watchers.get_mut(&watch_id).expect("a step that drains keeps the watcher");
+                    watcher.queued = false;
+                }
+                Step::Waits => self.ready.push_back(watch_id),
+                Step::Full => {
+                    self.ready.push_front(watch_id);
+                    return Ok(step);
+                }
+                Step::Sent | Step::Scanned => {
+                    self.ready.push_back(watch_id);
+                    return Ok(step);
+                }
+                Step::Gone => return Ok(step),
+            }
+        }
+        Ok(if self.ready.is_empty() { Step::Drained } else { Step::Waits })
+    }
+
+    /// One response of one watcher, if there is anything for it.
+    fn step(
+        &mut self,
+        watch_id: i64,
+        published: &Published,
+        chunk: usize,
+        out: &mut BytesMut,
+    ) -> Result<Step, StreamEnd> {
+        let to = published.revision();
+        let room = chunk.saturating_sub(out.len() + HEAD_BYTES_MAX);
+        let room = room.min(self.core.config.response_bytes_max);
+        let watcher = self.watchers.get_mut(&watch_id).expect("only known watchers take a step");
+        self.slices.clear();
+        match watcher.group.take(watcher.next, to, room, &mut self.slices) {
+            Take::Drained => {
+                // Everything up to `to` was matched against its group and nothing is left of it.
+                watcher.next = watcher.next.max(to.next());
+                self.set_catching_up(watch_id, false);
+                Ok(Step::Drained)
+            }
+            Take::Taken(bytes, last) => {
+                watcher.next = last.next();
+                watcher.sent = true;
+                self.set_catching_up(watch_id, false);
+                self.put_shared(watch_id, published, bytes, out);
+                Ok(Step::Sent)
+            }
+            Take::TooLarge(_) if !out.is_empty() => Ok(Step::Full),
+            Take::Missed(from) | Take::TooLarge(from) => {
+                watcher.next = from;
+                self.set_catching_up(watch_id, true);
+                self.replay(watch_id, published, chunk, out)
+            }
+        }
+    }
+
+    /// A response made of the shared slices.
+    fn put_shared(&mut self, watch_id: i64, published: &Published, bytes: usize, out: &mut BytesMut) {
+        answer(published, watch_id).put(out, self.core.ids(), bytes);
+        if bytes <= COPY_BYTES_MAX {
+            self.slices.drain(..).for_each(|slice| out.extend_from_slice(&slice));
+        } else {
+            self.under_way.push_back(out.split().freeze());
+            self.under_way.extend(self.slices.drain(..));
+        }
+    }
+
+    fn set_catching_up(&mut self, watch_id: i64, catching_up: bool) {
+        let Some(watcher) = self.watchers.get_mut(&watch_id) else { return };
+        if watcher.catching_up != catching_up {
+            watcher.catching_up = catching_up;
+            self.core.memory.caught_up_changed(catching_up);
+        }
+    }
+
+    /// Ends a watcher whose next revision is compacted.
+    fn end_compacted(&mut self, watch_id: i64, published: &Published, compacted: Revision) -> Step {
+        self.remove(watch_id);
+        self.answers.push_back(compacted_cancel(published, watch_id, compacted));
+        Step::Gone
+    }
+}
+
+/// A response's head at what is published now.
+fn answer(published: &Published, watch_id: i64) -> Head {
+    Head { revision: published.revision(), term: published.snapshot.term, watch_id, ..Head::default() }
+}
+
+/// etcd sends this answer with revision 0 and no reason; its client makes ErrCompacted of it.
+fn compacted_cancel(published: &Published, watch_id: i64, compacted: Revision) -> Head {
+    Head {
+        revision: Revision(0),
+        canceled: true,
+        compact_revision: compacted,
+        ..answer(published, watch_id)
+    }
+}
+
+/// The first event of `revision`.
+fn first_of(revision: Revision) -> HistoryPoint {
+    HistoryPoint { revision, sub: 0 }
+}

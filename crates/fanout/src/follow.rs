@@ -1,0 +1,211 @@
+//! The tail thread: transfers the state, then follows frames and publishes each batch.
+//!
+//! The order of a batch matters: versions and window first, then the groups' shared chunks, then the root, and last
+//! the wake-ups. So whoever sees a revision as published finds everything that belongs to it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tailwater_eventlog::{Cursor, Fact, Frame, KeyRange, Position, Revision, StorageError, TailError};
+
+use crate::core::Core;
+use crate::delivery::text;
+use crate::group::Group;
+use crate::metrics;
+use crate::registry::Matched;
+use crate::store::{Store, segment_bytes};
+use crate::{FanoutConfig, StreamEnd};
+
+/// Bytes of frames taken from the tail at once, and of rows in one step of a transfer.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+/// How long one wait for frames takes at most: bounds how late a stop is noticed.
+const FOLLOW_TIMEOUT: Duration = Duration::from_millis(100);
+/// Shared chunks are kept this long for streams that are just behind; later they read the window.
+const CHUNK_LIFETIME: Duration = Duration::from_secs(1);
+
+/// What became visible.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Reached {
+    pub(crate) position: Position,
+    pub(crate) ready: bool,
+    pub(crate) stopped: bool,
+}
+
+/// Why following ended.
+enum Ended {
+    Tail(TailError),
+    Storage(StorageError),
+    Stopped,
+}
+
+/// The tail thread's state.
+pub(crate) struct Follower {
+    core: Arc<Core>,
+    reached: tokio::sync::watch::Sender<Reached>,
+    store: Store,
+    recent: RecentChunks,
+}
+
+impl Follower {
+    pub(crate) fn new(core: Arc<Core>, reached: tokio::sync::watch::Sender<Reached>) -> Self {
+        Self { core, reached, store: Store::default(), recent: RecentChunks::default() }
+    }
+
+    /// Runs until the fanout stops or its tail ends.
+    pub(crate) fn run(mut self) {
+        let reason = loop {
+            let ended = self.bootstrap().and_then(|()| self.follow());
+            match ended.expect_err("following ends with a reason") {
+                Ended::Tail(TailError::Behind(cursor)) => {
+                    tracing::warn!(revision = cursor.revision.0, "tail has left this fanout behind; transferring again");
+                }
+                Ended::Tail(TailError::OtherHistory) => {
+                    tracing::warn!("source has another history; transferring again");
+                    self.core.wakeups.end(StreamEnd::Status(14, text::UNAVAILABLE.into()), false);
+                }
+                Ended::Tail(TailError::Closed) => break "tail closed".to_owned(),
+                Ended::Storage(error) => break error.to_string(),
+                Ended::Stopped => break "stopped".to_owned(),
+            }
+        };
+        tracing::info!(reason, "fanout has ended");
+        self.core.stop();
+        self.reached.send_modify(|reached| reached.stopped = true);
+    }
+
+    /// Transfers the state and follows until it is whole; then publishes it as one.
+    fn bootstrap(&mut self) -> Result<(), Ended> {
+        let (begin, facts) = self.core.source.transfer_begin();
+        self.store = Store::at(begin, &facts);
+        let (range, mut resume_after) = (KeyRange::all(), None);
+        loop {
+            self.check_stopped()?;
+            let rows = self.core.source.transfer(&range, resume_after.as_ref(), BATCH_BYTES_MAX);
+            let rows = rows.map_err(Ended::Storage)?;
+            rows.events.into_iter().for_each(|event| self.store.load(event));
+            resume_after = rows.resume_after;
+            if resume_after.is_none() {
+                break;
+            }
+        }
+        while !self.store.is_whole() {
+            for frame in self.frames()? {
+                frame.events.iter().for_each(|event| self.store.settle(event.clone()));
+                self.step(&frame);
+            }
+        }
+        self.start_history();
+        Ok(())
+    }
+
+    /// Own history begins here: whatever groups shared before is to be read from the source.
+    fn start_history(&mut self) {
+        let (core, revision) = (&self.core, self.store.cursor().revision);
+        core.window.reset(revision);
+        self.recent = RecentChunks::default();
+        let mut registry = core.registry.lock();
+        let from = registry.matched().next();
+        registry.all().for_each(|group| group.reset(from, revision));
+        registry.set_matched(revision);
+        let groups: Vec<Arc<Group>> = registry.all().cloned().collect();
+        drop(registry);
+        core.published.store(Arc::new(self.store.publish()));
+        core.wakeups.published(groups);
+        let position = self.store.cursor().position;
+        self.reached.send_modify(|reached| (reached.position, reached.ready) = (position, true));
+    }
+
+    fn follow(&mut self) -> Result<(), Ended> {
+        loop {
+            let frames = self.frames()?;
+            let now = Instant::now();
+            if !frames.is_empty() {
+                self.batch(&frames, now);
+            }
+            self.recent.shrink(self.core.config.watch_memory_bytes_max / 4, now);
+        }
+    }
+
+    fn batch(&mut self, frames: &[Arc<Frame>], now: Instant) {
+        let core = self.core.clone();
+        let FanoutConfig { window_bytes_max, stream_chunk_bytes, .. } = core.config;
+        let mut events = Vec::new();
+        let mut leaderless = false;
+        for frame in frames {
+            events.extend(frame.events.iter().map(|event| self.store.apply(event.clone())));
+            leaderless |= frame.facts.iter().any(|fact| matches!(fact, Fact::Leader(None, _)));
+            self.step(frame);
+        }
+        let Cursor { revision, position, .. } = self.store.cursor();
+        let (matched, pairs) =
+            core.registry.lock().match_batch(&events, revision, self.store.compacted(), stream_chunk_bytes);
+        metrics::batch(events.len(), pairs);
+        core.window.append(events, segment_bytes(window_bytes_max));
+        let groups = self.recent.keep(matched, now);
+        core.published.store(Arc::new(self.store.publish()));
+        self.reached.send_modify(|reached| reached.position = position);
+        if leaderless {
+            core.wakeups.end(StreamEnd::Status(14, text::NO_LEADER.into()), true);
+        }
+        core.wakeups.published(groups);
+        self.store.evict(&core.window, window_bytes_max);
+        metrics::window(core.window.bytes(), revision.0);
+    }
+
+    /// Facts and cursor of a frame.
+    fn step(&mut self, frame: &Frame) {
+        frame.facts.iter().for_each(|fact| self.store.fact(fact));
+        let history = self.store.cursor().history;
+        self.store.reach(Cursor { history, revision: frame.revision, position: frame.position });
+    }
+
+    fn frames(&self) -> Result<Vec<Arc<Frame>>, Ended> {
+        self.check_stopped()?;
+        let frames = self.core.source.follow(self.store.cursor(), BATCH_BYTES_MAX, FOLLOW_TIMEOUT);
+        frames.map_err(Ended::Tail)
+    }
+
+    fn check_stopped(&self) -> Result<(), Ended> {
+        if self.core.is_stopped() { Err(Ended::Stopped) } else { Ok(()) }
+    }
+}
+
+/// Which groups hold shared chunks, oldest first: bounds them in bytes and in time.
+#[derive(Default)]
+struct RecentChunks {
+    chunks: VecDeque<(Instant, usize, Arc<Group>)>,
+    bytes: usize,
+}
+
+impl RecentChunks {
+    /// Hands each group its chunks; returns the groups.
+    fn keep(&mut self, matched: Vec<Matched>, now: Instant) -> Vec<Arc<Group>> {
+        let mut groups = Vec::with_capacity(matched.len());
+        for Matched { group, chunks, dropped } in matched {
+            for chunk in &chunks {
+                self.bytes += chunk.len();
+                self.chunks.push_back((now, chunk.len(), group.clone()));
+            }
+            group.append(chunks, dropped);
+            groups.push(group);
+        }
+        groups
+    }
+
+    fn shrink(&mut self, bytes_max: usize, now: Instant) {
+        while let Some((since, bytes, group)) = self.chunks.front() {
+            if self.bytes <= bytes_max && now.duration_since(*since) < CHUNK_LIFETIME {
+                break;
+            }
+            group.drop_oldest();
+            self.bytes -= bytes;
+            self.chunks.pop_front();
+        }
+    }
+}
+
+/// The revision that is published now.
+pub(crate) fn published_revision(core: &Core) -> Revision {
+    core.published.load().revision()
+}

@@ -1,0 +1,171 @@
+//! The in-memory store: what the tail thread owns and changes, and what it publishes.
+//!
+//! Invariants: `window floor <= snapshot revision`; a key is in the tree while it is live or its newest version is
+//! above the floor; counts of the tree are those of the newest revision.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tailwater_eventlog::{Cursor, Event, EventKind, Fact, Revision};
+
+use crate::ReadSnapshot;
+use crate::keys::KeyTree;
+use crate::version::KeyNode;
+use crate::window::{Window, WindowEvent};
+
+/// Segments of the window are about this large, or an eighth of a small window.
+const SEGMENT_BYTES: usize = 64 << 10;
+
+/// What readers see: one root and the facts that belong to it.
+#[derive(Debug, Default)]
+pub(crate) struct Published {
+    pub(crate) snapshot: Arc<ReadSnapshot>,
+    pub(crate) keys: KeyTree,
+    /// The tail has said that there is no leader.
+    pub(crate) no_leader: bool,
+}
+
+impl Published {
+    pub(crate) fn revision(&self) -> Revision {
+        self.snapshot.cursor.revision
+    }
+}
+
+/// The tail thread's side.
+#[derive(Debug, Default)]
+pub(crate) struct Store {
+    keys: KeyTree,
+    snapshot: ReadSnapshot,
+    no_leader: bool,
+    /// The highest mod_revision among transferred rows: own history starts when the tail has passed it.
+    transferred: Revision,
+}
+
+impl Store {
+    /// An empty store at the beginning of a transfer.
+    pub(crate) fn at(cursor: Cursor, facts: &[Fact]) -> Self {
+        let mut store = Self { snapshot: ReadSnapshot { cursor, ..ReadSnapshot::default() }, ..Self::default() };
+        for fact in facts {
+            store.fact(fact);
+        }
+        store
+    }
+
+    pub(crate) fn cursor(&self) -> Cursor {
+        self.snapshot.cursor
+    }
+
+    pub(crate) fn compacted(&self) -> Revision {
+        self.snapshot.compacted
+    }
+
+    /// Whether the tail has passed everything that the transfer brought.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.snapshot.cursor.revision >= self.transferred
+    }
+
+    /// A transferred row. It may be newer than what the tail will bring next; the higher mod_revision wins.
+    pub(crate) fn load(&mut self, event: Arc<Event>) {
+        self.transferred = self.transferred.max(event.envelope().revision);
+        self.settle(event);
+    }
+
+    /// An event before own history begins: only the newest state matters.
+    pub(crate) fn settle(&mut self, event: Arc<Event>) {
+        let envelope = *event.envelope();
+        if let Some(node) = self.keys.get(event.key()) {
+            let newest = node.newest();
+            let newest = newest.event().envelope();
+            if (newest.revision, newest.sub) >= (envelope.revision, envelope.sub) {
+                return;
+            }
+        }
+        match envelope.kind {
+            EventKind::Put => {
+                if let Some(node) = self.keys.get(event.key()) {
+                    node.replace(event);
+                } else {
+                    let key = Bytes::copy_from_slice(event.key());
+                    self.keys.set(key, Arc::new(KeyNode::new(event)), true);
+                }
+            }
+            EventKind::Delete => self.keys.remove(event.key()),
+        }
+    }
+
+    /// An event of the tail.
+    pub(crate) fn apply(&mut self, event: Arc<Event>) -> WindowEvent {
+        let live = event.envelope().kind == EventKind::Put;
+        let key = event.key();
+        let (version, was_live) = match self.keys.get(key) {
+            Some(node) => {
+                let node = node.clone();
+                let was_live = node.newest().is_put();
+                node.push(event.clone());
+                if was_live != live {
+                    self.keys.set(Bytes::copy_from_slice(key), node.clone(), live);
+                }
+                (node.newest(), was_live)
+            }
+            None => {
+                let node = Arc::new(KeyNode::new(event.clone()));
+                self.keys.set(Bytes::copy_from_slice(key), node.clone(), live);
+                (node.newest(), false)
+            }
+        };
+        WindowEvent { version, live_change: i8::from(live) - i8::from(was_live) }
+    }
+
+    /// A fact of the tail.
+    pub(crate) fn fact(&mut self, fact: &Fact) {
+        let snapshot = &mut self.snapshot;
+        match fact {
+            Fact::Compacted(revision) => snapshot.compacted = snapshot.compacted.max(*revision),
+            Fact::Auth(auth) => snapshot.auth = auth.clone(),
+            Fact::Alarms(alarms) => snapshot.alarms.clone_from(alarms),
+            Fact::Members(members) => snapshot.members.clone_from(members),
+            Fact::Leader(leader, term) => {
+                (snapshot.leader, snapshot.term) = (*leader, *term);
+                self.no_leader = leader.is_none();
+            }
+            Fact::ClusterVersion(version) => snapshot.cluster_version.clone_from(version),
+        }
+    }
+
+    pub(crate) fn reach(&mut self, cursor: Cursor) {
+        let now = self.snapshot.cursor;
+        assert!(
+            cursor.position >= now.position && cursor.revision >= now.revision,
+            "a tail never goes back: {cursor:?} after {now:?}"
+        );
+        self.snapshot.cursor = cursor;
+    }
+
+    pub(crate) fn publish(&self) -> Published {
+        Published {
+            snapshot: Arc::new(self.snapshot.clone()),
+            keys: self.keys.clone(),
+            no_leader: self.no_leader,
+        }
+    }
+
+    /// Shrinks the window to its bound and forgets keys that are deleted for every reader of memory.
+    pub(crate) fn evict(&mut self, window: &Window, bytes_max: usize) {
+        while let Some(segment) = window.evict(bytes_max, self.snapshot.compacted) {
+            for event in &segment.events {
+                if event.version.is_put() {
+                    continue;
+                }
+                let key = event.version.event().key();
+                if self.keys.get(key).is_some_and(|node| Arc::ptr_eq(&node.newest(), &event.version)) {
+                    self.keys.remove(key);
+                }
+            }
+        }
+    }
+}
+
+/// Size of the window's segments under this bound.
+pub(crate) fn segment_bytes(window_bytes_max: usize) -> usize {
+    (window_bytes_max / 8).min(SEGMENT_BYTES)
+}

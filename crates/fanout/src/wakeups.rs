@@ -1,0 +1,143 @@
+//! The delivery worker: wakes the streams that a published batch concerns, so that the tail thread need not.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use tailwater_eventlog::Revision;
+
+use crate::StreamEnd;
+use crate::group::Group;
+use crate::inbox::Inbox;
+
+#[derive(Default)]
+struct Work {
+    /// Each group at most once: see [`Group::mark`].
+    groups: Vec<Arc<Group>>,
+    published: bool,
+    /// End every stream, or those that require a leader.
+    end: Option<(StreamEnd, bool)>,
+    stopped: bool,
+}
+
+struct Stream {
+    inbox: Arc<Inbox>,
+    require_leader: bool,
+    next_tick: Instant,
+}
+
+/// What the tail thread hands to the delivery worker, and the streams that it knows.
+#[derive(Default)]
+pub(crate) struct Wakeups {
+    work: Mutex<Work>,
+    changed: Condvar,
+    streams: Mutex<BTreeMap<u64, Stream>>,
+    ticks: Mutex<BTreeMap<(Instant, u64), ()>>,
+    /// Watchers that wait until a revision is published that their group was not matched against.
+    awaiting: Mutex<Vec<(Revision, i64, Arc<Inbox>)>>,
+}
+
+impl Wakeups {
+    pub(crate) fn add_stream(&self, id: u64, inbox: Arc<Inbox>, require_leader: bool, interval: Duration) {
+        let next_tick = Instant::now() + interval;
+        self.streams.lock().insert(id, Stream { inbox, require_leader, next_tick });
+        self.ticks.lock().insert((next_tick, id), ());
+    }
+
+    pub(crate) fn remove_stream(&self, id: u64) {
+        if let Some(stream) = self.streams.lock().remove(&id) {
+            self.ticks.lock().remove(&(stream.next_tick, id));
+            self.awaiting.lock().retain(|(_, _, inbox)| !Arc::ptr_eq(inbox, &stream.inbox));
+        }
+    }
+
+    /// Wakes a watcher once `revision` is published; the caller checks again after this call.
+    pub(crate) fn wait_for(&self, revision: Revision, watch_id: i64, inbox: &Arc<Inbox>) {
+        self.awaiting.lock().push((revision, watch_id, inbox.clone()));
+    }
+
+    /// A batch was published that concerns these groups.
+    pub(crate) fn published(&self, groups: impl IntoIterator<Item = Arc<Group>>) {
+        let mut work = self.work.lock();
+        work.groups.extend(groups.into_iter().filter(|group| group.mark()));
+        work.published = true;
+        self.changed.notify_one();
+    }
+
+    /// Ends all streams, or only those that require a leader.
+    pub(crate) fn end(&self, end: StreamEnd, only_require_leader: bool) {
+        let mut work = self.work.lock();
+        if !matches!(work.end, Some((_, false))) {
+            work.end = Some((end, only_require_leader));
+        }
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn stop(&self) {
+        self.work.lock().stopped = true;
+        self.changed.notify_one();
+    }
+
+    /// Works until [`Wakeups::stop`]. `revision` reads what is published now.
+    pub(crate) fn run(&self, interval: Duration, revision: impl Fn() -> Revision) {
+        loop {
+            let work = self.wait();
+            if work.published {
+                let now = revision();
+                self.awaiting.lock().retain(|(wanted, watch_id, inbox)| {
+                    let waits = *wanted > now;
+                    if !waits {
+                        inbox.ready(*watch_id);
+                    }
+                    waits
+                });
+            }
+            for group in work.groups {
+                group.wake();
+            }
+            if let Some((end, only_require_leader)) = work.end {
+                for stream in self.streams.lock().values() {
+                    if stream.require_leader || !only_require_leader {
+                        stream.inbox.end(end.clone());
+                    }
+                }
+            }
+            self.tick(Instant::now(), interval);
+            if work.stopped {
+                return;
+            }
+        }
+    }
+
+    fn wait(&self) -> Work {
+        let next_tick = self.ticks.lock().keys().next().map(|(at, _)| *at);
+        // A stream opened meanwhile is due a whole interval from now, so waiting for the ones known is enough as long
+        // as the wait itself is bounded.
+        let bound = Instant::now() + Duration::from_millis(50);
+        let until = next_tick.map_or(bound, |at| at.min(bound));
+        let mut work = self.work.lock();
+        if work.groups.is_empty() && !work.published && work.end.is_none() && !work.stopped {
+            self.changed.wait_until(&mut work, until);
+        }
+        Work {
+            groups: std::mem::take(&mut work.groups),
+            published: std::mem::take(&mut work.published),
+            end: work.end.take(),
+            stopped: work.stopped,
+        }
+    }
+
+    fn tick(&self, now: Instant, interval: Duration) {
+        let mut streams = self.streams.lock();
+        let mut ticks = self.ticks.lock();
+        while let Some(due) = ticks.first_entry().filter(|due| due.key().0 <= now) {
+            let ((at, id), ()) = due.remove_entry();
+            if let Some(stream) = streams.get_mut(&id) {
+                stream.inbox.tick();
+                stream.next_tick = (at + interval).max(now);
+                ticks.insert((stream.next_tick, id), ());
+            }
+        }
+    }
+}
