@@ -1,0 +1,280 @@
+//! The apply machine: (state, command) → events, facts, state changes, answer.
+//!
+//! Plain synchronous code without a clock, randomness, hash order or IO of its own: every member that applies the same
+//! commands in the same order reaches the same state and the same bytes. What a command changes gathers in a batch
+//! that the driver takes ([`Machine::take_output`]), writes and publishes; until then the machine reads its own
+//! unwritten events from it.
+//!
+//! Invariants: a command makes at most one revision (a [`LeaseExpire`](write::LeaseExpire) one per lease), and none
+//! when it changes nothing or is refused; `compacted <= revision`; a key attached to a lease is in that lease's set.
+
+mod alarm;
+mod encode;
+mod kv;
+mod lease;
+mod members;
+pub(crate) mod quota;
+mod range;
+mod txn;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use raft::eraftpb::ConfState;
+use tailwater_api::etcdserverpb as pb;
+use tailwater_api::write::{self, command::Command};
+use tailwater_eventlog::{
+    Alarm, Event, EventLog, Fact, HistoryId, KeyIndex, KeyRange, LeaseId, LogState, Member, MemberId, Position, Revision,
+    StorageError, Term, WriteBatch,
+};
+
+use crate::{Answer, ApplyError};
+pub(crate) use lease::{LeaseChange, LeaseRecord};
+
+/// What the machine reads from storage: single events, by where the key index says they are.
+pub(crate) trait Values {
+    /// The event at (revision, sub) of `key`; `None` when there is none.
+    fn event(&self, key: &[u8], revision: Revision, sub: u32) -> Result<Option<Arc<Event>>, StorageError>;
+}
+
+impl Values for EventLog {
+    fn event(&self, key: &[u8], revision: Revision, sub: u32) -> Result<Option<Arc<Event>>, StorageError> {
+        EventLog::event(self, key, revision, sub)
+    }
+}
+
+/// Why a command has no answer but a refusal, or stops the member.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MachineError {
+    /// Refused; nothing changed. The same on every member.
+    #[error(transparent)]
+    Refused(#[from] ApplyError),
+    /// The member must stop.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// A command of a newer version, which the cluster version should have kept away.
+    #[error("unknown command")]
+    Unknown,
+}
+
+/// What one batch of commands did.
+#[derive(Debug, Default)]
+pub(crate) struct Output {
+    /// To be written, all or nothing.
+    pub(crate) write: WriteBatch,
+    /// To be published with the events.
+    pub(crate) facts: Vec<Fact>,
+    /// For the leader's clock.
+    pub(crate) leases: Vec<LeaseChange>,
+    /// Whether a compaction was accepted.
+    pub(crate) compacted: bool,
+}
+
+/// The deterministic state machine. One owner: the apply thread.
+pub(crate) struct Machine {
+    index: KeyIndex,
+    state: LogState,
+    cluster_id: u64,
+    leases: BTreeMap<LeaseId, LeaseRecord>,
+    alarms: BTreeSet<Alarm>,
+    members: BTreeMap<MemberId, Member>,
+    cluster_version: String,
+    conf_state: ConfState,
+    /// Whether [`Machine::index_step`] has work left.
+    index_behind: bool,
+    /// Not yet taken; events are in (revision, sub) order.
+    output: Output,
+    /// Bytes of the events in `output`.
+    output_bytes: usize,
+}
+
+impl Machine {
+    /// The machine of a stored state: what `state_scan` found under the machine's prefixes, and the index of all keys.
+    pub(crate) fn load(
+        index: KeyIndex,
+        state: LogState,
+        rows: impl IntoIterator<Item = (Bytes, Bytes)>,
+    ) -> Result<Self, StorageError> {
+        let mut machine = Self {
+            index_behind: state.compacted > Revision(0),
+            index,
+            state,
+            cluster_id: 0,
+            leases: BTreeMap::new(),
+            alarms: BTreeSet::new(),
+            members: BTreeMap::new(),
+            cluster_version: String::new(),
+            conf_state: ConfState::default(),
+            output: Output::default(),
+            output_bytes: 0,
+        };
+        for (key, value) in rows {
+            encode::load_row(&mut machine, &key, &value)
+                .ok_or_else(|| StorageError::Inconsistent(format!("state row {key:?} can't be read")))?;
+        }
+        machine.attach_all();
+        Ok(machine)
+    }
+
+    /// Attachments are not stored: each live key's own lease field tells them.
+    fn attach_all(&mut self) {
+        if self.leases.is_empty() {
+            return;
+        }
+        for meta in self.index.range(&KeyRange::all(), self.state.revision, 0) {
+            if let Some(lease) = self.leases.get_mut(&meta.lease) {
+                lease.keys.insert(meta.key);
+            }
+        }
+    }
+
+    /// The numbers after everything applied so far.
+    pub(crate) fn state(&self) -> LogState {
+        self.state
+    }
+
+    /// Whether a bootstrap command was applied.
+    pub(crate) fn bootstrapped(&self) -> bool {
+        self.state.history != HistoryId(0)
+    }
+
+    /// The group's configuration; empty before bootstrap.
+    pub(crate) fn conf_state(&self) -> &ConfState {
+        &self.conf_state
+    }
+
+    /// The leases, by id.
+    pub(crate) fn leases(&self) -> &BTreeMap<LeaseId, LeaseRecord> {
+        &self.leases
+    }
+
+    /// Keys attached to a lease, sorted; `None` when there is no such lease.
+    pub(crate) fn lease_keys(&self, id: LeaseId) -> Option<Vec<Bytes>> {
+        self.leases.get(&id).map(|lease| lease.keys.iter().cloned().collect())
+    }
+
+    /// What a reader that starts here must know.
+    pub(crate) fn facts(&self) -> Vec<Fact> {
+        let mut facts = vec![
+            Fact::Compacted(self.state.compacted),
+            Fact::Alarms(self.alarms.iter().copied().collect()),
+            Fact::Members(self.members.values().cloned().collect()),
+        ];
+        if !self.cluster_version.is_empty() {
+            facts.push(Fact::ClusterVersion(self.cluster_version.clone()));
+        }
+        facts
+    }
+
+    /// Bytes of events that wait to be taken.
+    pub(crate) fn output_bytes(&self) -> usize {
+        self.output_bytes
+    }
+
+    /// Everything since the last call, with the numbers that hold after it.
+    pub(crate) fn take_output(&mut self) -> Output {
+        self.output_bytes = 0;
+        let mut output = std::mem::take(&mut self.output);
+        output.write.log_state = self.state;
+        output
+    }
+
+    /// The entry at `position` was applied; also told for entries without a command.
+    pub(crate) fn advance(&mut self, position: Position, term: Term) {
+        assert!(position > self.state.applied, "entry {position} applied twice");
+        self.state.applied = position;
+        self.state.applied_term = term;
+    }
+
+    /// Applies one command. `waiting` says whether somebody waits for the answer: without, prev_kv and range results
+    /// are not computed.
+    pub(crate) fn apply(
+        &mut self,
+        values: &dyn Values,
+        command: Option<Command>,
+        waiting: bool,
+    ) -> Result<Answer, MachineError> {
+        let command = command.ok_or(MachineError::Unknown)?;
+        self.refuse_for_alarms(&command)?;
+        match command {
+            Command::Put(request) => self.put(values, request, waiting),
+            Command::DeleteRange(request) => self.delete_range(values, request, waiting),
+            Command::Txn(request) => self.txn(values, request, waiting),
+            Command::Compact(request) => self.compact(request),
+            Command::LeaseGrant(request) => self.lease_grant(&request),
+            Command::LeaseRevoke(request) => self.lease_revoke(&request),
+            Command::LeaseExpire(request) => Ok(self.lease_expire(&request)),
+            Command::LeaseCheckpoint(request) => Ok(self.lease_checkpoint(&request)),
+            Command::Alarm(request) => Ok(self.alarm(&request)),
+            Command::SetClusterVersion(request) => Ok(self.set_cluster_version(request)),
+            Command::Bootstrap(request) => Ok(self.bootstrap(request)),
+            Command::PublishMember(request) => Ok(self.publish_member(request)),
+        }
+    }
+
+    /// Forgets index entries that no read can see, at most `keys_max` keys of them. `true` when nothing is left.
+    pub(crate) fn index_step(&mut self, keys_max: usize) -> bool {
+        if self.index_behind && self.index.compact_step(self.state.compacted, keys_max) {
+            self.index_behind = false;
+        }
+        !self.index_behind
+    }
+
+    fn compact(&mut self, request: pb::CompactionRequest) -> Result<Answer, MachineError> {
+        let at = Revision(request.revision);
+        // A store that was never compacted accepts 0, as etcd does.
+        let fresh = at == Revision(0) && self.state.compacted == Revision(0);
+        if !fresh && at <= self.state.compacted {
+            return Err(ApplyError::Compacted.into());
+        }
+        if at > self.state.revision {
+            return Err(ApplyError::FutureRevision.into());
+        }
+        if !fresh {
+            self.state.compacted = at;
+            self.index_behind = true;
+            self.output.compacted = true;
+            self.output.facts.push(Fact::Compacted(at));
+        }
+        Ok(Answer::Compact(pb::CompactionResponse { header: self.header(self.state.revision) }))
+    }
+
+    /// Stores and indexes an event of the revision in the making.
+    fn record(&mut self, event: Event) {
+        self.index.insert(&event);
+        self.output_bytes += event.bytes().len();
+        self.output.write.events.push(Arc::new(event));
+    }
+
+    /// A change of the machine's own state; `None` deletes the row.
+    fn store(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
+        self.output.write.state.push((key, value));
+    }
+
+    /// An event that the index says exists: of this batch, else stored.
+    fn event(
+        &self,
+        values: &dyn Values,
+        key: &[u8],
+        revision: Revision,
+        sub: u32,
+    ) -> Result<Arc<Event>, StorageError> {
+        let fresh = &self.output.write.events;
+        let found = fresh.binary_search_by_key(&(revision, sub), |event| (event.envelope().revision, event.envelope().sub));
+        match found {
+            Ok(at) => Ok(Arc::clone(&fresh[at])),
+            Err(_) => values.event(key, revision, sub)?.ok_or_else(|| {
+                StorageError::Inconsistent(format!("no event at {revision}.{sub} though the key index has it"))
+            }),
+        }
+    }
+
+    #[expect(clippy::unnecessary_wraps, reason = "the field it fills is optional")]
+    fn header(&self, revision: Revision) -> Option<pb::ResponseHeader> {
+        Some(pb::ResponseHeader { revision: revision.0, ..Default::default() })
+    }
+}

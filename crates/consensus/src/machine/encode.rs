@@ -1,0 +1,116 @@
+//! The machine's rows in the `state` column family. The event log adds a checksum to each value.
+//!
+//! Every value begins with the format byte 1. Numbers are big endian.
+//!
+//! | key | value after the format byte |
+//! |---|---|
+//! | `lease/` + id (8 bytes) | granted TTL (8 bytes), remaining TTL (8 bytes), seconds |
+//! | `member/` + id (8 bytes) | encoded `tailwater.tail.v1.Member` |
+//! | `alarm/` + member id (8 bytes) + kind (1 byte: 1 NOSPACE, 2 CORRUPT) | nothing |
+//! | `cluster_id` | 8 bytes |
+//! | `cluster_version` | UTF-8 text |
+//! | `conf_state` | auto leave (1 byte), then voters, learners, outgoing voters, next learners: each a count (4 bytes) and so many ids (8 bytes) |
+
+use bytes::Buf;
+use prost::Message;
+use raft::eraftpb::ConfState;
+use tailwater_api::tail;
+use tailwater_eventlog::{Alarm, AlarmKind, LeaseId, Member, MemberId};
+
+use super::members::{member as decode_member, member_message};
+use super::{LeaseRecord, Machine};
+
+/// First byte of every value.
+pub(super) const FORMAT: u8 = 1;
+pub(super) const CLUSTER_ID: &[u8] = b"cluster_id";
+pub(super) const CLUSTER_VERSION: &[u8] = b"cluster_version";
+pub(super) const CONF_STATE: &[u8] = b"conf_state";
+const LEASE: &[u8] = b"lease/";
+const MEMBER: &[u8] = b"member/";
+const ALARM: &[u8] = b"alarm/";
+
+/// The prefixes under which all rows of the machine lie.
+pub(crate) const PREFIXES: [&[u8]; 6] = [LEASE, MEMBER, ALARM, CLUSTER_ID, CLUSTER_VERSION, CONF_STATE];
+
+pub(super) fn lease_key(id: LeaseId) -> Vec<u8> {
+    [LEASE, &id.0.to_be_bytes()].concat()
+}
+
+pub(super) fn member_key(id: MemberId) -> Vec<u8> {
+    [MEMBER, &id.0.to_be_bytes()].concat()
+}
+
+pub(super) fn alarm_key(alarm: Alarm) -> Vec<u8> {
+    let kind = match alarm.kind {
+        AlarmKind::NoSpace => 1,
+        AlarmKind::Corrupt => 2,
+    };
+    [ALARM, &alarm.member.0.to_be_bytes(), &[kind]].concat()
+}
+
+pub(super) fn lease(lease: &LeaseRecord) -> Vec<u8> {
+    [&[FORMAT][..], &lease.ttl.to_be_bytes(), &lease.remaining.to_be_bytes()].concat()
+}
+
+pub(super) fn member(member: &Member) -> Vec<u8> {
+    let mut out = vec![FORMAT];
+    member_message(member).encode(&mut out).expect("a vector takes any length");
+    out
+}
+
+pub(super) fn number(number: u64) -> Vec<u8> {
+    [&[FORMAT][..], &number.to_be_bytes()].concat()
+}
+
+pub(super) fn text(text: &str) -> Vec<u8> {
+    [&[FORMAT][..], text.as_bytes()].concat()
+}
+
+pub(super) fn conf_state(conf: &ConfState) -> Vec<u8> {
+    let mut out = vec![FORMAT, u8::from(conf.auto_leave)];
+    for ids in [&conf.voters, &conf.learners, &conf.voters_outgoing, &conf.learners_next] {
+        out.extend(u32::try_from(ids.len()).expect("a group has few members").to_be_bytes());
+        ids.iter().for_each(|id| out.extend(id.to_be_bytes()));
+    }
+    out
+}
+
+/// Puts one stored row into the machine; `None` when it can't be read.
+pub(super) fn load_row(machine: &mut Machine, key: &[u8], value: &[u8]) -> Option<()> {
+    let (&FORMAT, mut value) = value.split_first()? else { return None };
+    if let Some(id) = key.strip_prefix(LEASE) {
+        let id = LeaseId(i64::from_be_bytes(id.try_into().ok()?));
+        let ttl = value.try_get_i64().ok()?;
+        let remaining = value.try_get_i64().ok()?;
+        machine.leases.insert(id, LeaseRecord { ttl, remaining, ..Default::default() });
+    } else if key.starts_with(MEMBER) {
+        let member = decode_member(tail::Member::decode(value).ok()?);
+        machine.members.insert(member.id, member);
+    } else if let Some(mut alarm) = key.strip_prefix(ALARM) {
+        let member = MemberId(alarm.try_get_u64().ok()?);
+        let kind = match alarm {
+            [1] => AlarmKind::NoSpace,
+            [2] => AlarmKind::Corrupt,
+            _ => return None,
+        };
+        machine.alarms.insert(Alarm { member, kind });
+    } else if key == CLUSTER_ID {
+        machine.cluster_id = value.try_get_u64().ok()?;
+    } else if key == CLUSTER_VERSION {
+        machine.cluster_version = String::from_utf8(value.to_vec()).ok()?;
+    } else if key == CONF_STATE {
+        machine.conf_state = load_conf_state(value)?;
+    } else {
+        return None;
+    }
+    Some(())
+}
+
+fn load_conf_state(mut value: &[u8]) -> Option<ConfState> {
+    let auto_leave = value.try_get_u8().ok()? == 1;
+    let mut ids = || -> Option<Vec<u64>> {
+        let count = value.try_get_u32().ok()?;
+        (0..count).map(|_| value.try_get_u64().ok()).collect()
+    };
+    Some(ConfState { voters: ids()?, learners: ids()?, voters_outgoing: ids()?, learners_next: ids()?, auto_leave })
+}
