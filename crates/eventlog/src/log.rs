@@ -28,6 +28,7 @@ use crate::index::SharedTree;
 use crate::{Event, HistoryId, KeyIndex, KeyRange, Position, Revision, Term};
 
 mod engine;
+mod files;
 mod fold;
 mod format;
 mod live;
@@ -131,12 +132,16 @@ pub struct EventLog {
 
 struct Shared {
     engine: Engine,
+    /// The directory.
+    path: PathBuf,
     /// The numbers after the last write and the last fold step. Guards a copy; never held during IO.
     state: Mutex<LogState>,
     /// The key index's tree; see the module's documentation.
     tree: SharedTree,
     /// Held during a fold step, so that the fold point has one writer.
     folding: Mutex<()>,
+    /// Held during a flush, so that its marker has one writer.
+    flushing: Mutex<()>,
 }
 
 impl EventLog {
@@ -268,11 +273,13 @@ impl EventLog {
     /// # Errors
     /// The storage failed.
     pub fn flush(&self) -> Result<Position, StorageError> {
-        // Both are read before the flush begins: what is flushed includes at least them.
+        let _one_at_a_time = self.shared.flushing.lock();
+        // The numbers are read before the flush begins: what is flushed includes at least these.
         let flushed = self.state();
         let begin = Instant::now();
         self.shared.engine.flush()?;
         metrics::histogram!(crate::metrics::FLUSH_SECONDS).record(begin.elapsed());
+        files::write_flushed(&self.shared.path, &flushed)?;
         // Only now: a crash before the flush would bring back a fold point below rows whose files are gone.
         fold::drop_files(&self.shared.engine, flushed.fold_point)?;
         Ok(flushed.applied)

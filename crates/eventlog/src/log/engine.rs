@@ -55,7 +55,9 @@ impl Engine {
         let families = Family::ALL.map(|family| {
             ColumnFamilyDescriptor::new(family.name(), family_options(family, config.memtable_bytes, &cache))
         });
-        let db = DB::open_cf_descriptors(&database_options(), &config.path, families)?;
+        // Not every message of a failed start names the directory.
+        let db = DB::open_cf_descriptors(&database_options(), &config.path, families)
+            .map_err(|error| StorageError::Engine(format!("{}: {error}", config.path.display())))?;
         Ok(Self { db })
     }
 

@@ -3,6 +3,9 @@
 //! A file `FORMAT` in the directory holds one line, `tailwater event log format 1 checksum xxxxxxxx`, where x is the
 //! CRC-32C, in hexadecimal, of what stands before ` checksum`. It is written and synced before the database is made.
 //!
+//! A file `FLUSHED` holds one line, `tailwater event log flushed a f checksum xxxxxxxx`, with the applied position a
+//! and the fold point f that the last flush has made durable. It is replaced and synced after each flush.
+//!
 //! * `log`: key = revision, 8 bytes big endian, then sub-revision, 4 bytes big endian. Value = an event's row (see
 //!   `event.rs`). Revisions and sub-revisions follow each other without a gap.
 //! * `base`: key = the user's key. Value = the row of a put at or below the fold point.
@@ -137,15 +140,35 @@ fn words<const N: usize>(key: &[u8], value: &[u8]) -> Result<[[u8; 8]; N], Stora
     }
 }
 
+const FORMAT_TEXT: &str = "tailwater event log format ";
+const FLUSHED_TEXT: &str = "tailwater event log flushed ";
+
 /// The line in the file `FORMAT`.
 pub(super) fn format_line(format: u32) -> String {
-    let text = format!("tailwater event log format {format}");
-    format!("{text} checksum {:08x}\n", crc32c::crc32c(text.as_bytes()))
+    sealed_line(&format!("{FORMAT_TEXT}{format}"))
 }
 
 /// The number in the file `FORMAT`, `None` when the line is not whole.
 pub(super) fn parse_format_line(line: &str) -> Option<u32> {
+    unsealed_line(line)?.strip_prefix(FORMAT_TEXT)?.parse().ok()
+}
+
+/// The line in the file `FLUSHED`.
+pub(super) fn flushed_line(flushed: &LogState) -> String {
+    sealed_line(&format!("{FLUSHED_TEXT}{} {}", flushed.applied, flushed.fold_point))
+}
+
+/// Applied position and fold point in the file `FLUSHED`, `None` when the line is not whole.
+pub(super) fn parse_flushed_line(line: &str) -> Option<(Position, Revision)> {
+    let (applied, fold_point) = unsealed_line(line)?.strip_prefix(FLUSHED_TEXT)?.split_once(' ')?;
+    Some((Position(applied.parse().ok()?), Revision(fold_point.parse().ok()?)))
+}
+
+fn sealed_line(text: &str) -> String {
+    format!("{text} checksum {:08x}\n", crc32c::crc32c(text.as_bytes()))
+}
+
+fn unsealed_line(line: &str) -> Option<&str> {
     let (text, _) = line.split_once(" checksum ")?;
-    let format = text.strip_prefix("tailwater event log format ")?.parse().ok()?;
-    (line == format_line(format)).then_some(format)
+    (line == sealed_line(text)).then_some(text)
 }

@@ -1,75 +1,32 @@
 //! Opening: the format, the numbers, and the index from base and log.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use super::engine::{Engine, Family};
-use super::{EventLog, EventLogConfig, LogState, Scan, Shared, StorageError, format};
+use super::{EventLog, EventLogConfig, LogState, Scan, Shared, StorageError, files, format};
 use crate::{KeyIndex, Revision};
 
-const FORMAT_FILE: &str = "FORMAT";
-
 pub(super) fn open(config: &EventLogConfig) -> Result<(EventLog, KeyIndex), StorageError> {
-    check_format(&config.path)?;
+    files::check_format(&config.path)?;
     let engine = Engine::open(config)?;
     let state = read_numbers(&engine)?;
+    files::check_flushed(&config.path, &state)?;
     check_state(&engine)?;
     let mut index = KeyIndex::default();
     load_base(&engine, &state, &mut index)?;
     load_log(&engine, &state, &mut index)?;
     while !index.compact_step(state.compacted, usize::MAX) {}
-    let shared = Shared { engine, state: Mutex::new(state), tree: index.shared_tree(), folding: Mutex::new(()) };
+    let shared = Shared {
+        engine,
+        path: config.path.clone(),
+        state: Mutex::new(state),
+        tree: index.shared_tree(),
+        folding: Mutex::new(()),
+        flushing: Mutex::new(()),
+    };
     Ok((EventLog { shared: Arc::new(shared) }, index))
-}
-
-/// Makes the directory and its format file, or checks what is there.
-fn check_format(path: &Path) -> Result<(), StorageError> {
-    let file = path.join(FORMAT_FILE);
-    let fail = |error: io::Error| StorageError::Engine(format!("{}: {error}", file.display()));
-    fs::create_dir_all(path).map_err(fail)?;
-    let has_database = path.join("CURRENT").exists();
-    let line = match fs::read_to_string(&file) {
-        Ok(line) => line,
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !has_database => {
-            return write_format(path).map_err(fail);
-        }
-        Err(error) => return Err(fail(error)),
-    };
-    let Some(found) = format::parse_format_line(&line) else {
-        return Err(StorageError::Inconsistent(format!("{}: the line does not fit its checksum", file.display())));
-    };
-    if found != format::FORMAT {
-        let path = path.display().to_string();
-        return Err(StorageError::Format { path, found, supported: format::FORMAT });
-    }
-    if !has_database && has_tables(path).map_err(fail)? {
-        // RocksDB would take the directory for a new one and begin empty.
-        let path = path.display();
-        return Err(StorageError::Inconsistent(format!("{path}: tables without the file CURRENT that leads to them")));
-    }
-    Ok(())
-}
-
-fn has_tables(path: &Path) -> io::Result<bool> {
-    for entry in fs::read_dir(path)? {
-        if entry?.path().extension().is_some_and(|extension| extension == "sst") {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-fn write_format(path: &Path) -> io::Result<()> {
-    let new = path.join("FORMAT.new");
-    let mut file = File::create(&new)?;
-    file.write_all(format::format_line(format::FORMAT).as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&new, path.join(FORMAT_FILE))?;
-    File::open(path)?.sync_all()
 }
 
 fn read_numbers(engine: &Engine) -> Result<LogState, StorageError> {

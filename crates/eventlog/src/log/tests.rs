@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -317,8 +317,11 @@ fn missing_record_is_named() {
     assert!(message.contains("a hole") && message.contains("revision 13 sub 0"), "{message}");
 }
 
+/// Numbers, log, live keys, and how much state and index there is.
+type Everything = (LogState, Vec<Event>, Vec<Arc<Event>>, usize);
+
 /// Reads everything, as a start and later reads would.
-fn read_all(path: &Path) -> Result<(LogState, Vec<Event>, Vec<Arc<Event>>, usize), StorageError> {
+fn read_all(path: &Path) -> Result<Everything, StorageError> {
     let (log, index) = EventLog::open(&config(path))?;
     let mut scan = log.scan((Revision(0), 0), Revision(i64::MAX - 1));
     let mut events = Vec::new();
@@ -367,4 +370,93 @@ fn flipped_bit_is_reported_with_its_file_or_does_not_matter() {
         }
         assert!(found > 0, "{table}: no flip was noticed");
     }
+}
+
+/// The bytes of format 1 as they were first written, by another program than this one.
+#[test]
+fn state_values_equal_the_golden_file() {
+    let state = LogState {
+        history: HistoryId(0x1122_3344_5566_7788),
+        revision: Revision(1000),
+        compacted: Revision(900),
+        fold_point: Revision(0),
+        applied: Position(12345),
+        applied_term: Term(6),
+    };
+    let own = format::state_key(b"lease/1");
+    let values = [
+        format::sealed(format::NUMBERS_KEY, format::encode_numbers(&state)),
+        format::sealed(format::FOLD_KEY, format::encode_fold_point(Revision(899))),
+        format::sealed(&own, b"value".to_vec()),
+        format::format_line(1).into_bytes(),
+        format::flushed_line(&LogState { fold_point: Revision(899), ..state }).into_bytes(),
+        format::log_key(Revision(1000), 3).to_vec(),
+    ];
+    let hex = |value: &Vec<u8>| value.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let golden: Vec<_> = include_str!("../../testdata/state-format-1.hex").lines().collect();
+    assert_eq!(values.iter().map(hex).collect::<Vec<_>>(), golden);
+    let numbers = format::unsealed(format::NUMBERS_KEY, values[0].clone().into()).unwrap();
+    assert_eq!(format::decode_numbers(&numbers).unwrap(), state);
+    let moved = format::unsealed(&own, values[0].clone().into()).unwrap_err().to_string();
+    assert!(moved.contains("checksum mismatch"), "a value under another key: {moved}");
+}
+
+/// RocksDB alone opens some of these as an older store, or as an empty one.
+#[test]
+fn flipped_bit_in_a_file_that_leads_to_the_tables_is_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::open(dir.path());
+    for _ in 0..3 {
+        writer.mixed(20);
+        writer.log.flush().unwrap();
+    }
+    let expected = read_all(crash_copy(dir.path()).path()).unwrap();
+    let names = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let names: Vec<_> = names.filter(|name| !name.ends_with(".sst")).collect();
+    for name in names {
+        let len = usize::try_from(fs::metadata(dir.path().join(&name)).unwrap().len()).unwrap();
+        let needed = ["CURRENT", "FORMAT", "FLUSHED"].contains(&name.as_str()) || name.starts_with("MANIFEST");
+        let step = if needed { 1 + len / 60 } else { 1 + len / 5 };
+        for at in (0..len).step_by(step) {
+            let bad = crash_copy(dir.path());
+            let file = bad.path().join(&name);
+            if !file.exists() {
+                continue;
+            }
+            let mut bytes = fs::read(&file).unwrap();
+            bytes[at] ^= 0x10;
+            fs::write(&file, bytes).unwrap();
+            match read_all(bad.path()) {
+                Err(error) => assert!(error.to_string().contains(bad.path().to_str().unwrap()), "{name}: {error}"),
+                Ok(read) => assert_eq!(read, expected, "{name} at {at}: silently different"),
+            }
+        }
+    }
+}
+
+/// What a flipped record length in the MANIFEST amounts to, for each of its lengths.
+#[test]
+fn cut_manifest_is_not_taken_for_an_older_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::open(dir.path());
+    for _ in 0..3 {
+        writer.mixed(20);
+        writer.log.flush().unwrap();
+    }
+    let state = writer.log.state();
+    let manifest = fs::read_to_string(dir.path().join("CURRENT")).unwrap().trim_end().to_owned();
+    let len = fs::metadata(dir.path().join(&manifest)).unwrap().len();
+    let (mut refused_here, mut whole) = (0, 0);
+    for cut in (1..=len).step_by(19) {
+        let bad = crash_copy(dir.path());
+        File::options().write(true).open(bad.path().join(&manifest)).unwrap().set_len(len - cut).unwrap();
+        match EventLog::open(&config(bad.path())) {
+            Ok((log, _)) => {
+                assert_eq!(log.state(), state, "{cut} bytes cut");
+                whole += 1;
+            }
+            Err(error) => refused_here += u32::from(error.to_string().contains("were flushed")),
+        }
+    }
+    assert!(refused_here > 10, "{refused_here} refused by the marker, {whole} whole");
 }

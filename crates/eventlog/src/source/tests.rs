@@ -4,6 +4,9 @@ use super::*;
 use crate::log::tests::Writer;
 use crate::{EventKind, FoldProgress, HistoryId, Position, TailConfig};
 
+/// Where a reader came, and what it got on the way.
+type Followed = (Cursor, Vec<Arc<Event>>, Vec<Fact>);
+
 /// A writer whose records also go to a tail of `hot_bytes_max`, one frame each.
 struct World {
     writer: Writer,
@@ -33,6 +36,12 @@ impl World {
         while self.writer.log.fold_step(3).unwrap() == FoldProgress::More {}
     }
 
+    /// A position without events or facts, which pushes what came before out of memory.
+    fn publish_nothing(&mut self) {
+        self.writer.record(&[], None);
+        self.publish(vec![]);
+    }
+
     fn publish(&mut self, facts: Vec<Fact>) {
         let state = self.writer.log.state();
         let events = self.writer.events[self.published..].to_vec();
@@ -42,7 +51,7 @@ impl World {
     }
 
     /// As a fanout does: follows until nothing comes, and checks each frame on the way.
-    fn follow(&self, mut cursor: Cursor, bytes_max: usize) -> Result<(Cursor, Vec<Arc<Event>>, Vec<Fact>), TailError> {
+    fn follow(&self, mut cursor: Cursor, bytes_max: usize) -> Result<Followed, TailError> {
         let (mut events, mut facts) = (Vec::new(), Vec::new());
         while cursor.position < self.source.tail.end().position {
             let frames = self.source.follow(cursor, bytes_max, Duration::ZERO)?;
@@ -115,14 +124,6 @@ fn facts_missed_in_memory_come_with_the_last_frame() {
     world.publish_nothing();
     let cursor = Cursor { revision: Revision(22), position: Position(22), ..start() };
     assert_eq!(world.follow(cursor, 1).unwrap().2, [Fact::Compacted(Revision(8))]);
-}
-
-impl World {
-    /// A position without events or facts, which pushes what came before out of memory.
-    fn publish_nothing(&mut self) {
-        self.writer.record(&[], None);
-        self.publish(vec![]);
-    }
 }
 
 #[test]

@@ -10,6 +10,8 @@ const WIDTH_MIN: usize = 16;
 const MERGED_MAX: usize = 48;
 
 pub(super) type Key = Arc<[u8]>;
+/// See [`super::CountedTree::upsert`]; called once.
+type Change<'a, V> = dyn FnMut(Option<&mut V>) -> (Option<V>, bool) + 'a;
 
 /// A node and what lies below it.
 pub(super) struct Child<V> {
@@ -140,11 +142,7 @@ impl<V> Child<V> {
 
 impl<V: Clone> Child<V> {
     /// Changes or adds an entry; returns what was split off to the right, with its separator.
-    pub(super) fn upsert(
-        &mut self,
-        key: &[u8],
-        change: &mut dyn FnMut(Option<&mut V>) -> (Option<V>, bool),
-    ) -> Option<(Key, Self)> {
+    pub(super) fn upsert(&mut self, key: &[u8], change: &mut Change<'_, V>) -> Option<(Key, Self)> {
         let split = match Arc::make_mut(&mut self.node) {
             Node::Leaf(leaf) => upsert_leaf(leaf, key, change),
             Node::Branch(branch) => upsert_branch(branch, key, change),
@@ -190,11 +188,7 @@ impl<V: Clone> Child<V> {
     }
 }
 
-fn upsert_leaf<V>(
-    leaf: &mut Leaf<V>,
-    key: &[u8],
-    change: &mut dyn FnMut(Option<&mut V>) -> (Option<V>, bool),
-) -> Option<(Key, Child<V>)> {
+fn upsert_leaf<V>(leaf: &mut Leaf<V>, key: &[u8], change: &mut Change<'_, V>) -> Option<(Key, Child<V>)> {
     let place = match leaf.find(key) {
         Ok(place) => {
             let (_, live) = change(Some(&mut leaf.values[place]));
@@ -220,11 +214,7 @@ fn upsert_leaf<V>(
     Some((Arc::clone(&right.keys[0]), Child::leaf(right)))
 }
 
-fn upsert_branch<V: Clone>(
-    branch: &mut Branch<V>,
-    key: &[u8],
-    change: &mut dyn FnMut(Option<&mut V>) -> (Option<V>, bool),
-) -> Option<(Key, Child<V>)> {
+fn upsert_branch<V: Clone>(branch: &mut Branch<V>, key: &[u8], change: &mut Change<'_, V>) -> Option<(Key, Child<V>)> {
     let place = branch.child_of(key);
     let (separator, child) = branch.children[place].upsert(key, change)?;
     branch.separators.insert(place, separator);
