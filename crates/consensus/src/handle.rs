@@ -1,12 +1,25 @@
 //! The handle through which everything else reaches the write plane.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tailwater_api::write::command::Command;
-use tailwater_eventlog::{LeaseId, LocalSource, Member, MemberId, Position, StorageError, Term};
+use crossbeam::channel::Sender;
+use parking_lot::Mutex;
+use prost::Message;
+use tailwater_api::etcdserverpb as pb;
+use tailwater_api::write::{self, command::Command};
+use tailwater_eventlog::{EventLog, LeaseId, LocalSource, Member, MemberId, Position, StorageError, Term};
+use tokio::sync::oneshot;
 
-use crate::{Applied, ProposeError};
+use crate::machine::quota;
+use crate::replica::apply::ApplyJob;
+use crate::replica::core::Pending;
+use crate::replica::lessor::Renewal;
+use crate::replica::shared::{INBOX_ITEMS_MAX, Shared, Waiter};
+use crate::start::Threads;
+use crate::{Applied, ApplyError, ProposeError};
 
 /// How a replica runs. Validated by [`Consensus::start`].
 #[derive(Clone, Debug)]
@@ -97,26 +110,51 @@ pub enum StartError {
 
 /// Handle on the running replica; clones share it.
 #[derive(Clone)]
-pub struct Consensus {}
+pub struct Consensus {
+    pub(crate) shared: Arc<Shared>,
+    /// Taken by the call that stops them.
+    pub(crate) threads: Arc<Mutex<Option<Threads>>>,
+    pub(crate) events: EventLog,
+    /// Emptied at the end, so that the apply thread sees that nobody is left.
+    pub(crate) apply: Arc<Mutex<Option<Sender<ApplyJob>>>>,
+}
 
 impl Consensus {
     /// Opens the data directory, recovers, and starts the threads. The source is what fanouts in this process
     /// follow. Returns once the stored state is loaded; what the raft log holds above it is applied in the
-    /// background and reaches followers through the tail.
+    /// background and reaches followers through the tail. The first start of a directory also waits until its history
+    /// is founded, which takes a quorum of the group.
     ///
     /// # Errors
     /// See [`StartError`].
-    pub fn start(_config: ConsensusConfig) -> Result<(Self, LocalSource), StartError> {
-        todo!()
+    pub fn start(config: ConsensusConfig) -> Result<(Self, LocalSource), StartError> {
+        crate::start::start(config)
     }
 
     /// Proposes a command and waits until it is committed *and applied* here. Cancel safe: a dropped wait does not
-    /// withdraw the command.
+    /// withdraw the command. A lease without an id gets a random one, and a TTL below the shortest is raised to it.
     ///
     /// # Errors
     /// See [`ProposeError`]; after `LeaderChanged`, `Timeout` and `Stopped` the command may have taken effect.
-    pub async fn propose(&self, _command: Command) -> Result<Applied, ProposeError> {
-        todo!()
+    pub async fn propose(&self, mut command: Command) -> Result<Applied, ProposeError> {
+        self.complete(&mut command);
+        let shared = &self.shared;
+        let cost = quota::cost(&command);
+        if cost > 0 && over_quota(shared, cost) {
+            raise_no_space(shared);
+            return Err(ApplyError::NoSpace.into());
+        }
+        enqueue(shared, command)?.await.unwrap_or(Err(ProposeError::Stopped))
+    }
+
+    /// What must be decided once, before the command is the same for all members.
+    fn complete(&self, command: &mut Command) {
+        if let Command::LeaseGrant(grant) = command {
+            grant.ttl = grant.ttl.max(self.shared.config.lease_ttl_min);
+            while grant.id == 0 {
+                grant.id = rand::random::<i64>() & i64::MAX;
+            }
+        }
     }
 
     /// The position that a linearizable read which arrived before this call must have reached. Shared by all that
@@ -125,7 +163,23 @@ impl Consensus {
     /// # Errors
     /// `NoLeader`, `Timeout`, `LeaderChanged`, `Stopped`.
     pub async fn barrier(&self) -> Result<Position, ProposeError> {
-        todo!()
+        let (waiter, answer) = oneshot::channel();
+        {
+            let mut inbox = self.shared.inbox.lock();
+            if self.shared.stopping() {
+                return Err(ProposeError::Stopped);
+            }
+            if inbox.barriers.len() >= INBOX_ITEMS_MAX {
+                return Err(ProposeError::TooManyRequests);
+            }
+            inbox.barriers.push(waiter);
+        }
+        self.shared.wake();
+        match tokio::time::timeout(self.shared.config.request_timeout, answer).await {
+            Ok(answer) => answer.unwrap_or(Err(ProposeError::Stopped)),
+            Err(_) if self.status().leader == MemberId(0) => Err(ProposeError::NoLeader),
+            Err(_) => Err(ProposeError::Timeout),
+        }
     }
 
     /// Renews a lease in the leader's memory after its leadership was confirmed; no raft entry. Returns the granted
@@ -133,38 +187,159 @@ impl Consensus {
     ///
     /// # Errors
     /// As [`Consensus::barrier`].
-    pub async fn lease_keep_alive(&self, _id: LeaseId) -> Result<Option<i64>, ProposeError> {
-        todo!()
+    pub async fn lease_keep_alive(&self, id: LeaseId) -> Result<Option<i64>, ProposeError> {
+        let announced = Announced::new(&self.shared, id);
+        self.barrier().await?;
+        let renewal = self.shared.lessor.lock().renew(id);
+        drop(announced);
+        match renewal {
+            Renewal::Renewed(ttl) => Ok(Some(ttl)),
+            Renewal::Unknown => Ok(None),
+            Renewal::Expiring(gone) => match tokio::time::timeout(self.shared.config.request_timeout, gone).await {
+                Ok(_) => Ok(None),
+                Err(_) => Err(ProposeError::Timeout),
+            },
+        }
     }
 
     /// What the leader knows of a lease.
     ///
     /// # Errors
     /// As [`Consensus::barrier`].
-    pub async fn lease_time_to_live(&self, _id: LeaseId, _keys: bool) -> Result<Option<LeaseInfo>, ProposeError> {
-        todo!()
+    pub async fn lease_time_to_live(&self, id: LeaseId, keys: bool) -> Result<Option<LeaseInfo>, ProposeError> {
+        self.barrier().await?;
+        let Some((granted_ttl, remaining_ttl)) = self.shared.lessor.lock().time_to_live(id) else { return Ok(None) };
+        let mut info = LeaseInfo { id, granted_ttl, remaining_ttl, keys: Vec::new() };
+        if keys {
+            let (reply, answer) = oneshot::channel();
+            self.ask_apply(ApplyJob::LeaseKeys(id, reply))?;
+            match answer.await.map_err(|_| ProposeError::Stopped)? {
+                Some(keys) => info.keys = keys,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(info))
+    }
+
+    /// Never blocks: a full queue refuses.
+    fn ask_apply(&self, job: ApplyJob) -> Result<(), ProposeError> {
+        let apply = self.apply.lock();
+        let apply = apply.as_ref().ok_or(ProposeError::Stopped)?;
+        apply.try_send(job).map_err(|error| match error.is_full() {
+            true => ProposeError::TooManyRequests,
+            false => ProposeError::Stopped,
+        })
     }
 
     /// Leases known here, the first to expire first. A local read.
     #[must_use]
     pub fn leases(&self) -> Vec<LeaseId> {
-        todo!()
+        self.shared.lessor.lock().ids()
     }
 
     /// What this member knows of itself now. Cheap.
     #[must_use]
     pub fn status(&self) -> ConsensusStatus {
-        todo!()
+        let mut status = self.shared.status.lock().clone();
+        status.applied = Position(self.shared.applied.load(Ordering::Relaxed));
+        status.disk_bytes = self.shared.disk_bytes.load(Ordering::Relaxed);
+        status.disk_bytes_in_use = self.shared.disk_bytes_in_use.load(Ordering::Relaxed);
+        status
     }
 
     /// Resolves when the replica has stopped, with the reason when it stopped by itself (a failed disk, a broken
     /// log); `None` after [`Consensus::stop`].
     pub async fn stopped(&self) -> Option<String> {
-        todo!()
+        let mut end = self.shared.end.subscribe();
+        match end.wait_for(Option::is_some).await {
+            Ok(end) => end.clone().flatten(),
+            Err(_) => None,
+        }
     }
 
     /// Stops the threads after what is queued was synced, flushes, and closes the files. Blocks.
     pub fn stop(&self) {
-        todo!()
+        self.shared.stop();
+        self.apply.lock().take();
+        let Some(threads) = self.threads.lock().take() else { return };
+        threads.join();
+        if let Err(error) = self.events.flush() {
+            // The raft log holds what was not flushed.
+            tracing::error!(%error, "last flush failed");
+        }
+        self.shared.end.send_if_modified(|end| end.is_none() && end.replace(None).is_none());
     }
+}
+
+/// A keepalive on its way; while it is, its lease does not expire.
+struct Announced<'a> {
+    shared: &'a Shared,
+    id: LeaseId,
+}
+
+impl<'a> Announced<'a> {
+    fn new(shared: &'a Shared, id: LeaseId) -> Self {
+        shared.lessor.lock().announce(id);
+        Self { shared, id }
+    }
+}
+
+impl Drop for Announced<'_> {
+    fn drop(&mut self) {
+        self.shared.lessor.lock().give_up(self.id);
+    }
+}
+
+/// Whether a command of this cost does not fit any more.
+pub(crate) fn over_quota(shared: &Shared, cost: u64) -> bool {
+    let quota = shared.config.quota_bytes;
+    quota > 0 && shared.disk_bytes.load(Ordering::Relaxed) + cost >= quota
+}
+
+/// Proposes this member's NOSPACE alarm; nobody waits for it.
+pub(crate) fn raise_no_space(shared: &Arc<Shared>) {
+    let alarm = pb::AlarmRequest {
+        action: pb::alarm_request::AlarmAction::Activate as i32,
+        member_id: shared.config.member_id.0,
+        alarm: pb::AlarmType::Nospace as i32,
+    };
+    if let Err(error) = enqueue(shared, Command::Alarm(alarm)) {
+        tracing::warn!(%error, "NOSPACE could not be raised");
+    }
+}
+
+type AnswerReceiver = oneshot::Receiver<Result<Applied, ProposeError>>;
+
+/// Puts a command into the inbox, within the bounds.
+fn enqueue(shared: &Arc<Shared>, command: Command) -> Result<AnswerReceiver, ProposeError> {
+    let config = &shared.config;
+    let proposal_id = shared.next_proposal.fetch_add(1, Ordering::Relaxed);
+    let command = write::Command { proposal_id, proposer_id: shared.proposer_id, command: Some(command) };
+    let bytes = command.encoded_len();
+    if bytes > config.request_bytes_max {
+        return Err(ProposeError::TooLarge);
+    }
+    let lag = shared.committed.load(Ordering::Relaxed).saturating_sub(shared.applied.load(Ordering::Relaxed));
+    if lag > config.apply_lag_max {
+        return Err(ProposeError::TooManyRequests);
+    }
+    if shared.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > config.proposal_queue_bytes_max {
+        shared.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        return Err(ProposeError::TooManyRequests);
+    }
+    let (answer, receiver) = oneshot::channel();
+    let deadline = shared.ticks.load(Ordering::Relaxed) + timeout_ticks(config);
+    shared.waiters.lock().insert(proposal_id, Waiter { answer, deadline, bytes });
+    let command = command.encode_to_vec().into();
+    shared.inbox.lock().proposals.push(Pending { proposal_id, command });
+    shared.wake();
+    if shared.stopping() {
+        shared.fail_waiter(proposal_id, ProposeError::Stopped);
+    }
+    Ok(receiver)
+}
+
+fn timeout_ticks(config: &ConsensusConfig) -> u64 {
+    let ticks = config.request_timeout.as_nanos().div_ceil(config.heartbeat_interval.as_nanos().max(1));
+    u64::try_from(ticks).unwrap_or(u64::MAX / 2).max(1)
 }

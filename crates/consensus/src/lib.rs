@@ -6,6 +6,12 @@
 
 mod answer;
 mod handle;
+mod machine;
+pub mod metrics;
+#[doc(hidden)]
+pub mod raft_log;
+mod replica;
+mod start;
 
 pub use answer::{Answer, Applied, ApplyError, ProposeError};
 pub use handle::{Consensus, ConsensusConfig, ConsensusStatus, LeaseInfo, StartError};

@@ -33,7 +33,9 @@ use tailwater_eventlog::{
 };
 
 use crate::{Answer, ApplyError};
+pub(crate) use encode::PREFIXES;
 pub(crate) use lease::{LeaseChange, LeaseRecord};
+pub(crate) use members::{founding_conf_state, member_message};
 
 /// What the machine reads from storage: single events, by where the key index says they are.
 pub(crate) trait Values {

@@ -1,0 +1,22 @@
+//! Names of the metrics of the write plane. None has labels.
+
+/// Gauge, 0 or 1: whether a leader is known.
+pub const HAS_LEADER: &str = "etcd_server_has_leader";
+/// Gauge, 0 or 1: whether this member leads.
+pub const IS_LEADER: &str = "etcd_server_is_leader";
+/// Counter of changes of the leader that this member saw.
+pub const LEADER_CHANGES: &str = "etcd_server_leader_changes_seen_total";
+/// Gauge: the committed raft index.
+pub const PROPOSALS_COMMITTED: &str = "etcd_server_proposals_committed_total";
+/// Gauge: the applied raft index.
+pub const PROPOSALS_APPLIED: &str = "etcd_server_proposals_applied_total";
+/// Gauge: commands that wait for their answer.
+pub const PROPOSALS_PENDING: &str = "etcd_server_proposals_pending";
+/// Counter of commands without an answer: leader changed, timed out, not taken.
+pub const PROPOSALS_FAILED: &str = "etcd_server_proposals_failed_total";
+/// Histogram, seconds: one write to the event log.
+pub const COMMIT_SECONDS: &str = "etcd_disk_backend_commit_duration_seconds";
+/// Histogram: commands in one raft entry.
+pub const COMMANDS_PER_ENTRY: &str = "tailwater_commands_per_entry";
+/// Histogram, seconds: applying what waited, its write included.
+pub const APPLY_SECONDS: &str = "tailwater_apply_seconds";

@@ -1,0 +1,31 @@
+//! One replica of the group: raft-rs behind a synchronous core, and the threads that drive it.
+//!
+//! * [`core`]: what raft decides, without IO, clock or threads.
+//! * `driver`: the replica thread; `log`: append and sync; `apply`: machine, event log, tail, answers; `upkeep`: flush,
+//!   trim, fold. They report progress in atomics and a wake token, so none of them ever waits for the replica thread.
+
+pub(crate) mod apply;
+pub(crate) mod core;
+pub(crate) mod driver;
+pub(crate) mod lessor;
+pub(crate) mod log;
+pub(crate) mod shared;
+pub(crate) mod upkeep;
+
+#[cfg(test)]
+mod tests;
+
+use raft::eraftpb::Message;
+
+/// Carries raft messages to other members; may lose them, must not block.
+pub(crate) trait Transport: Send + Sync {
+    /// Accepts messages for sending.
+    fn send(&self, messages: Vec<Message>);
+}
+
+/// For a group of one.
+pub(crate) struct NoPeers;
+
+impl Transport for NoPeers {
+    fn send(&self, _messages: Vec<Message>) {}
+}

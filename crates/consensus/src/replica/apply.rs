@@ -1,0 +1,258 @@
+//! The apply thread: runs the machine over committed entries, writes the event log, publishes to the tail, answers.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use bytes::Bytes;
+use crossbeam::channel::{Receiver, Sender, TryRecvError};
+use prost::Message;
+use raft::eraftpb::{Entry, EntryType};
+use tailwater_api::write::command::Command;
+use tailwater_api::write::CommandBatch;
+use tailwater_eventlog::{
+    Cursor, EventLog, Fact, Frame, LeaseId, LogState, MemberId, Position, StorageError, Tail, TailConfig, Term,
+};
+use tokio::sync::oneshot;
+
+use super::core::ENTRY_FORMAT;
+use super::shared::{Shared, Waiter};
+use crate::machine::{Machine, MachineError, quota};
+use crate::{Answer, Applied, ApplyError, ProposeError};
+
+/// Bytes of events gathered from several entries into one write.
+const WRITE_BYTES_MAX: usize = 4 << 20;
+/// Commands gathered into one write.
+const ANSWERS_MAX: usize = 4096;
+/// Index keys looked at between two batches while a compaction is under way.
+const INDEX_KEYS: usize = 1000;
+
+/// Work of the apply thread.
+pub(crate) enum ApplyJob {
+    /// Committed entries, in order.
+    Entries(Vec<Entry>),
+    /// What this member knows of the leader, in the tail's order.
+    Leader(Option<MemberId>, Term),
+    /// Keys attached to a lease.
+    LeaseKeys(LeaseId, oneshot::Sender<Option<Vec<Bytes>>>),
+    /// This member leads and has applied its term's first entry.
+    Promote,
+    /// Folding has caught up with the compacted revision.
+    Folded,
+}
+
+type Answered = (Waiter, Position, Result<Answer, ApplyError>);
+
+/// The thread's state.
+pub(crate) struct Applier {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) machine: Machine,
+    pub(crate) events: EventLog,
+    /// Made once the history is known.
+    pub(crate) tail: Option<Tail>,
+    /// Told of the tail when it is made.
+    pub(crate) tail_made: Sender<Tail>,
+    /// Facts that wait for a position to travel with.
+    facts: Vec<Fact>,
+    answers: Vec<Answered>,
+    /// Physical compactions: answered once folded.
+    physical: Vec<Answered>,
+    entries: usize,
+}
+
+impl Applier {
+    /// At what was loaded. The tail of a founded history is made at once.
+    pub(crate) fn new(shared: Arc<Shared>, machine: Machine, events: EventLog, tail_made: Sender<Tail>) -> Self {
+        let mut applier = Self {
+            shared,
+            machine,
+            events,
+            tail: None,
+            tail_made,
+            facts: Vec::new(),
+            answers: Vec::new(),
+            physical: Vec::new(),
+            entries: 0,
+        };
+        applier.make_tail();
+        applier
+    }
+
+    fn make_tail(&mut self) {
+        if self.tail.is_some() || !self.machine.bootstrapped() {
+            return;
+        }
+        let state = self.machine.state();
+        let config = TailConfig { hot_bytes_max: self.shared.config.tail_hot_bytes_max };
+        let mut facts = self.machine.facts();
+        facts.append(&mut self.facts);
+        let tail = Tail::new(config, cursor(state), facts);
+        // Nobody waits for it any more only when the start was given up.
+        let _ = self.tail_made.send(tail.clone());
+        self.tail = Some(tail);
+    }
+
+    /// Runs until all senders are gone.
+    pub(crate) fn run(mut self, jobs: &Receiver<ApplyJob>) -> Result<(), String> {
+        let end = loop {
+            let first = match jobs.try_recv() {
+                Ok(job) => job,
+                Err(TryRecvError::Disconnected) => break Ok(()),
+                // A compaction's work in the index fills the pauses, a bounded step at a time.
+                Err(TryRecvError::Empty) if !self.machine.index_step(INDEX_KEYS) => continue,
+                Err(TryRecvError::Empty) => match jobs.recv() {
+                    Ok(job) => job,
+                    Err(_) => break Ok(()),
+                },
+            };
+            if let Err(error) = self.round(first, jobs) {
+                break Err(error.to_string());
+            }
+        };
+        if let Some(tail) = &self.tail {
+            tail.close();
+        }
+        end
+    }
+
+    /// Applies what waits, bounded, and finishes it with one write.
+    fn round(&mut self, first: ApplyJob, jobs: &Receiver<ApplyJob>) -> Result<(), MachineError> {
+        let began = Instant::now();
+        self.job(first)?;
+        while self.machine.output_bytes() < WRITE_BYTES_MAX && self.answers.len() < ANSWERS_MAX {
+            let Ok(job) = jobs.try_recv() else { break };
+            self.job(job)?;
+        }
+        self.finish()?;
+        self.machine.index_step(INDEX_KEYS);
+        metrics::histogram!(crate::metrics::APPLY_SECONDS).record(began.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    fn job(&mut self, job: ApplyJob) -> Result<(), MachineError> {
+        match job {
+            ApplyJob::Entries(entries) => {
+                for entry in entries {
+                    self.entry(&entry)?;
+                }
+            }
+            ApplyJob::Leader(leader, term) => self.facts.push(Fact::Leader(leader, term)),
+            ApplyJob::LeaseKeys(id, reply) => {
+                // Whoever no longer waits needs no answer.
+                let _ = reply.send(self.machine.lease_keys(id));
+            }
+            ApplyJob::Promote => {
+                let leases = self.machine.leases();
+                let election = self.shared.config.election_ticks as u64;
+                let remaining = |id| leases.get(&id).map_or(0, |lease| lease.remaining);
+                self.shared.lessor.lock().promote(election, remaining);
+            }
+            ApplyJob::Folded => self.answer_physical(),
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, entry: &Entry) -> Result<(), MachineError> {
+        if entry.entry_type() != EntryType::EntryNormal {
+            return Err(MachineError::Unknown);
+        }
+        self.machine.advance(Position(entry.index), Term(entry.term));
+        self.entries += 1;
+        // A new leader's first entry is empty.
+        let Some((format, batch)) = entry.data.split_first() else { return Ok(()) };
+        if *format != ENTRY_FORMAT {
+            return Err(MachineError::Unknown);
+        }
+        // Keys and values are slices of one copy of the entry.
+        let batch = CommandBatch::decode(Bytes::copy_from_slice(batch)).map_err(|_| MachineError::Unknown)?;
+        for command in batch.commands {
+            self.command(Position(entry.index), command.proposer_id, command.proposal_id, command.command)?;
+        }
+        Ok(())
+    }
+
+    fn command(
+        &mut self,
+        position: Position,
+        proposer: u64,
+        proposal: u64,
+        command: Option<Command>,
+    ) -> Result<(), MachineError> {
+        let own = proposer == self.shared.proposer_id;
+        let waiter = if own { self.shared.take_waiter(proposal) } else { None };
+        let physical = matches!(&command, Some(Command::Compact(request)) if request.physical);
+        let cost = command.as_ref().map_or(0, quota::cost);
+        let mut answer = match self.machine.apply(&self.events, command, waiter.is_some()) {
+            Ok(answer) => Ok(answer),
+            Err(MachineError::Refused(refused)) => Err(refused),
+            Err(error) => return Err(error),
+        };
+        let Some(waiter) = waiter else { return Ok(()) };
+        // Members differ in how full they are, so the one command that overran is applied, and only its answer says so.
+        if cost > 0 && answer.is_ok() && crate::handle::over_quota(&self.shared, cost) {
+            crate::handle::raise_no_space(&self.shared);
+            answer = Err(ApplyError::NoSpace);
+        }
+        let wait_for_fold = physical && answer.is_ok();
+        let answered = (waiter, position, answer);
+        if wait_for_fold { self.physical.push(answered) } else { self.answers.push(answered) }
+        Ok(())
+    }
+
+    /// Write, publish, answer: in this order, so that whoever has an answer finds what it tells.
+    fn finish(&mut self) -> Result<(), StorageError> {
+        let output = self.machine.take_output();
+        if std::mem::take(&mut self.entries) > 0 {
+            let began = Instant::now();
+            self.events.write(&output.write)?;
+            metrics::histogram!(crate::metrics::COMMIT_SECONDS).record(began.elapsed().as_secs_f64());
+            let state = output.write.log_state;
+            let mut facts = output.facts;
+            facts.append(&mut self.facts);
+            match &self.tail {
+                Some(tail) => tail.publish(vec![Arc::new(Frame {
+                    position: state.applied,
+                    revision: state.revision,
+                    events: output.write.events,
+                    facts,
+                })]),
+                None => {
+                    self.facts = facts.into_iter().filter(|fact| matches!(fact, Fact::Leader(..))).collect();
+                    self.make_tail();
+                }
+            }
+            {
+                let mut lessor = self.shared.lessor.lock();
+                output.leases.into_iter().for_each(|change| lessor.apply(change));
+            }
+            if output.compacted {
+                self.shared.fold_wanted.store(true, Ordering::Release);
+            }
+            metrics::gauge!(crate::metrics::PROPOSALS_APPLIED).set(state.applied.0 as f64);
+            self.shared.bootstrapped.store(self.machine.bootstrapped(), Ordering::Release);
+            self.shared.applied.store(state.applied.0, Ordering::Release);
+            self.shared.wake();
+        }
+        for (waiter, position, answer) in self.answers.drain(..) {
+            answer_waiter(waiter, position, answer);
+        }
+        Ok(())
+    }
+
+    fn answer_physical(&mut self) {
+        for (waiter, position, answer) in self.physical.drain(..) {
+            answer_waiter(waiter, position, answer);
+        }
+    }
+}
+
+fn answer_waiter(waiter: Waiter, position: Position, answer: Result<Answer, ApplyError>) {
+    let answer = answer.map(|answer| Applied { position, answer }).map_err(ProposeError::Refused);
+    // Whoever no longer waits needs no answer.
+    let _ = waiter.answer.send(answer);
+}
+
+/// Where a reader of everything stands.
+pub(crate) fn cursor(state: LogState) -> Cursor {
+    Cursor { history: state.history, revision: state.revision, position: state.applied }
+}
