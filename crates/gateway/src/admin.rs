@@ -76,10 +76,11 @@ impl Gateway {
         self.settle(false).await?;
         let snapshot = self.fanout().snapshot();
         let asked = |alarm: &&Alarm| request.alarm == 0 || request.alarm == alarm_type(alarm.kind) as i32;
-        let alarms = snapshot.alarms.iter().filter(asked).map(|alarm| pb::AlarmMember {
-            member_id: alarm.member.0,
-            alarm: alarm_type(alarm.kind) as i32,
-        });
+        let alarms = snapshot
+            .alarms
+            .iter()
+            .filter(asked)
+            .map(|alarm| pb::AlarmMember { member_id: alarm.member.0, alarm: alarm_type(alarm.kind) as i32 });
         Ok(pb::AlarmResponse { header: Some(self.header(snapshot.cursor.revision)), alarms: alarms.collect() })
     }
 

@@ -51,8 +51,14 @@ struct Plan {
 #[derive(Debug)]
 enum Mode {
     /// The revisions of the last period, one per tick, the oldest first; and ticks since the last compaction.
-    Periodic { samples: VecDeque<i64>, samples_max: usize, ticks: u32 },
-    Revisions { kept: i64 },
+    Periodic {
+        samples: VecDeque<i64>,
+        samples_max: usize,
+        ticks: u32,
+    },
+    Revisions {
+        kept: i64,
+    },
 }
 
 impl Plan {

@@ -1,8 +1,7 @@
 //! Health, version and metrics over plain HTTP, on the client port and on `--listen-metrics-urls`.
 
 use axum::body::Body;
-use http::request::Parts;
-use http::{HeaderValue, Method, Response, StatusCode, header};
+use http::{HeaderValue, Method, Response, StatusCode, Uri, header};
 use metrics::counter;
 use serde::Serialize;
 use tailwater_eventlog::{AlarmKind, KeyRange};
@@ -37,19 +36,19 @@ impl Check {
 }
 
 /// Answers a request that is not gRPC.
-pub(crate) async fn serve(gateway: &Gateway, request: &Parts) -> Response<Body> {
-    let path = request.uri.path();
-    let is_known = matches!(path, "/health" | "/version" | "/metrics" | "/livez" | "/readyz")
-        || sub_check(path).is_some();
+pub(crate) async fn serve(gateway: &Gateway, method: &Method, uri: &Uri) -> Response<Body> {
+    let path = uri.path();
+    let is_known =
+        matches!(path, "/health" | "/version" | "/metrics" | "/livez" | "/readyz") || sub_check(path).is_some();
     if !is_known {
         return plain(StatusCode::NOT_FOUND, "404 page not found\n".into());
     }
-    if request.method != Method::GET {
+    if *method != Method::GET {
         let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n".into());
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
         return response;
     }
-    let query = Query::parse(request.uri.query().unwrap_or_default());
+    let query = Query::parse(uri.query().unwrap_or_default());
     match path {
         "/health" => health(gateway, &query).await,
         "/version" => version(gateway),

@@ -23,7 +23,10 @@ const ID_ATTEMPTS_MAX: usize = 4;
 
 impl Gateway {
     /// `Lease.LeaseGrant`. Id 0 asks for a random one.
-    pub(crate) async fn lease_grant(&self, mut request: pb::LeaseGrantRequest) -> Result<pb::LeaseGrantResponse, Fault> {
+    pub(crate) async fn lease_grant(
+        &self,
+        mut request: pb::LeaseGrantRequest,
+    ) -> Result<pb::LeaseGrantResponse, Fault> {
         let is_chosen = request.id != 0;
         for attempt in 1.. {
             if !is_chosen {

@@ -11,8 +11,8 @@ use crate::Gateway;
 use crate::admin::HealthWatch;
 use crate::body::{Answer, CallBody};
 use crate::lease::KeepAliveCall;
-use crate::metrics::Observation;
 use crate::methods::{self, Kind, Method};
+use crate::metrics::Observation;
 use crate::status::{Code, Fault};
 use crate::watch::WatchCall;
 
@@ -23,13 +23,9 @@ impl Gateway {
         if content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc")) {
             self.call(request).await
         } else {
-            crate::http::serve(self, &request.into_parts().0).await
+            let (head, _) = request.into_parts();
+            crate::http::serve(self, &head.method, &head.uri).await
         }
-    }
-
-    /// Serves metrics, health and version, and never a gRPC call: what a port for scrapers offers.
-    pub async fn serve_http(&self, request: Request<Body>) -> Response<Body> {
-        crate::http::serve(self, &request.into_parts().0).await
     }
 
     async fn call(&self, request: Request<Body>) -> Response<Body> {
@@ -92,17 +88,13 @@ impl Gateway {
             "/etcdserverpb.KV/Compact" => Answer::message(&self.compact(decode(message)?).await?),
             "/etcdserverpb.Lease/LeaseGrant" => Answer::message(&self.lease_grant(decode(message)?).await?),
             "/etcdserverpb.Lease/LeaseRevoke" => Answer::message(&self.lease_revoke(decode(message)?).await?),
-            "/etcdserverpb.Lease/LeaseTimeToLive" => {
-                Answer::message(&self.lease_time_to_live(decode(message)?).await?)
-            }
+            "/etcdserverpb.Lease/LeaseTimeToLive" => Answer::message(&self.lease_time_to_live(decode(message)?).await?),
             "/etcdserverpb.Lease/LeaseLeases" => Answer::message(&self.lease_leases().await?),
             "/etcdserverpb.Cluster/MemberList" => Answer::message(&self.member_list(decode(message)?).await?),
             "/etcdserverpb.Maintenance/Status" => Answer::message(&self.status()),
             "/etcdserverpb.Maintenance/Alarm" => Answer::message(&self.alarm(decode(message)?).await?),
             "/grpc.health.v1.Health/Check" => Answer::message(&self.health_check(&decode(message)?)?),
-            "/grpc.health.v1.Health/Watch" => {
-                Answer::Stream(Box::new(HealthWatch::open(self, &decode(message)?)))
-            }
+            "/grpc.health.v1.Health/Watch" => Answer::Stream(Box::new(HealthWatch::open(self, &decode(message)?))),
             _ => return Err(Fault::unserved(method.service(), method.name())),
         })
     }

@@ -1,8 +1,6 @@
-//! Flags, checked once and turned into what the crates take.
-//!
-//! Every refusal is one sentence that says what to change.
+//! Flags, checked against each other once and turned into what each crate takes.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,373 +8,318 @@ use tailwater_consensus::ConsensusConfig;
 use tailwater_eventlog::{Member, MemberId};
 use tailwater_fanout::FanoutConfig;
 use tailwater_gateway::{AutoCompaction, GatewayConfig};
-use tracing::level_filters::LevelFilter;
 
+use crate::data_dir::Identity;
 use crate::flags::Flags;
-use crate::{go_duration, ids};
+use crate::{duration, ids};
 
 /// etcd's default quota.
 const QUOTA_BYTES_DEFAULT: u64 = 2 << 30;
+/// Room for the command's envelope above what etcd counts; the gateway has refused what is larger.
+const ENVELOPE_BYTES: usize = 64;
 
-/// Everything that the process needs to know.
-#[derive(Debug)]
+/// Everything that `tailwater serve` was told, checked.
+#[derive(Clone, Debug)]
 pub(crate) struct Config {
-    /// Where the data is.
+    pub(crate) name: String,
     pub(crate) data_dir: PathBuf,
-    /// Where clients are served.
     pub(crate) client_addresses: Vec<SocketAddr>,
-    /// Where metrics and health are served besides.
     pub(crate) metrics_addresses: Vec<SocketAddr>,
-    /// This member as it publishes itself.
-    pub(crate) member: Member,
-    /// "major.minor.0" of the reported version.
-    pub(crate) cluster_version: String,
-    /// From this level on lines are logged.
-    pub(crate) log_level: LevelFilter,
-    /// Most streams on one connection.
-    pub(crate) concurrent_streams_max: u32,
-    /// Bytes that a connection buffers per stream, in user space and in the kernel.
-    pub(crate) stream_chunk_bytes: usize,
-    /// Of the write plane.
-    pub(crate) consensus: ConsensusConfig,
-    /// Of the read plane.
-    pub(crate) fanout: FanoutConfig,
-    /// Of the API.
-    pub(crate) gateway: GatewayConfig,
-}
-
-/// A flag says something that can't be done.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct ConfigError(String);
-
-fn refuse<T>(sentence: impl Into<String>) -> Result<T, ConfigError> {
-    Err(ConfigError(sentence.into()))
+    pub(crate) client_urls: Vec<String>,
+    pub(crate) peer_urls: Vec<String>,
+    /// Ids of a new data directory; an existing one has its own.
+    pub(crate) founding: Identity,
+    pub(crate) log_level: tracing::Level,
+    pub(crate) reported_version: String,
+    heartbeat_interval: Duration,
+    election_ticks: usize,
+    request_bytes_max: usize,
+    txn_ops_max: usize,
+    quota_bytes: u64,
+    auto_compaction: AutoCompaction,
+    progress_interval: Duration,
+    window_bytes: usize,
+    stream_chunk_bytes: usize,
+    watch_memory_bytes: usize,
+    slow_request: Duration,
 }
 
 impl Config {
     /// Checks the flags.
-    pub(crate) fn from_flags(flags: Flags) -> Result<Self, ConfigError> {
-        let client_urls = urls("--listen-client-urls", &flags.listen_client_urls)?;
-        let advertised = advertised_client_urls(&flags)?;
-        let peer_urls = urls("--initial-advertise-peer-urls", &flags.initial_advertise_peer_urls)?;
-        urls("--listen-peer-urls", &flags.listen_peer_urls)?;
-        check_cluster(&flags, &peer_urls)?;
-        check_timing(&flags)?;
-        check_sizes(&flags)?;
-        let metrics_urls = match &flags.listen_metrics_urls {
-            Some(text) => urls("--listen-metrics-urls", text)?,
-            None => Vec::new(),
+    ///
+    /// # Errors
+    /// One sentence that names the flag and says what to change.
+    pub(crate) fn from_flags(flags: &Flags) -> Result<Self, String> {
+        let peer_urls = urls("initial-advertise-peer-urls", &flags.initial_advertise_peer_urls)?;
+        urls("listen-peer-urls", &flags.listen_peer_urls)?;
+        check_members(flags, &peer_urls)?;
+        let member_id = ids::member_id(&peer_urls, &flags.initial_cluster_token);
+        let is_default_listen = flags.listen_client_urls == "http://localhost:2379";
+        let client_urls = match &flags.advertise_client_urls {
+            Some(text) => urls("advertise-client-urls", text)?,
+            None if is_default_listen => vec![flags.listen_client_urls.clone()],
+            None => return Err("--advertise-client-urls is required when --listen-client-urls is set".into()),
         };
-        let member = Member {
-            id: MemberId(ids::member_id(&peer_urls, &flags.initial_cluster_token)),
-            name: flags.name.clone(),
-            peer_urls,
-            client_urls: advertised,
-            is_learner: false,
-        };
-        let cluster_id = ids::cluster_id(&[member.id.0]);
-        let data_dir = flags.data_dir.clone().unwrap_or_else(|| PathBuf::from(format!("{}.tailwater", flags.name)));
+        let (heartbeat_interval, election_ticks) = ticks(flags)?;
         Ok(Self {
-            client_addresses: addresses("--listen-client-urls", &client_urls)?,
-            metrics_addresses: addresses("--listen-metrics-urls", &metrics_urls)?,
-            cluster_version: cluster_version(&flags.reported_version)?,
+            name: flags.name.clone(),
+            data_dir: flags.data_dir.clone().unwrap_or_else(|| format!("{}.tailwater", flags.name)).into(),
+            client_addresses: addresses("listen-client-urls", &flags.listen_client_urls)?,
+            metrics_addresses: if flags.listen_metrics_urls.is_empty() {
+                Vec::new()
+            } else {
+                addresses("listen-metrics-urls", &flags.listen_metrics_urls)?
+            },
+            client_urls,
+            peer_urls,
+            founding: Identity { member_id, cluster_id: ids::cluster_id(&[member_id]) },
             log_level: log_level(&flags.log_level)?,
-            concurrent_streams_max: flags.max_concurrent_streams,
-            stream_chunk_bytes: flags.stream_chunk_bytes,
-            consensus: consensus(&flags, data_dir.clone(), &member, cluster_id),
-            fanout: fanout(&flags, member.id, cluster_id),
-            gateway: gateway(&flags, member.id, cluster_id)?,
-            data_dir,
-            member,
+            reported_version: reported_version(&flags.reported_version)?,
+            heartbeat_interval,
+            election_ticks,
+            request_bytes_max: flags.max_request_bytes as usize,
+            txn_ops_max: flags.max_txn_ops as usize,
+            quota_bytes: match flags.quota_backend_bytes {
+                0 => QUOTA_BYTES_DEFAULT,
+                bytes => u64::try_from(bytes).unwrap_or(0),
+            },
+            auto_compaction: auto_compaction(flags)?,
+            progress_interval: progress_interval(flags)?,
+            window_bytes: flags.window_bytes,
+            stream_chunk_bytes: at_least("stream-chunk-bytes", flags.stream_chunk_bytes, 4096)?,
+            watch_memory_bytes: at_least("watch-memory-bytes", flags.watch_memory_bytes, flags.stream_chunk_bytes)?,
+            slow_request: duration::parse(&flags.warning_unary_request_duration)
+                .map_err(|reason| format!("--warning-unary-request-duration: {reason}"))?,
         })
     }
 
-    /// Takes the ids that the data directory was founded with; the flags about the founding are then without effect.
-    pub(crate) fn adopt_ids(&mut self, member_id: u64, cluster_id: u64) {
-        self.member.id = MemberId(member_id);
-        for member in &mut self.consensus.initial_members {
-            member.id = MemberId(member_id);
+    fn election_timeout(&self) -> Duration {
+        self.heartbeat_interval * u32::try_from(self.election_ticks).unwrap_or(u32::MAX)
+    }
+
+    fn request_timeout(&self) -> Duration {
+        Duration::from_secs(5) + 2 * self.election_timeout()
+    }
+
+    /// For the write plane.
+    pub(crate) fn consensus(&self, identity: Identity) -> ConsensusConfig {
+        let founder = Member {
+            id: MemberId(identity.member_id),
+            name: self.name.clone(),
+            peer_urls: self.peer_urls.clone(),
+            client_urls: Vec::new(),
+            is_learner: false,
+        };
+        // etcd's rule: one and a half election timeouts, in whole seconds.
+        let lease_ttl_min = (3 * self.election_timeout().as_millis() / 2).div_ceil(1000);
+        ConsensusConfig {
+            data_dir: self.data_dir.clone(),
+            member_id: MemberId(identity.member_id),
+            cluster_id: identity.cluster_id,
+            initial_members: vec![founder],
+            heartbeat_interval: self.heartbeat_interval,
+            election_ticks: self.election_ticks,
+            request_bytes_max: self.request_bytes_max + ENVELOPE_BYTES,
+            batch_bytes_max: 4 << 20,
+            proposal_queue_bytes_max: 256 << 20,
+            apply_lag_max: 5000,
+            request_timeout: self.request_timeout(),
+            lease_ttl_min: i64::try_from(lease_ttl_min).unwrap_or(i64::MAX),
+            quota_bytes: self.quota_bytes,
+            memtable_bytes: 64 << 20,
+            block_cache_bytes: 128 << 20,
+            raft_log_bytes: 64 << 20,
+            tail_hot_bytes_max: 64 << 20,
+            sync_delay: Duration::ZERO,
         }
-        self.consensus.member_id = MemberId(member_id);
-        self.consensus.cluster_id = cluster_id;
-        self.fanout.member_id = member_id;
-        self.fanout.cluster_id = cluster_id;
-        self.gateway.member_id = member_id;
-        self.gateway.cluster_id = cluster_id;
+    }
+
+    /// For the read plane.
+    pub(crate) fn fanout(&self, identity: Identity) -> FanoutConfig {
+        FanoutConfig {
+            cluster_id: identity.cluster_id,
+            member_id: identity.member_id,
+            window_bytes_max: self.window_bytes,
+            stream_chunk_bytes: self.stream_chunk_bytes,
+            watch_memory_bytes_max: self.watch_memory_bytes,
+            response_bytes_max: 1 << 20,
+            fragment_bytes_max: self.request_bytes_max + 512 * 1024,
+            progress_interval: self.progress_interval,
+        }
+    }
+
+    /// For the gateway.
+    pub(crate) fn gateway(&self, identity: Identity) -> GatewayConfig {
+        GatewayConfig {
+            cluster_id: identity.cluster_id,
+            member_id: identity.member_id,
+            request_bytes_max: self.request_bytes_max,
+            txn_ops_max: self.txn_ops_max,
+            request_timeout: self.request_timeout(),
+            election_timeout: self.election_timeout(),
+            slow_request: self.slow_request,
+            reported_version: self.reported_version.clone(),
+            quota_bytes: self.quota_bytes,
+            auto_compaction: self.auto_compaction,
+        }
+    }
+
+    /// HTTP/2 buffers at most so much of one response.
+    pub(crate) fn send_buffer_bytes(&self) -> usize {
+        self.stream_chunk_bytes
     }
 }
 
-fn urls(flag: &str, text: &str) -> Result<Vec<String>, ConfigError> {
-    let mut found = Vec::new();
-    for url in text.split(',').map(str::trim).filter(|url| !url.is_empty()) {
-        if url.starts_with("https://") || url.starts_with("unix") {
-            return refuse(format!("{flag}: \"{url}\": this version serves plain http:// only; use an http:// URL"));
-        }
+/// The URLs of a list flag; only http is served by this build.
+fn urls(flag: &str, text: &str) -> Result<Vec<String>, String> {
+    let mut urls: Vec<String> = text.split(',').map(|url| url.trim().to_owned()).collect();
+    for url in &urls {
         let Some(authority) = url.strip_prefix("http://") else {
-            return refuse(format!("{flag}: \"{url}\" is not a URL; write it like http://127.0.0.1:2379"));
+            return Err(format!("--{flag}: {url:?} must begin with http://, the only scheme this version serves"));
         };
-        if authority.trim_end_matches('/').rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
-            return refuse(format!("{flag}: \"{url}\" needs a port; write it like http://127.0.0.1:2379"));
-        }
-        found.push(url.trim_end_matches('/').to_owned());
-    }
-    if found.is_empty() {
-        return refuse(format!("{flag} needs at least one URL, like http://127.0.0.1:2379"));
-    }
-    Ok(found)
-}
-
-fn addresses(flag: &str, urls: &[String]) -> Result<Vec<SocketAddr>, ConfigError> {
-    let mut found = Vec::new();
-    for url in urls {
-        let authority = url.trim_start_matches("http://").replace("localhost", "127.0.0.1");
-        match authority.parse() {
-            Ok(address) => found.push(address),
-            Err(_) => {
-                return refuse(format!("{flag}: \"{url}\": listen on an IP address, like http://127.0.0.1:2379"));
-            }
-        }
-    }
-    Ok(found)
-}
-
-fn advertised_client_urls(flags: &Flags) -> Result<Vec<String>, ConfigError> {
-    match &flags.advertise_client_urls {
-        Some(text) => urls("--advertise-client-urls", text),
-        None if flags.listen_client_urls == "http://localhost:2379" => Ok(vec![flags.listen_client_urls.clone()]),
-        None => refuse("--advertise-client-urls is required when --listen-client-urls is set; name the URLs that clients use"),
-    }
-}
-
-fn check_cluster(flags: &Flags, peer_urls: &[String]) -> Result<(), ConfigError> {
-    if flags.name.is_empty() {
-        return refuse("--name must not be empty");
-    }
-    if !matches!(flags.initial_cluster_state.as_str(), "new" | "existing") {
-        return refuse(format!("--initial-cluster-state is \"{}\"; use new or existing", flags.initial_cluster_state));
-    }
-    let Some(text) = &flags.initial_cluster else { return Ok(()) };
-    let mut ours = Vec::new();
-    for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
-        let Some((name, url)) = entry.split_once('=') else {
-            return refuse(format!("--initial-cluster: \"{entry}\" must be name=peerURL"));
-        };
-        if name != flags.name {
-            return refuse(format!(
-                "--initial-cluster names the member \"{name}\" beside \"{}\": this version runs groups of one; \
-                 name only this member",
-                flags.name
+        let port = authority.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+        if port.is_none() {
+            return Err(format!(
+                "--{flag}: {url:?} must name a host and a port and no path, as in http://10.0.0.1:2379"
             ));
         }
-        ours.push(url.trim_end_matches('/').to_owned());
     }
-    ours.sort();
-    let mut advertised = peer_urls.to_vec();
-    advertised.sort();
-    if ours != advertised {
-        return refuse(format!(
-            "--initial-cluster must name {}={} as --name and --initial-advertise-peer-urls do",
+    urls.sort();
+    Ok(urls)
+}
+
+/// Where to listen; a host name is resolved.
+fn addresses(flag: &str, text: &str) -> Result<Vec<SocketAddr>, String> {
+    let mut found = Vec::new();
+    for url in urls(flag, text)? {
+        let authority = &url["http://".len()..];
+        let mut resolved: Vec<SocketAddr> = authority
+            .to_socket_addrs()
+            .map_err(|error| format!("--{flag}: {url:?}: {error}; give an address of this machine"))?
+            .collect();
+        // A name may stand for IPv4 and IPv6; the first family is enough, as with etcd.
+        resolved.sort_by_key(SocketAddr::is_ipv6);
+        found.extend(resolved.into_iter().take(1));
+    }
+    Ok(found)
+}
+
+/// The founding members must hold this one with the URLs that it advertises; this build runs it alone.
+fn check_members(flags: &Flags, peer_urls: &[String]) -> Result<(), String> {
+    match flags.initial_cluster_state.as_str() {
+        "new" => {}
+        "existing" => {
+            return Err(
+                "--initial-cluster-state=existing is not served yet: this version runs one member; use new".into()
+            );
+        }
+        other => return Err(format!("--initial-cluster-state: {other:?} must be new or existing")),
+    }
+    let Some(text) = &flags.initial_cluster else { return Ok(()) };
+    let mut own = Vec::new();
+    let mut names = std::collections::BTreeSet::new();
+    for entry in text.split(',') {
+        let Some((name, url)) = entry.trim().split_once('=') else {
+            return Err(format!("--initial-cluster: {entry:?} must have the form name=http://host:port"));
+        };
+        names.insert(name);
+        if name == flags.name {
+            own.push(url.to_owned());
+        }
+    }
+    own.sort();
+    if own.is_empty() {
+        return Err(format!(
+            "--initial-cluster must contain {0:?}; add {0}=<its peer URL> or change --name",
+            flags.name
+        ));
+    }
+    if own != peer_urls {
+        return Err(format!(
+            "--initial-cluster gives {:?} the URLs {}, --initial-advertise-peer-urls {}; make them equal",
             flags.name,
+            own.join(","),
             peer_urls.join(",")
         ));
     }
+    if names.len() > 1 {
+        return Err(format!(
+            "--initial-cluster names {} members; this version runs one, so name only {:?}",
+            names.len(),
+            flags.name
+        ));
+    }
     Ok(())
 }
 
-fn check_timing(flags: &Flags) -> Result<(), ConfigError> {
+fn ticks(flags: &Flags) -> Result<(Duration, usize), String> {
     let (heartbeat, election) = (flags.heartbeat_interval, flags.election_timeout);
     if heartbeat == 0 {
-        return refuse("--heartbeat-interval must be at least 1 ms");
+        return Err("--heartbeat-interval must be at least 1 ms".into());
     }
-    if election < heartbeat * 5 {
-        return refuse(format!(
-            "--election-timeout {election} ms must be at least 5 times --heartbeat-interval {heartbeat} ms"
+    if election < 5 * heartbeat {
+        return Err(format!(
+            "--election-timeout ({election} ms) must be at least five times --heartbeat-interval ({heartbeat} ms)"
         ));
     }
     if election > 50_000 {
-        return refuse(format!("--election-timeout {election} ms is too long; use at most 50000"));
+        return Err(format!("--election-timeout ({election} ms) must be at most 50000 ms"));
     }
-    if flags.watch_progress_notify_interval < Duration::from_millis(100) {
-        return refuse("--watch-progress-notify-interval must be at least 100ms");
-    }
-    Ok(())
+    Ok((Duration::from_millis(heartbeat.into()), (election / heartbeat) as usize))
 }
 
-fn check_sizes(flags: &Flags) -> Result<(), ConfigError> {
-    if flags.max_request_bytes == 0 {
-        return refuse("--max-request-bytes must be at least 1");
-    }
-    if flags.stream_chunk_bytes < 4096 {
-        return refuse("--stream-chunk-bytes must be at least 4096");
-    }
-    if flags.watch_memory_bytes < 1 << 20 {
-        return refuse("--watch-memory-bytes must be at least 1048576 (1 MiB)");
-    }
-    if flags.max_concurrent_streams == 0 {
-        return refuse("--max-concurrent-streams must be at least 1");
-    }
-    Ok(())
-}
-
-fn cluster_version(reported: &str) -> Result<String, ConfigError> {
-    let parts: Vec<&str> = reported.splitn(3, '.').collect();
-    match parts.as_slice() {
-        [major, minor, _patch] if major.parse::<u8>().is_ok() && minor.parse::<u8>().is_ok() => {
-            Ok(format!("{major}.{minor}.0"))
-        }
-        _ => refuse(format!("--reported-version: \"{reported}\" must be like 3.6.16")),
-    }
-}
-
-fn log_level(text: &str) -> Result<LevelFilter, ConfigError> {
-    match text {
-        "debug" => Ok(LevelFilter::DEBUG),
-        "info" => Ok(LevelFilter::INFO),
-        "warn" => Ok(LevelFilter::WARN),
-        "error" | "panic" | "fatal" => Ok(LevelFilter::ERROR),
-        _ => refuse(format!("--log-level is \"{text}\"; use debug, info, warn or error")),
-    }
-}
-
-fn auto_compaction(flags: &Flags) -> Result<AutoCompaction, ConfigError> {
-    let retention = flags.auto_compaction_retention.as_str();
-    if matches!(retention, "" | "0") {
-        return Ok(AutoCompaction::Off);
-    }
+fn auto_compaction(flags: &Flags) -> Result<AutoCompaction, String> {
+    let text = flags.auto_compaction_retention.as_str();
     match flags.auto_compaction_mode.as_str() {
-        // A bare number is hours, as in etcd.
-        "periodic" => match retention.parse::<u64>() {
-            Ok(hours) => Ok(AutoCompaction::Periodic(Duration::from_secs(hours * 3600))),
-            Err(_) => go_duration::parse(retention)
-                .map(AutoCompaction::Periodic)
-                .map_err(|reason| ConfigError(format!("--auto-compaction-retention: {reason}"))),
+        "revision" => match text.parse::<i64>() {
+            Ok(0) => Ok(AutoCompaction::Off),
+            Ok(kept) if kept > 0 => Ok(AutoCompaction::Revisions(kept)),
+            _ => Err(format!("--auto-compaction-retention: {text:?} must be a number of revisions in revision mode")),
         },
-        "revision" => match retention.parse() {
-            Ok(revisions) if revisions > 0 => Ok(AutoCompaction::Revisions(revisions)),
-            _ => refuse(format!("--auto-compaction-retention: \"{retention}\" must be a number of revisions")),
-        },
-        other => refuse(format!("--auto-compaction-mode is \"{other}\"; use periodic or revision")),
+        "periodic" => {
+            let period = match text.parse::<u32>() {
+                Ok(hours) => Duration::from_secs(u64::from(hours) * 3600),
+                Err(_) => duration::parse(text).map_err(|reason| format!("--auto-compaction-retention: {reason}"))?,
+            };
+            Ok(if period.is_zero() { AutoCompaction::Off } else { AutoCompaction::Periodic(period) })
+        }
+        other => Err(format!("--auto-compaction-mode: {other:?} must be periodic or revision")),
     }
 }
 
-fn quota_bytes(flags: &Flags) -> u64 {
-    match flags.quota_backend_bytes {
-        0 => QUOTA_BYTES_DEFAULT,
-        bytes => u64::try_from(bytes).unwrap_or(0),
+fn progress_interval(flags: &Flags) -> Result<Duration, String> {
+    let interval = duration::parse(&flags.watch_progress_notify_interval)
+        .map_err(|reason| format!("--watch-progress-notify-interval: {reason}"))?;
+    if interval.is_zero() {
+        return Ok(Duration::from_secs(600));
+    }
+    if interval < Duration::from_millis(100) {
+        return Err("--watch-progress-notify-interval must be at least 100ms, or 0 for 10m".into());
+    }
+    Ok(interval)
+}
+
+fn at_least(flag: &str, value: usize, least: usize) -> Result<usize, String> {
+    if value < least { Err(format!("--{flag} ({value}) must be at least {least}")) } else { Ok(value) }
+}
+
+fn log_level(text: &str) -> Result<tracing::Level, String> {
+    match text {
+        "debug" => Ok(tracing::Level::DEBUG),
+        "info" => Ok(tracing::Level::INFO),
+        "warn" => Ok(tracing::Level::WARN),
+        "error" | "panic" | "fatal" | "dpanic" => Ok(tracing::Level::ERROR),
+        _ => Err(format!("--log-level: {text:?} must be debug, info, warn, error, panic or fatal")),
     }
 }
 
-fn request_timeout(flags: &Flags) -> Duration {
-    // etcd's: 5 s for the disk and the network, and two elections.
-    Duration::from_secs(5) + 2 * Duration::from_millis(flags.election_timeout)
-}
-
-fn election_ticks(flags: &Flags) -> u64 {
-    flags.election_timeout / flags.heartbeat_interval
-}
-
-fn consensus(flags: &Flags, data_dir: PathBuf, member: &Member, cluster_id: u64) -> ConsensusConfig {
-    let minimum_millis = (3 * election_ticks(flags)).div_ceil(2) * flags.heartbeat_interval;
-    ConsensusConfig {
-        data_dir,
-        member_id: member.id,
-        cluster_id,
-        initial_members: vec![Member { name: String::new(), client_urls: Vec::new(), ..member.clone() }],
-        heartbeat_interval: Duration::from_millis(flags.heartbeat_interval),
-        election_ticks: usize::try_from(election_ticks(flags)).expect("at most 50000"),
-        request_bytes_max: flags.max_request_bytes,
-        batch_bytes_max: 4 << 20,
-        proposal_queue_bytes_max: 256 << 20,
-        apply_lag_max: 5000,
-        request_timeout: request_timeout(flags),
-        lease_ttl_min: i64::try_from(minimum_millis.div_ceil(1000)).expect("at most 75 s"),
-        quota_bytes: quota_bytes(flags),
-        memtable_bytes: 64 << 20,
-        block_cache_bytes: 64 << 20,
-        raft_log_bytes: 64 << 20,
-        tail_hot_bytes_max: 64 << 20,
-        sync_delay: Duration::ZERO,
+fn reported_version(text: &str) -> Result<String, String> {
+    let parts: Vec<&str> = text.split('.').collect();
+    if parts.len() == 3 && parts[..2].iter().all(|part| part.parse::<u32>().is_ok()) {
+        return Ok(text.to_owned());
     }
-}
-
-fn fanout(flags: &Flags, member: MemberId, cluster_id: u64) -> FanoutConfig {
-    FanoutConfig {
-        cluster_id,
-        member_id: member.0,
-        window_bytes_max: flags.window_bytes,
-        stream_chunk_bytes: flags.stream_chunk_bytes,
-        watch_memory_bytes_max: flags.watch_memory_bytes,
-        response_bytes_max: 1 << 20,
-        fragment_bytes_max: flags.max_request_bytes + (512 << 10),
-        progress_interval: flags.watch_progress_notify_interval,
-    }
-}
-
-fn gateway(flags: &Flags, member: MemberId, cluster_id: u64) -> Result<GatewayConfig, ConfigError> {
-    Ok(GatewayConfig {
-        cluster_id,
-        member_id: member.0,
-        request_bytes_max: flags.max_request_bytes,
-        txn_ops_max: flags.max_txn_ops,
-        request_timeout: request_timeout(flags),
-        election_timeout: Duration::from_millis(flags.election_timeout),
-        slow_request: flags.warning_unary_request_duration,
-        reported_version: flags.reported_version.clone(),
-        quota_bytes: quota_bytes(flags),
-        auto_compaction: auto_compaction(flags)?,
-    })
+    Err(format!("--reported-version: {text:?} must have the form major.minor.patch, as in 3.6.16"))
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-    use crate::flags::{Arguments, Command};
-
-    fn config(line: &str) -> Result<Config, ConfigError> {
-        let line = format!("tailwater serve {line}");
-        let Command::Serve(flags) = Arguments::try_parse_from(line.split_whitespace()).expect("known flags").command;
-        Config::from_flags(*flags)
-    }
-
-    #[test]
-    fn the_defaults_are_etcds() {
-        let config = config("").expect("defaults are valid");
-        assert_eq!(config.member.id, MemberId(0x8e9e_05c5_2164_694d));
-        assert_eq!(config.consensus.lease_ttl_min, 2);
-        assert_eq!(config.consensus.request_timeout, Duration::from_secs(7));
-        assert_eq!(config.consensus.quota_bytes, 2 << 30);
-        assert_eq!(config.cluster_version, "3.6.0");
-        assert_eq!(config.data_dir, PathBuf::from("default.tailwater"));
-    }
-
-    #[test]
-    fn a_refusal_says_what_to_change() {
-        for (line, part) in [
-            ("--listen-client-urls https://127.0.0.1:1 --advertise-client-urls http://a:1", "use an http:// URL"),
-            ("--listen-client-urls http://127.0.0.1:1", "--advertise-client-urls is required"),
-            ("--listen-client-urls http://127.0.0.1 --advertise-client-urls http://a:1", "needs a port"),
-            ("--initial-cluster default=http://other:2380", "must name default=http://localhost:2380"),
-            ("--initial-cluster default=http://localhost:2380,b=http://b:2380", "groups of one"),
-            ("--election-timeout 300", "at least 5 times"),
-            ("--auto-compaction-retention 5x", "write it like"),
-            ("--auto-compaction-mode weekly --auto-compaction-retention 5", "use periodic or revision"),
-            ("--reported-version 3", "like 3.6.16"),
-            ("--log-level loud", "use debug, info, warn or error"),
-            ("--watch-progress-notify-interval 1ms", "at least 100ms"),
-        ] {
-            let refused = config(line).expect_err(line);
-            assert!(refused.0.contains(part), "{line}: {refused}");
-        }
-    }
-
-    #[test]
-    fn retention_follows_its_mode() {
-        let periodic = config("--auto-compaction-retention 2").expect("hours");
-        assert_eq!(periodic.gateway.auto_compaction, AutoCompaction::Periodic(Duration::from_secs(7200)));
-        let revisions = config("--auto-compaction-mode revision --auto-compaction-retention 1000").expect("revisions");
-        assert_eq!(revisions.gateway.auto_compaction, AutoCompaction::Revisions(1000));
-    }
-}
+mod tests;

@@ -1,33 +1,52 @@
-//! The data directory: one server at a time, and the ids that it was founded with.
+//! The data directory: who it belongs to, and that one process uses it.
 //!
-//! `member.json` holds `{"format": 1, "member_id": …, "cluster_id": …, "checksum": …}`, the ids and the CRC-32C of
-//! "<member_id> <cluster_id>" in hexadecimal. It is written and synced before anything else is stored, and never
-//! changed.
+//! `IDENTITY` is one line of JSON, `{"format":1,"member_id":"<hex>","cluster_id":"<hex>","check":"<hex>"}`; `check` is
+//! the first eight bytes of the SHA-1 of "<member_id>/<cluster_id>" in hex. `LOCK` is locked while the process lives.
+//! `raft/` and `state/` belong to the consensus and eventlog crates.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use serde::{Deserialize, Serialize};
+use sha1::{Digest, Sha1};
+
+use crate::config::Config;
 
 const FORMAT: u32 = 1;
+const IDENTITY_FILE: &str = "IDENTITY";
+const LOCK_FILE: &str = "LOCK";
 
-/// Held while the server uses the directory.
-#[derive(Debug)]
-pub(crate) struct DataDir {
-    _lock: File,
-    /// Who was founded here.
-    pub(crate) identity: Identity,
-}
-
-/// The ids of this member.
+/// Who this member is; made once, then found in the data directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
-    /// Of this member.
     pub(crate) member_id: u64,
-    /// Of the group.
     pub(crate) cluster_id: u64,
+}
+
+/// The data directory can't be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DataDirError {
+    #[error("data directory {path}: {reason}; make it writable or change --data-dir")]
+    Unusable { path: String, reason: std::io::Error },
+    #[error("data directory {path} is used by another process; stop that one or change --data-dir")]
+    Locked { path: String },
+    #[error("data directory {path} holds {found:?}, which tailwater did not write; use an empty --data-dir")]
+    Foreign { path: String, found: String },
+    #[error("data directory {path} has format {found}, this build reads {FORMAT}; use the version that wrote it")]
+    Format { path: String, found: u32 },
+    #[error("{path}: {reason}; restore the file from a backup")]
+    Corrupt { path: String, reason: String },
+}
+
+/// A data directory that this process owns.
+#[derive(Debug)]
+pub(crate) struct DataDir {
+    pub(crate) identity: Identity,
+    /// Whether it held data before.
+    pub(crate) is_existing: bool,
+    /// Unlocked when dropped.
+    _lock: File,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -35,128 +54,130 @@ struct Stored {
     format: u32,
     member_id: String,
     cluster_id: String,
-    checksum: String,
-}
-
-impl Stored {
-    fn expected_checksum(&self) -> String {
-        format!("{:08x}", crc32c::crc32c(format!("{} {}", self.member_id, self.cluster_id).as_bytes()))
-    }
+    check: String,
 }
 
 impl DataDir {
-    /// Makes the directory if it is missing, takes its lock, and reads or writes its identity.
-    pub(crate) fn open(path: &Path, founding: Identity) -> anyhow::Result<Self> {
-        make(path).with_context(|| format!("--data-dir {} can't be made", path.display()))?;
-        let lock = File::create(path.join("LOCK"))
-            .with_context(|| format!("--data-dir {} can't be written", path.display()))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                anyhow::bail!("--data-dir {} is in use by another tailwater; stop it or name another directory", path.display());
-            }
-            Err(TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("--data-dir {} can't be locked", path.display()));
-            }
+    /// Opens or founds it.
+    ///
+    /// # Errors
+    /// See [`DataDirError`].
+    pub(crate) fn open(config: &Config) -> Result<Self, DataDirError> {
+        Self::open_at(&config.data_dir, config.founding)
+    }
+
+    fn open_at(path: &Path, founding: Identity) -> Result<Self, DataDirError> {
+        let unusable = |reason| DataDirError::Unusable { path: path.display().to_string(), reason };
+        fs::create_dir_all(path).map_err(unusable)?;
+        let identity_file = path.join(IDENTITY_FILE);
+        let is_existing = identity_file.exists();
+        if !is_existing {
+            refuse_foreign(path)?;
         }
-        let identity = identity(path, founding)?;
-        Ok(Self { _lock: lock, identity })
-    }
-}
-
-fn make(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    if path.is_dir() {
-        return Ok(());
-    }
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    // The name is durable only when the directory above it is synced.
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
-        _ => File::open(".")?.sync_all(),
-    }
-}
-
-fn identity(path: &Path, founding: Identity) -> anyhow::Result<Identity> {
-    let file = path.join("member.json");
-    match fs::read(&file) {
-        Ok(bytes) => read(&bytes).with_context(|| format!("{} at byte 0: not readable", file.display())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            anyhow::ensure!(
-                !path.join("raft").exists() && !path.join("state").exists(),
-                "{} is missing though {} holds data; restore it from a backup",
-                file.display(),
-                path.display()
-            );
-            write(path, &file, founding).with_context(|| format!("{} can't be written", file.display()))?;
-            Ok(founding)
+        let lock = File::create(path.join(LOCK_FILE)).map_err(unusable)?;
+        if lock.try_lock().is_err() {
+            return Err(DataDirError::Locked { path: path.display().to_string() });
         }
-        Err(error) => Err(error).with_context(|| format!("{} can't be read", file.display())),
+        let identity = if is_existing {
+            read(&identity_file)?
+        } else {
+            write(path, &identity_file, founding).map_err(unusable)?;
+            founding
+        };
+        Ok(Self { identity, is_existing, _lock: lock })
     }
 }
 
-fn read(bytes: &[u8]) -> anyhow::Result<Identity> {
-    let stored: Stored = serde_json::from_slice(bytes)?;
-    anyhow::ensure!(stored.format == FORMAT, "it has format {}, this build reads {FORMAT}", stored.format);
-    anyhow::ensure!(stored.checksum == stored.expected_checksum(), "its checksum does not fit its ids");
-    let checked = |text: &str| anyhow::Ok(u64::from_str_radix(text, 16)?);
-    Ok(Identity { member_id: checked(&stored.member_id)?, cluster_id: checked(&stored.cluster_id)? })
+/// Another program's data is never written into.
+fn refuse_foreign(path: &Path) -> Result<(), DataDirError> {
+    let unusable = |reason| DataDirError::Unusable { path: path.display().to_string(), reason };
+    for entry in fs::read_dir(path).map_err(unusable)? {
+        let name = entry.map_err(unusable)?.file_name().to_string_lossy().into_owned();
+        // Left behind by a start that was killed before the identity was in place; a fresh volume has lost+found.
+        if name != LOCK_FILE && name != "IDENTITY.tmp" && name != "lost+found" {
+            return Err(DataDirError::Foreign { path: path.display().to_string(), found: name });
+        }
+    }
+    Ok(())
 }
 
-fn write(path: &Path, file: &Path, identity: Identity) -> anyhow::Result<()> {
-    let mut stored = Stored {
-        format: FORMAT,
-        member_id: format!("{:016x}", identity.member_id),
-        cluster_id: format!("{:016x}", identity.cluster_id),
-        checksum: String::new(),
-    };
-    stored.checksum = stored.expected_checksum();
-    let temporary = path.join("member.json.new");
-    let mut out = File::create(&temporary)?;
-    out.write_all(&serde_json::to_vec(&stored)?)?;
+fn read(file: &PathBuf) -> Result<Identity, DataDirError> {
+    let corrupt = |reason: String| DataDirError::Corrupt { path: file.display().to_string(), reason };
+    let text = fs::read_to_string(file).map_err(|error| corrupt(error.to_string()))?;
+    let stored: Stored = serde_json::from_str(&text).map_err(|error| corrupt(error.to_string()))?;
+    if stored.format != FORMAT {
+        return Err(DataDirError::Format { path: file.display().to_string(), found: stored.format });
+    }
+    if stored.check != check(&stored.member_id, &stored.cluster_id) {
+        return Err(corrupt("its checksum does not fit".into()));
+    }
+    let hex = |text: &str| u64::from_str_radix(text, 16).map_err(|error| corrupt(error.to_string()));
+    Ok(Identity { member_id: hex(&stored.member_id)?, cluster_id: hex(&stored.cluster_id)? })
+}
+
+/// Durable when it returns: the file is synced before it gets its name, the directory after.
+fn write(directory: &Path, file: &Path, identity: Identity) -> std::io::Result<()> {
+    let (member_id, cluster_id) = (format!("{:x}", identity.member_id), format!("{:x}", identity.cluster_id));
+    let check = check(&member_id, &cluster_id);
+    let text = serde_json::to_string(&Stored { format: FORMAT, member_id, cluster_id, check })?;
+    let staged = directory.join("IDENTITY.tmp");
+    let mut out = File::create(&staged)?;
+    out.write_all(text.as_bytes())?;
+    out.write_all(b"\n")?;
     out.sync_all()?;
-    fs::rename(&temporary, file)?;
-    Ok(File::open(path)?.sync_all()?)
+    fs::rename(staged, file)?;
+    File::open(directory)?.sync_all()
+}
+
+fn check(member_id: &str, cluster_id: &str) -> String {
+    let digest = Sha1::digest(format!("{member_id}/{cluster_id}"));
+    digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const FOUNDING: Identity = Identity { member_id: 7, cluster_id: 9 };
+    const FOUNDING: Identity = Identity { member_id: 0xd622_0a2b, cluster_id: 0x6656 };
 
     #[test]
-    fn the_identity_of_the_first_start_stays() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("data");
-        drop(DataDir::open(&path, FOUNDING).expect("founded"));
-        let again = DataDir::open(&path, Identity { member_id: 1, cluster_id: 2 }).expect("opened");
-        assert_eq!(again.identity, FOUNDING);
+    fn an_existing_directory_keeps_its_identity() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("made");
+        assert!(!DataDir::open_at(&path, FOUNDING).expect("founded").is_existing);
+        let other = Identity { member_id: 1, cluster_id: 2 };
+        let again = DataDir::open_at(&path, other).expect("reused");
+        assert_eq!((again.identity, again.is_existing), (FOUNDING, true));
     }
 
     #[test]
-    fn a_second_server_is_refused() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let _held = DataDir::open(dir.path(), FOUNDING).expect("founded");
-        let refused = DataDir::open(dir.path(), FOUNDING).expect_err("in use");
-        assert!(refused.to_string().contains("is in use by another tailwater"), "{refused}");
+    fn two_processes_do_not_share_a_directory() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let _first = DataDir::open_at(directory.path(), FOUNDING).expect("founded");
+        let second = DataDir::open_at(directory.path(), FOUNDING).expect_err("locked");
+        assert!(matches!(second, DataDirError::Locked { .. }));
     }
 
     #[test]
-    fn a_broken_or_foreign_identity_names_the_file() {
-        let dir = tempfile::tempdir().expect("a directory");
-        for text in ["", "{\"format\":1,", "{\"format\":1,\"member_id\":\"1\",\"cluster_id\":\"1\",\"checksum\":\"0\"}"] {
-            fs::write(dir.path().join("member.json"), text).expect("written");
-            let refused = format!("{:#}", DataDir::open(dir.path(), FOUNDING).expect_err("unreadable"));
-            assert!(refused.contains("member.json"), "{refused}");
+    fn what_another_program_wrote_is_refused_by_name() {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::create_dir(directory.path().join("member")).expect("made");
+        let error = DataDir::open_at(directory.path(), FOUNDING).expect_err("foreign");
+        assert!(error.to_string().contains("holds \"member\""), "{error}");
+    }
+
+    #[test]
+    fn any_flipped_byte_of_the_identity_is_noticed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        drop(DataDir::open_at(directory.path(), FOUNDING).expect("founded"));
+        let file = directory.path().join(IDENTITY_FILE);
+        let good = fs::read(&file).expect("readable");
+        for at in 0..good.len() - 1 {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            fs::write(&file, &bad).expect("written");
+            let found = DataDir::open_at(directory.path(), FOUNDING);
+            assert!(found.is_err(), "byte {at}: {}", String::from_utf8_lossy(&bad));
         }
-    }
-
-    #[test]
-    fn data_without_an_identity_is_refused() {
-        let dir = tempfile::tempdir().expect("a directory");
-        fs::create_dir(dir.path().join("raft")).expect("made");
-        let refused = DataDir::open(dir.path(), FOUNDING).expect_err("no identity");
-        assert!(refused.to_string().contains("member.json is missing"), "{refused}");
     }
 }

@@ -1,192 +1,209 @@
-//! The command line. Names are etcd's wherever etcd has the flag.
-//!
-//! Each flag can also be set as `TAILWATER_<NAME>` or `ETCD_<NAME>`; a flag on the command line wins over the first, and
-//! that over the second. A flag given twice: the last wins, as with etcd.
+//! The command line: etcd's names where etcd has one. A flag wins over `TAILWATER_*`, which wins over `ETCD_*`.
 
-use std::ffi::OsString;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::process::ExitCode;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
-
-use crate::go_duration;
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// An etcd-compatible store that takes watch fan-out off the consensus write path.
-#[derive(Parser)]
+#[derive(Debug, Parser)]
 #[command(name = "tailwater", version, args_override_self = true)]
-pub(crate) struct Arguments {
+struct Cli {
     #[command(subcommand)]
-    pub(crate) command: Command,
+    command: Command,
 }
 
-/// What the binary does.
-#[derive(Subcommand)]
-pub(crate) enum Command {
-    /// Serves the etcd v3 API with all roles in this process.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the etcd v3 API with all roles in this process.
+    #[command(args_override_self = true)]
     Serve(Box<Flags>),
 }
 
-/// Flags of `tailwater serve`.
-#[derive(Args, Clone, Debug)]
-#[command(args_override_self = true)]
+/// Flags of `tailwater serve`. Each may also be given as TAILWATER_NAME or ETCD_NAME in the environment.
+#[derive(Clone, Debug, Args)]
 pub(crate) struct Flags {
-    /// Name of this member.
+    /// Name of this member
     #[arg(long, default_value = "default")]
     pub(crate) name: String,
-
-    /// Directory of everything that must survive; made if missing [default: <name>.tailwater].
+    /// Directory of all data [default: <name>.tailwater]
     #[arg(long)]
-    pub(crate) data_dir: Option<PathBuf>,
-
-    /// URLs to serve clients on (gRPC and HTTP on one port), comma separated.
+    pub(crate) data_dir: Option<String>,
+    /// URLs to serve clients on, separated by commas
     #[arg(long, default_value = "http://localhost:2379")]
     pub(crate) listen_client_urls: String,
-
-    /// Client URLs to tell others; required when --listen-client-urls is set.
+    /// Client URLs to tell others; needed with --listen-client-urls [default: http://localhost:2379]
     #[arg(long)]
     pub(crate) advertise_client_urls: Option<String>,
-
-    /// URLs to serve other members and fanouts on.
+    /// URLs to serve other members on
     #[arg(long, default_value = "http://localhost:2380")]
     pub(crate) listen_peer_urls: String,
-
-    /// Peer URLs to tell the other members.
+    /// Peer URLs of this member as others reach it
     #[arg(long, default_value = "http://localhost:2380")]
     pub(crate) initial_advertise_peer_urls: String,
-
-    /// The founding members, name=peerURL, comma separated [default: <name>=<initial-advertise-peer-urls>].
+    /// The founding members, name=URL separated by commas [default: <name>=<initial-advertise-peer-urls>]
     #[arg(long)]
     pub(crate) initial_cluster: Option<String>,
-
-    /// "new", or "existing" to join a group.
+    /// "new", or "existing" to join
     #[arg(long, default_value = "new")]
     pub(crate) initial_cluster_state: String,
-
-    /// Tells apart clusters that are founded with the same URLs.
+    /// Part of the ids of a new cluster, so that two of them never mix
     #[arg(long, default_value = "etcd-cluster")]
     pub(crate) initial_cluster_token: String,
-
-    /// Extra URLs for /metrics and /health only.
-    #[arg(long)]
-    pub(crate) listen_metrics_urls: Option<String>,
-
-    /// "periodic" (retention is a duration, or hours) or "revision" (retention is a number of revisions).
+    /// "periodic" or "revision"
     #[arg(long, default_value = "periodic")]
     pub(crate) auto_compaction_mode: String,
-
-    /// How much history to keep; 0 leaves compaction to clients, as Kubernetes does it.
+    /// Hours or a duration (periodic), or revisions (revision) to keep; 0: off
     #[arg(long, default_value = "0")]
     pub(crate) auto_compaction_retention: String,
-
-    /// Milliseconds between a leader's heartbeats.
-    #[arg(long, default_value_t = 100)]
-    pub(crate) heartbeat_interval: u64,
-
-    /// Milliseconds without a heartbeat until an election; at least 5 heartbeats, at most 50000.
-    #[arg(long, default_value_t = 1000)]
-    pub(crate) election_timeout: u64,
-
-    /// Largest request, in bytes.
+    /// Bytes of the largest request
     #[arg(long, default_value_t = 1_572_864)]
-    pub(crate) max_request_bytes: usize,
-
-    /// Most operations in a transaction.
+    pub(crate) max_request_bytes: u32,
+    /// Operations in a transaction
     #[arg(long, default_value_t = 128)]
-    pub(crate) max_txn_ops: usize,
-
-    /// Most streams that one connection may have open.
-    #[arg(long, default_value_t = u32::MAX)]
-    pub(crate) max_concurrent_streams: u32,
-
-    /// Interval of progress notifications on watches that ask for them; at least 100ms.
-    #[arg(long, default_value = "10m", value_parser = go_duration::parse)]
-    pub(crate) watch_progress_notify_interval: Duration,
-
-    /// Bytes on disk at which writes are refused; 0: 2 GiB, negative: no limit.
-    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
-    pub(crate) quota_backend_bytes: i64,
-
-    /// Unary calls that take longer are logged.
-    #[arg(long, default_value = "300ms", value_parser = go_duration::parse)]
-    pub(crate) warning_unary_request_duration: Duration,
-
-    /// Accepted for etcd's sake: the raft log is trimmed by bytes, not by a count of entries.
-    #[arg(long, default_value_t = 10_000)]
-    pub(crate) snapshot_count: u64,
-
-    /// "debug", "info", "warn" or "error".
+    pub(crate) max_txn_ops: u32,
+    /// Interval of progress notifications; 0: 10m
+    #[arg(long, default_value = "0s")]
+    pub(crate) watch_progress_notify_interval: String,
+    /// More URLs that serve only metrics and health
+    #[arg(long, default_value = "")]
+    pub(crate) listen_metrics_urls: String,
+    /// debug, info, warn, error, panic or fatal
     #[arg(long, default_value = "info")]
     pub(crate) log_level: String,
-
-    /// Bytes of recent events kept in memory for reads and watches at older revisions; what is older comes from disk.
+    /// Milliseconds between heartbeats
+    #[arg(long, default_value_t = 100)]
+    pub(crate) heartbeat_interval: u32,
+    /// Milliseconds without a leader before an election
+    #[arg(long, default_value_t = 1000)]
+    pub(crate) election_timeout: u32,
+    /// Bytes on disk above which writes are refused; 0: 2 GiB, negative: no limit
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    pub(crate) quota_backend_bytes: i64,
+    /// Accepted for etcd's sake; raft entries are trimmed by bytes here
+    #[arg(long, default_value_t = 10_000)]
+    pub(crate) snapshot_count: u64,
+    /// Bytes of recent events kept in memory
     #[arg(long, default_value_t = 256 << 20)]
     pub(crate) window_bytes: usize,
-
-    /// Bytes that one watch stream holds ready for its client.
+    /// Bytes that one watch stream holds ready for its client
     #[arg(long, default_value_t = 64 << 10)]
     pub(crate) stream_chunk_bytes: usize,
-
-    /// Bytes that all watch streams together may hold; with more streams each holds less.
+    /// Bytes that all watch streams together may hold
     #[arg(long, default_value_t = 256 << 20)]
     pub(crate) watch_memory_bytes: usize,
-
-    /// The etcd version that clients are told; some choose features by it.
+    /// The etcd version that is reported to clients
     #[arg(long, default_value = "3.6.16")]
     pub(crate) reported_version: String,
+    /// Duration after which a unary call is logged
+    #[arg(long, default_value = "300ms")]
+    pub(crate) warning_unary_request_duration: String,
 }
 
-/// Puts what variables set in front of what the command line says, so that the later wins.
-pub(crate) fn with_environment(
-    arguments: Vec<OsString>,
-    variables: impl Iterator<Item = (OsString, OsString)>,
-) -> Vec<OsString> {
-    let Some(at) = arguments.iter().position(|argument| argument == "serve") else { return arguments };
-    let variables: Vec<(OsString, OsString)> = variables.filter(|(_, value)| !value.is_empty()).collect();
-    let command = Arguments::command();
-    let names = command.find_subcommand("serve").into_iter().flat_map(clap::Command::get_arguments);
-    let names: Vec<&str> = names.filter_map(clap::Arg::get_long).collect();
-    let mut with = arguments[..=at].to_vec();
-    for prefix in ["ETCD_", "TAILWATER_"] {
-        for name in &names {
-            let variable = format!("{prefix}{}", name.to_uppercase().replace('-', "_"));
-            if let Some((_, value)) = variables.iter().find(|(found, _)| *found == *variable) {
-                let mut flag = OsString::from(format!("--{name}="));
-                flag.push(value);
-                with.push(flag);
-            }
+/// What the command line asks for.
+pub(crate) enum Parsed {
+    /// `tailwater serve`.
+    Serve(Box<Flags>),
+    /// Help or version was printed, or the command line is wrong.
+    Exit(ExitCode),
+}
+
+/// Reads the arguments (without the program's name) and the environment.
+pub(crate) fn parse(arguments: Vec<String>, environment: impl Fn(&str) -> Option<String>) -> Parsed {
+    match read(arguments, environment) {
+        Ok(flags) => Parsed::Serve(flags),
+        Err(error) => Parsed::Exit(report(&error)),
+    }
+}
+
+fn read(arguments: Vec<String>, environment: impl Fn(&str) -> Option<String>) -> Result<Box<Flags>, clap::Error> {
+    let mut line = vec!["tailwater".to_owned()];
+    let mut arguments = arguments.into_iter();
+    if let Some(command) = arguments.next() {
+        let is_serve = command == "serve";
+        line.push(command);
+        if is_serve {
+            // In front of the flags, since the last one wins.
+            line.extend(from_environment(environment));
         }
     }
-    with.extend_from_slice(&arguments[at + 1..]);
-    with
+    line.extend(arguments);
+    let matches = Cli::command().try_get_matches_from(line)?;
+    let Command::Serve(flags) = Cli::from_arg_matches(&matches)?.command;
+    Ok(flags)
+}
+
+/// The flags that the environment sets. An empty variable counts as unset.
+fn from_environment(environment: impl Fn(&str) -> Option<String>) -> Vec<String> {
+    let command = Flags::augment_args(clap::Command::new("serve"));
+    let names = command.get_arguments().filter_map(clap::Arg::get_long);
+    let set = names.filter_map(|name| {
+        let suffix = name.to_uppercase().replace('-', "_");
+        let variables = [format!("TAILWATER_{suffix}"), format!("ETCD_{suffix}")];
+        let value = variables.iter().find_map(|variable| environment(variable).filter(|value| !value.is_empty()))?;
+        Some(format!("--{name}={value}"))
+    });
+    set.collect()
+}
+
+/// Prints help, version or what is wrong. A bad value is one sentence and exit code 1, a flag that doesn't exist 2.
+#[expect(clippy::print_stderr, reason = "no log exists yet")]
+fn report(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // Nothing is left to do when the terminal is gone.
+            error.print().ok();
+            ExitCode::SUCCESS
+        }
+        ErrorKind::ValueValidation | ErrorKind::InvalidValue => {
+            let text = error.to_string();
+            eprintln!("{}", text.lines().next().unwrap_or_default());
+            ExitCode::FAILURE
+        }
+        _ => {
+            error.print().ok();
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Prints why the flags don't fit together.
+#[expect(clippy::print_stderr, reason = "no log exists yet")]
+pub(crate) fn refuse(reason: &str) -> ExitCode {
+    eprintln!("error: {reason}");
+    ExitCode::FAILURE
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parse(line: &str, variables: &[(&str, &str)]) -> Flags {
-        let variables = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
-        let arguments = with_environment(line.split(' ').map(OsString::from).collect(), variables);
-        let Command::Serve(flags) = Arguments::try_parse_from(arguments).expect("valid flags").command;
-        *flags
+    fn flags(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Box<Flags>, ErrorKind> {
+        let lookup =
+            |name: &str| environment.iter().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned());
+        let arguments = std::iter::once("serve").chain(arguments.iter().copied()).map(str::to_owned).collect();
+        read(arguments, lookup).map_err(|error| error.kind())
     }
 
     #[test]
-    fn a_flag_wins_over_tailwaters_variable_and_that_over_etcds() {
-        let variables = [("ETCD_NAME", "etcd"), ("TAILWATER_NAME", "ours"), ("ETCD_MAX_TXN_OPS", "7")];
-        assert_eq!(parse("tailwater serve", &variables[..1]).name, "etcd");
-        assert_eq!(parse("tailwater serve", &variables).name, "ours");
-        assert_eq!(parse("tailwater serve --name flag", &variables).name, "flag");
-        assert_eq!(parse("tailwater serve", &variables).max_txn_ops, 7);
+    fn a_flag_wins_over_our_variable_which_wins_over_etcds() {
+        let both = [("ETCD_NAME", "etcd"), ("TAILWATER_NAME", "ours")];
+        assert_eq!(flags(&[], &both[..1]).expect("valid").name, "etcd");
+        assert_eq!(flags(&[], &both).expect("valid").name, "ours");
+        assert_eq!(flags(&["--name", "flag"], &both).expect("valid").name, "flag");
+        assert_eq!(flags(&[], &[("ETCD_NAME", "")]).expect("valid").name, "default");
     }
 
     #[test]
-    fn an_empty_variable_is_not_set_and_the_last_flag_wins() {
-        assert_eq!(parse("tailwater serve --name a --name b", &[("ETCD_NAME", "")]).name, "b");
+    fn the_last_of_a_repeated_flag_wins() {
+        assert_eq!(flags(&["--name=a", "--name=b"], &[]).expect("valid").name, "b");
+        assert_eq!(flags(&["--quota-backend-bytes=-1"], &[]).expect("valid").quota_backend_bytes, -1);
     }
 
     #[test]
-    fn a_negative_quota_is_a_value() {
-        assert_eq!(parse("tailwater serve --quota-backend-bytes -1", &[]).quota_backend_bytes, -1);
+    fn a_bad_value_and_an_unknown_flag_differ() {
+        assert_eq!(flags(&["--max-txn-ops=x"], &[]).expect_err("bad"), ErrorKind::ValueValidation);
+        assert_eq!(flags(&["--nope=1"], &[]).expect_err("unknown"), ErrorKind::UnknownArgument);
+        assert_eq!(flags(&["positional"], &[]).expect_err("unknown"), ErrorKind::UnknownArgument);
     }
 }

@@ -1,123 +1,139 @@
-//! Accepts connections: gRPC over HTTP/2 and plain HTTP/1.1 on one port.
+//! Listening sockets and their connections: HTTP/1.1 and HTTP/2 without TLS on one port.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::time::Duration;
 
-use anyhow::Context;
-use axum::body::Body;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
+use anyhow::Context as _;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
-use socket2::SockRef;
+use hyper_util::server::conn::auto;
+use socket2::{Domain, Protocol, Socket, Type};
 use tailwater_gateway::Gateway;
 use tokio::net::{TcpListener, TcpStream};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 
-/// What a connection may hold.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ConnectionBounds {
-    /// Most streams on one connection.
-    pub(crate) streams_max: u32,
-    /// Bytes that are buffered for one stream before its body is asked for more.
-    pub(crate) stream_send_bytes: usize,
-}
-
-/// What is served on a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Port {
-    /// The etcd API and everything beside it.
-    Clients,
-    /// Metrics and health only.
-    Metrics,
-}
-
-/// Bytes of kernel buffer for what a client has not taken yet. It is set so that the kernel does not grow it to
-/// megabytes per connection, which no bound of ours would count.
-const SEND_BUFFER_BYTES: usize = 256 << 10;
-/// What a client may send ahead on one stream, and on one connection: requests are at most a few MiB.
-const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 1024;
+/// Kernel buffers of one connection, each way: a part of what a stalled client may hold.
+const SOCKET_BUFFER_BYTES: usize = 128 * 1024;
+/// What a client may send on one stream, and on all streams of a connection, before we have read it.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
-/// As etcd: a ping after 2 h without traffic, and 20 s to answer it.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2 * 60 * 60);
+/// etcd's keepalive: asked after two hours of silence, gone after 20 s without an answer.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2 * 3600);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Pause after a failed accept, for instance when file descriptors have run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Binds an address.
+/// Binds one address.
 ///
 /// # Errors
-/// The address is taken or not of this machine; the text names it.
-pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("can't listen on {address}; free it or name another address"))
+/// The address is taken or not of this machine.
+pub(crate) fn bind(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
+    let open = || -> std::io::Result<std::net::TcpListener> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        // A restart must not wait for old connections to time out.
+        socket.set_reuse_address(true)?;
+        socket.set_send_buffer_size(SOCKET_BUFFER_BYTES)?;
+        socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    open().with_context(|| format!("cannot listen on {address}; free it or change the listen URL"))
 }
 
-/// Serves connections until `stop`, then drains them: each gets a GOAWAY, and this returns when all have ended.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    port: Port,
+/// What the connections of a listener share.
+#[derive(Clone)]
+pub(crate) struct Connections {
     gateway: Gateway,
-    bounds: ConnectionBounds,
-    stop: CancellationToken,
-) {
-    let builder = connection_builder(bounds);
-    let graceful = GracefulShutdown::new();
-    loop {
-        let stream = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    // Out of file descriptors, most likely: wait for some to be freed instead of spinning.
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            },
-        };
-        if let Err(error) = prepare(&stream) {
-            tracing::debug!(%error, "a connection ended before it was served");
-            continue;
-        }
-        let gateway = gateway.clone();
-        let service = service_fn(move |request: hyper::Request<Incoming>| {
-            let gateway = gateway.clone();
-            async move {
-                let request = request.map(Body::new);
-                Ok::<_, Infallible>(match port {
-                    Port::Clients => gateway.serve(request).await,
-                    Port::Metrics => gateway.serve_http(request).await,
-                })
-            }
-        });
-        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-        let connection = graceful.watch(connection);
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a client connection broke");
-            }
-        });
+    send_buffer_bytes: usize,
+    /// Set once, when the server drains.
+    draining: watch::Receiver<bool>,
+    tracker: TaskTracker,
+}
+
+impl Connections {
+    pub(crate) fn new(
+        gateway: Gateway,
+        send_buffer_bytes: usize,
+        draining: watch::Receiver<bool>,
+        tracker: TaskTracker,
+    ) -> Self {
+        Self { gateway, send_buffer_bytes, draining, tracker }
     }
-    drop(listener);
-    graceful.shutdown().await;
+
+    /// Accepts until the server drains.
+    ///
+    /// # Errors
+    /// The listener can't be used with this runtime.
+    pub(crate) async fn accept(mut self, listener: std::net::TcpListener) -> std::io::Result<()> {
+        let listener = TcpListener::from_std(listener)?;
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = drained(&mut self.draining) => return Ok(()),
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let connection = self.clone().serve(stream);
+                    self.tracker.spawn(connection);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "failed to accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn serve(mut self, stream: TcpStream) {
+        // Watch events are small writes that must not wait for an acknowledgement.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "connection ended before it began");
+            return;
+        }
+        let builder = self.builder();
+        let gateway = self.gateway.clone();
+        let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+            let gateway = gateway.clone();
+            async move { Ok::<_, Infallible>(gateway.serve(request.map(axum::body::Body::new)).await) }
+        });
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = drained(&mut self.draining) => {
+                // HTTP/2: GOAWAY, so that the client opens its next stream elsewhere.
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(error, "connection failed");
+        }
+    }
+
+    fn builder(&self) -> auto::Builder<TokioExecutor> {
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_send_buf_size(self.send_buffer_bytes)
+            // Unlimited, as etcd's default.
+            .max_concurrent_streams(None)
+            .keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+        builder.http1().timer(TokioTimer::new());
+        builder
+    }
 }
 
-fn prepare(stream: &TcpStream) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
-    SockRef::from(stream).set_send_buffer_size(SEND_BUFFER_BYTES)
-}
-
-fn connection_builder(bounds: ConnectionBounds) -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_concurrent_streams(bounds.streams_max)
-        .max_send_buf_size(bounds.stream_send_bytes)
-        .keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
-    builder
+/// Resolves when the server drains, or is gone.
+async fn drained(draining: &mut watch::Receiver<bool>) {
+    draining.wait_for(|draining| *draining).await.ok();
 }

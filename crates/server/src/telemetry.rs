@@ -1,74 +1,73 @@
-//! Logs and metrics of the process.
-//!
-//! Logs are JSON lines on standard error, as etcd's: `level`, `ts`, `caller`, `msg`, then the fields.
+//! Logs as JSON lines in etcd's shape on stderr, and the metrics recorder.
 
-use std::fmt;
-use std::time::Duration;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use anyhow::Context as _;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
-use tracing::level_filters::LevelFilter;
-use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::registry::LookupSpan;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry};
 
-/// Logs from `level` on.
-pub(crate) fn start_logging(level: LevelFilter) {
-    tracing_subscriber::fmt().with_max_level(level).event_format(JsonLines).with_writer(std::io::stderr).init();
+/// Starts logging: our own crates at `level`, libraries from warnings on.
+pub(crate) fn start_log(level: tracing::Level) {
+    let filter = EnvFilter::new(format!("warn,tailwater={level}"));
+    Registry::default().with(JsonLines.with_filter(filter)).init();
 }
 
-/// Installs the recorder; the handle renders the exposition.
-pub(crate) fn start_metrics() -> anyhow::Result<PrometheusHandle> {
-    let builder = PrometheusBuilder::new()
-        // etcd's buckets for durations: 1 ms to 8 s, doubling; dashboards compare them across members.
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &exponential(0.001, 14))?
-        .set_buckets_for_metric(Matcher::Full("etcd_server_apply_duration_seconds".into()), &exponential(0.0001, 20))?
-        .set_buckets_for_metric(Matcher::Full("etcd_server_range_duration_seconds".into()), &exponential(0.0001, 20))?
-        .set_buckets(&exponential(1.0, 20))?;
-    let handle = builder.install_recorder()?;
-    let upkeep = handle.clone();
-    tokio::spawn(async move {
-        loop {
-            // Drains the histograms' samples, which would otherwise grow until the next scrape.
-            tokio::time::sleep(Duration::from_secs(5)).await;
-            upkeep.run_upkeep();
-        }
-    });
-    Ok(handle)
-}
-
-fn exponential(first: f64, count: i32) -> Vec<f64> {
-    (0..count).map(|power| first * 2f64.powi(power)).collect()
-}
-
+/// Writes {level, ts, caller, msg, fields…}.
 struct JsonLines;
+
+impl<S: Subscriber> Layer<S> for JsonLines {
+    fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
+        let metadata = event.metadata();
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let mut line = Map::new();
+        line.insert("level".into(), metadata.level().as_str().to_lowercase().into());
+        line.insert("ts".into(), timestamp(SystemTime::now()).into());
+        line.insert("caller".into(), caller(metadata.file(), metadata.line()).into());
+        line.insert("msg".into(), fields.message.into());
+        line.extend(fields.others);
+        let mut text = Value::Object(line).to_string();
+        text.push('\n');
+        // A log that can't be written has nobody left to tell.
+        std::io::stderr().lock().write_all(text.as_bytes()).ok();
+    }
+}
 
 #[derive(Default)]
 struct Fields {
     message: String,
-    fields: Map<String, Value>,
+    others: Map<String, Value>,
 }
 
 impl Fields {
     fn set(&mut self, field: &Field, value: Value) {
-        self.fields.insert(field.name().to_owned(), value);
+        self.others.insert(field.name().replace('_', "-"), value);
     }
 }
 
 impl Visit for Fields {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        let text = format!("{value:?}");
         if field.name() == "message" {
-            self.message = format!("{value:?}");
+            self.message = text;
         } else {
-            self.set(field, format!("{value:?}").into());
+            self.set(field, text.into());
         }
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.set(field, value.into());
+        if field.name() == "message" {
+            value.clone_into(&mut self.message);
+        } else {
+            self.set(field, value.into());
+        }
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
@@ -79,55 +78,78 @@ impl Visit for Fields {
         self.set(field, value.into());
     }
 
-    fn record_bool(&mut self, field: &Field, value: bool) {
+    fn record_f64(&mut self, field: &Field, value: f64) {
         self.set(field, value.into());
     }
 
-    fn record_f64(&mut self, field: &Field, value: f64) {
+    fn record_bool(&mut self, field: &Field, value: bool) {
         self.set(field, value.into());
     }
 }
 
-impl<S, N> FormatEvent<S, N> for JsonLines
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let mut fields = Fields::default();
-        event.record(&mut fields);
-        let metadata = event.metadata();
-        let level = match *metadata.level() {
-            Level::ERROR => "error",
-            Level::WARN => "warn",
-            Level::INFO => "info",
-            _ => "debug",
-        };
-        let mut time = String::new();
-        SystemTime.format_time(&mut Writer::new(&mut time))?;
-        let module = metadata.target().replace("::", "/");
-        let caller = format!("{module}:{}", metadata.line().unwrap_or_default());
-        write!(
-            writer,
-            "{{\"level\":\"{level}\",\"ts\":\"{time}\",\"caller\":{},\"msg\":{}",
-            Value::from(caller),
-            Value::from(fields.message)
-        )?;
-        for (name, value) in &fields.fields {
-            write!(writer, ",{}:{value}", Value::from(name.as_str()))?;
-        }
-        writeln!(writer, "}}")
-    }
+/// "gateway/src/http.rs:120"; without the part of the path that differs between build machines.
+fn caller(file: Option<&str>, line: Option<u32>) -> String {
+    let file = file.unwrap_or("unknown");
+    let short = file.rsplit_once("crates/").map_or(file, |(_, short)| short);
+    format!("{short}:{}", line.unwrap_or(0))
+}
+
+/// RFC 3339 in UTC with microseconds.
+fn timestamp(now: SystemTime) -> String {
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    // Civil date from days: years counted from March, so that the leap day comes last.
+    let shifted = days + 719_468;
+    let era = shifted / 146_097;
+    let day_of_era = shifted % 146_097;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let mut text = String::with_capacity(27);
+    write!(
+        text,
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:06}Z",
+        second / 3600,
+        second / 60 % 60,
+        second % 60,
+        since.subsec_micros()
+    )
+    .expect("writing to a string cannot fail");
+    text
+}
+
+/// Installs the recorder of metrics, with etcd's buckets for durations.
+///
+/// # Errors
+/// Another recorder is installed.
+pub(crate) fn start_metrics() -> anyhow::Result<PrometheusHandle> {
+    let buckets: Vec<f64> = (0..14).map(|exponent| 0.001 * f64::from(1 << exponent)).collect();
+    let builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &buckets)
+        .context("the buckets of the histograms")?;
+    builder.install_recorder().context("the recorder of metrics")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
-    fn duration_buckets_are_etcds() {
-        let buckets = exponential(0.001, 14);
-        assert_eq!(buckets.len(), 14);
-        assert!((buckets[13] - 8.192).abs() < 1e-9);
+    fn timestamps_are_utc() {
+        let at = |seconds, micros: u32| timestamp(UNIX_EPOCH + Duration::new(seconds, micros * 1000));
+        assert_eq!(at(0, 0), "1970-01-01T00:00:00.000000Z");
+        assert_eq!(at(951_782_400, 1), "2000-02-29T00:00:00.000001Z");
+        assert_eq!(at(1_798_761_599, 0), "2026-12-31T23:59:59.000000Z");
+    }
+
+    #[test]
+    fn a_caller_is_short() {
+        assert_eq!(caller(Some("/build/crates/server/src/main.rs"), Some(7)), "server/src/main.rs:7");
+        assert_eq!(caller(None, None), "unknown:0");
     }
 }

@@ -1,0 +1,64 @@
+use clap::Parser;
+
+use super::*;
+
+#[derive(Parser)]
+struct Line {
+    #[command(flatten)]
+    flags: Flags,
+}
+
+fn config(arguments: &[&str]) -> Result<Config, String> {
+    let line = std::iter::once("serve").chain(arguments.iter().copied());
+    Config::from_flags(&Line::try_parse_from(line).expect("known flags").flags)
+}
+
+#[test]
+fn defaults_are_etcds() {
+    let config = config(&[]).expect("valid");
+    assert_eq!(config.data_dir, PathBuf::from("default.tailwater"));
+    assert_eq!(config.client_addresses, ["127.0.0.1:2379".parse().expect("an address")]);
+    let consensus = config.consensus(config.founding);
+    assert_eq!((consensus.election_ticks, consensus.lease_ttl_min), (10, 2));
+    assert_eq!(consensus.request_timeout, Duration::from_secs(7));
+    assert_eq!(consensus.quota_bytes, 2 << 30);
+    assert_eq!(config.fanout(config.founding).progress_interval, Duration::from_secs(600));
+    assert_eq!(config.gateway(config.founding).message_bytes_max(), 2 << 20);
+}
+
+#[test]
+fn a_wrong_combination_is_named_with_its_remedy() {
+    let cases: &[(&[&str], &str)] = &[
+        (&["--listen-client-urls=http://127.0.0.1:1"], "--advertise-client-urls is required"),
+        (&["--initial-cluster=other=http://localhost:2380"], "must contain \"default\""),
+        (&["--initial-cluster=default=http://localhost:1"], "make them equal"),
+        (&["--initial-cluster=default=http://localhost:2380,b=http://h:1"], "names 2 members; this version runs one"),
+        (&["--initial-cluster-state=existing"], "this version runs one member"),
+        (&["--election-timeout=400"], "at least five times --heartbeat-interval"),
+        (&["--heartbeat-interval=0"], "at least 1 ms"),
+        (&["--auto-compaction-mode=x"], "must be periodic or revision"),
+        (&["--auto-compaction-retention=5x"], "not a duration"),
+        (&["--watch-progress-notify-interval=50ms"], "at least 100ms"),
+        (&["--log-level=loud"], "must be debug"),
+        (&["--listen-metrics-urls=https://127.0.0.1:1"], "must begin with http://"),
+        (&["--listen-peer-urls=http://127.0.0.1"], "host and a port"),
+        (&["--stream-chunk-bytes=1"], "at least 4096"),
+        (&["--reported-version=3"], "major.minor.patch"),
+    ];
+    for (arguments, part) in cases {
+        let reason = config(arguments).expect_err("refused");
+        assert!(reason.contains(part), "{arguments:?}: {reason}");
+        assert!(!reason.contains('\n'), "{reason}");
+    }
+}
+
+#[test]
+fn retention_is_hours_a_duration_or_revisions() {
+    let mode = |arguments: &[&str]| config(arguments).expect("valid").auto_compaction;
+    assert_eq!(mode(&[]), AutoCompaction::Off);
+    let hour = AutoCompaction::Periodic(Duration::from_secs(3600));
+    assert_eq!(mode(&["--auto-compaction-retention=1"]), hour);
+    assert_eq!(mode(&["--auto-compaction-retention=60m"]), hour);
+    let revision = ["--auto-compaction-mode=revision", "--auto-compaction-retention=1000"];
+    assert_eq!(mode(&revision), AutoCompaction::Revisions(1000));
+}
