@@ -1,1 +1,13 @@
-//! Shared support for the tests of the whole system: processes, ports and clients.
+//! Shared support for the tests of the whole system: server processes, a client that sends raw bytes, and a proxy
+//! that plants one deviation.
+//!
+//! * [`Server`] starts a Tailwater or an etcd on free loopback ports with a fresh data directory.
+//! * [`RawClient`] calls any method with any bytes, so that malformed requests can be sent.
+//! * [`proxy`] forwards every call and changes answers in one chosen way; it shows that a test can fail.
+
+mod process;
+pub mod proxy;
+mod raw;
+
+pub use process::{Kind, Options, Server, left_out, program};
+pub use raw::{BytesCodec, Failure, RawClient};
