@@ -1,1 +1,1 @@
-fn main(){}
+//! Tests through the public API, each named after where its case comes from.
