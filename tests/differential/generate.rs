@@ -72,7 +72,19 @@ impl Generator {
     }
 
     pub(crate) fn next(&mut self, at: Revisions) -> Operation {
+        let compacted = at.compacted > self.at.compacted;
         self.at = at;
+        // A watch from the compacted revision, soon after: where bugs have been.
+        if compacted && self.one_in(2) {
+            let request = pb::WatchCreateRequest { start_revision: at.compacted, filters: vec![], ..self.watch() };
+            let request = if self.one_in(2) {
+                let every = Bytes::from_static(b"\0");
+                pb::WatchCreateRequest { key: every.clone(), range_end: every, ..request }
+            } else {
+                request
+            };
+            return Operation::Watch { stream: self.stream(), request };
+        }
         match self.rng.random_range(0..1000) {
             0..280 => Operation::Put(self.put()),
             280..480 => Operation::Range(self.range()),
