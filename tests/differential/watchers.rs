@@ -17,6 +17,13 @@ pub(crate) struct History {
     events: Vec<(i64, Bytes, i32)>,
 }
 
+impl History {
+    /// Begins with the delete of `key` that made revision `first`.
+    pub(crate) fn beginning(first: i64, key: &'static str) -> Self {
+        Self { events: vec![(first, key.into(), 1)] }
+    }
+}
+
 /// One watcher, the same on both servers.
 #[derive(Debug)]
 pub(crate) struct Watcher {
