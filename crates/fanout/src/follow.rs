@@ -68,7 +68,7 @@ impl Follower {
                     self.core.wakeups.end(StreamEnd::Status(14, text::UNAVAILABLE.into()), false);
                 }
                 Ended::Tail(TailError::Closed) => break "tail closed".to_owned(),
-                Ended::Tail(TailError::Storage(reason)) => break reason,
+                Ended::Tail(error @ TailError::Storage(_)) => break error.to_string(),
                 Ended::Storage(error) => break error.to_string(),
                 Ended::Stopped => break "stopped".to_owned(),
             }

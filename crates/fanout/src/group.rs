@@ -237,7 +237,7 @@ impl ChunkBuilder {
         if self.dropped_from.is_some() {
             return;
         }
-        let revision = event.envelope().revision;
+        let revision = event.revision();
         let len = event_field_len(event, prev);
         let whole = self.marks.iter().rev().find(|m| m.0 < revision).map_or(0, |m| m.1);
         if self.buffer.len() - whole + len > chunk_bytes {

@@ -154,7 +154,7 @@ impl Plan {
     fn fetch_limit(&self) -> usize {
         let query = &self.query;
         let needs_all = query.revision_bounds != (0, 0, 0, 0)
-            || query.sort.is_some_and(|(by, descending)| !query.sort_fetched && (by != SortBy::Key || descending));
+            || query.sort.is_some_and(|(by, descending)| by != SortBy::Key || descending);
         if query.limit == 0 || needs_all { usize::MAX } else { query.limit.saturating_add(1) }
     }
 

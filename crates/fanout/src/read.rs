@@ -15,8 +15,6 @@ pub struct RangeQuery {
     pub limit: usize,
     /// Order; `None` is by key, ascending.
     pub sort: Option<(SortBy, bool)>,
-    /// etcd's sort order NONE with a target other than KEY: only the limit + 1 lowest keys are fetched, then sorted.
-    pub sort_fetched: bool,
     /// Only the number of keys.
     pub count_only: bool,
     /// Bounds of mod_revision and create_revision, inclusive; 0: none. (min_mod, max_mod, min_create, max_create)

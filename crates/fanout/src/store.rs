@@ -65,7 +65,7 @@ impl Store {
 
     /// A transferred row. It may be newer than what the tail will bring next; the higher mod_revision wins.
     pub(crate) fn load(&mut self, event: Arc<Event>) {
-        self.transferred = self.transferred.max(event.envelope().revision);
+        self.transferred = self.transferred.max(event.revision());
         self.settle(event);
     }
 
@@ -93,7 +93,7 @@ impl Store {
 
     /// An event of the tail.
     pub(crate) fn apply(&mut self, event: Arc<Event>) -> WindowEvent {
-        let live = event.envelope().kind == EventKind::Put;
+        let live = event.kind() == EventKind::Put;
         let key = event.key();
         let (version, was_live) = match self.keys.get(key) {
             Some(node) => {

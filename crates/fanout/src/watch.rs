@@ -25,7 +25,7 @@ pub struct WatchFilter {
 
 impl WatchFilter {
     pub(crate) fn wants(self, event: &Event) -> bool {
-        match event.envelope().kind {
+        match event.kind() {
             EventKind::Put => !self.no_put,
             EventKind::Delete => !self.no_delete,
         }

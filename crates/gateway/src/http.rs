@@ -150,7 +150,6 @@ async fn read_one(gateway: &Gateway, serializable: bool) -> Result<(), Fault> {
         revision: None,
         limit: 1,
         sort: None,
-        sort_fetched: false,
         count_only: false,
         revision_bounds: (0, 0, 0, 0),
     };

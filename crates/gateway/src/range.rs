@@ -50,9 +50,8 @@ impl Gateway {
         let query = RangeQuery {
             range: KeyRange::from_etcd(request.key.clone(), request.range_end.clone()),
             revision,
-            limit: plan.limit,
+            limit: if plan.sort_after.is_some() { plan.limit + 1 } else { plan.limit },
             sort: plan.sort,
-            sort_fetched: plan.sort_fetched,
             count_only: request.count_only,
             revision_bounds: (
                 request.min_mod_revision,
@@ -61,7 +60,13 @@ impl Gateway {
                 request.max_create_revision,
             ),
         };
-        Ok(self.fanout().range(query).await?)
+        let mut answer = self.fanout().range(query).await?;
+        if let Some(by) = plan.sort_after {
+            sort(&mut answer.events, by);
+            answer.more = answer.events.len() > plan.limit;
+            answer.events.truncate(plan.limit);
+        }
+        Ok(answer)
     }
 }
 
@@ -71,7 +76,7 @@ struct Plan {
     limit: usize,
     sort: Option<(SortBy, bool)>,
     /// A sort target without an order: etcd takes the lowest `limit + 1` *keys* and sorts those.
-    sort_fetched: bool,
+    sort_after: Option<SortBy>,
 }
 
 impl Plan {
@@ -88,13 +93,25 @@ impl Plan {
             || request.max_mod_revision != 0
             || request.min_create_revision != 0
             || request.max_create_revision != 0;
-        let (sort, sort_fetched) = match (SortOrder::try_from(request.sort_order), by) {
-            (Ok(SortOrder::Descend), by) => (Some((by, true)), false),
-            (_, SortBy::Key) => (None, false),
-            (Ok(SortOrder::Ascend), by) => (Some((by, false)), false),
-            (_, by) => (Some((by, false)), limit > 0 && !bounded && !request.count_only),
+        let (sort, sort_after) = match (SortOrder::try_from(request.sort_order), by) {
+            (Ok(SortOrder::Descend), by) => (Some((by, true)), None),
+            (_, SortBy::Key) => (None, None),
+            (Ok(SortOrder::Ascend), by) => (Some((by, false)), None),
+            (_, by) if limit == 0 || bounded || request.count_only => (Some((by, false)), None),
+            (_, by) => (None, Some(by)),
         };
-        Self { limit, sort, sort_fetched }
+        Self { limit, sort, sort_after }
+    }
+}
+
+/// Ascending by one field; equal ones stay in key order.
+fn sort(events: &mut [Arc<Event>], by: SortBy) {
+    match by {
+        SortBy::Key => {}
+        SortBy::Version => events.sort_by_key(|event| event.envelope().version),
+        SortBy::Create => events.sort_by_key(|event| event.envelope().create_revision),
+        SortBy::Mod => events.sort_by_key(|event| event.envelope().revision),
+        SortBy::Value => events.sort_by(|one, other| one.value().cmp(other.value())),
     }
 }
 

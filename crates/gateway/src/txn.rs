@@ -90,7 +90,6 @@ impl Gateway {
             revision: Some(revision),
             limit: 0,
             sort: None,
-            sort_fetched: false,
             count_only: false,
             revision_bounds: (0, 0, 0, 0),
         };

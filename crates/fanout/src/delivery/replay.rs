@@ -310,8 +310,8 @@ fn fit(piece: &Piece, to: Revision, bytes_max: usize) -> (usize, usize, Revision
     let end = piece.next.map_or(to.next(), |next| next.revision);
     let (mut fitting, mut bytes, mut sum) = (0, 0, 0);
     for (i, HistoryEvent { event, prev }) in piece.events.iter().enumerate() {
-        let revision = event.envelope().revision;
-        let starts = i == 0 || piece.events[i - 1].event.envelope().revision < revision;
+        let revision = event.revision();
+        let starts = i == 0 || piece.events[i - 1].event.revision() < revision;
         if starts {
             (fitting, bytes) = (i, sum);
         }

@@ -90,11 +90,11 @@ fn a_large_value_leaves_uncopied() {
 #[test]
 fn a_sort_target_without_an_order_sorts_what_the_limit_left() {
     let mut request = pb::RangeRequest { limit: 3, sort_target: SortTarget::Mod as i32, ..Default::default() };
-    assert_eq!(Plan::of(&request), Plan { limit: 3, sort: Some((SortBy::Mod, false)), sort_fetched: true });
+    assert_eq!(Plan::of(&request), Plan { limit: 3, sort: None, sort_after: Some(SortBy::Mod) });
     request.max_mod_revision = 9;
-    assert_eq!(Plan::of(&request), Plan { limit: 3, sort: Some((SortBy::Mod, false)), sort_fetched: false });
+    assert_eq!(Plan::of(&request), Plan { limit: 3, sort: Some((SortBy::Mod, false)), sort_after: None });
     request.sort_order = SortOrder::Descend as i32;
-    assert_eq!(Plan::of(&request), Plan { limit: 3, sort: Some((SortBy::Mod, true)), sort_fetched: false });
+    assert_eq!(Plan::of(&request), Plan { limit: 3, sort: Some((SortBy::Mod, true)), sort_after: None });
     let request = pb::RangeRequest { limit: -1, sort_order: SortOrder::Ascend as i32, ..Default::default() };
-    assert_eq!(Plan::of(&request), Plan { limit: 0, sort: None, sort_fetched: false });
+    assert_eq!(Plan::of(&request), Plan { limit: 0, sort: None, sort_after: None });
 }
