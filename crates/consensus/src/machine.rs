@@ -5,7 +5,7 @@
 //! that the driver takes ([`Machine::take_output`]), writes and publishes; until then the machine reads its own
 //! unwritten events from it.
 //!
-//! Invariants: a command makes at most one revision (a [`LeaseExpire`](write::LeaseExpire) one per lease), and none
+//! Invariants: a command makes at most one revision (a `LeaseExpire` one per lease), and none
 //! when it changes nothing or is refused; `compacted <= revision`; a key attached to a lease is in that lease's set.
 
 mod alarm;
@@ -26,10 +26,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use raft::eraftpb::ConfState;
 use tailwater_api::etcdserverpb as pb;
-use tailwater_api::write::{self, command::Command};
+use tailwater_api::write::command::Command;
 use tailwater_eventlog::{
-    Alarm, Event, EventLog, Fact, HistoryId, KeyIndex, KeyRange, LeaseId, LogState, Member, MemberId, Position, Revision,
-    StorageError, Term, WriteBatch,
+    Alarm, Event, EventLog, Fact, HistoryId, KeyIndex, KeyRange, LeaseId, LogState, Member, MemberId, Position,
+    Revision, StorageError, Term, WriteBatch,
 };
 
 use crate::{Answer, ApplyError};
@@ -242,7 +242,7 @@ impl Machine {
             self.output.compacted = true;
             self.output.facts.push(Fact::Compacted(at));
         }
-        Ok(Answer::Compact(pb::CompactionResponse { header: self.header(self.state.revision) }))
+        Ok(Answer::Compact(pb::CompactionResponse { header: header(self.state.revision) }))
     }
 
     /// Stores and indexes an event of the revision in the making.
@@ -258,15 +258,10 @@ impl Machine {
     }
 
     /// An event that the index says exists: of this batch, else stored.
-    fn event(
-        &self,
-        values: &dyn Values,
-        key: &[u8],
-        revision: Revision,
-        sub: u32,
-    ) -> Result<Arc<Event>, StorageError> {
+    fn event(&self, values: &dyn Values, key: &[u8], revision: Revision, sub: u32) -> Result<Arc<Event>, StorageError> {
         let fresh = &self.output.write.events;
-        let found = fresh.binary_search_by_key(&(revision, sub), |event| (event.envelope().revision, event.envelope().sub));
+        let found =
+            fresh.binary_search_by_key(&(revision, sub), |event| (event.envelope().revision, event.envelope().sub));
         match found {
             Ok(at) => Ok(Arc::clone(&fresh[at])),
             Err(_) => values.event(key, revision, sub)?.ok_or_else(|| {
@@ -274,9 +269,10 @@ impl Machine {
             }),
         }
     }
+}
 
-    #[expect(clippy::unnecessary_wraps, reason = "the field it fills is optional")]
-    fn header(&self, revision: Revision) -> Option<pb::ResponseHeader> {
-        Some(pb::ResponseHeader { revision: revision.0, ..Default::default() })
-    }
+/// A header as the machine fills it: the revision only.
+#[expect(clippy::unnecessary_wraps, reason = "the field it fills is optional")]
+fn header(revision: Revision) -> Option<pb::ResponseHeader> {
+    Some(pb::ResponseHeader { revision: revision.0, ..Default::default() })
 }

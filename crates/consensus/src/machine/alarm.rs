@@ -5,7 +5,7 @@ use tailwater_api::etcdserverpb::alarm_request::AlarmAction;
 use tailwater_api::write::command::Command;
 use tailwater_eventlog::{Alarm, AlarmKind, Fact, MemberId};
 
-use super::{Machine, encode, quota};
+use super::{Machine, encode, header, quota};
 use crate::{Answer, ApplyError};
 
 impl Machine {
@@ -45,11 +45,13 @@ impl Machine {
                 self.alarms.iter().filter(|alarm| any || Some(alarm.kind) == wanted).copied().collect()
             }
             Ok(AlarmAction::Activate) => wanted.map_or_else(Vec::new, |kind| self.activate(request.member_id, kind)),
-            Ok(AlarmAction::Deactivate) => wanted.map_or_else(Vec::new, |kind| self.deactivate(request.member_id, kind)),
+            Ok(AlarmAction::Deactivate) => {
+                wanted.map_or_else(Vec::new, |kind| self.deactivate(request.member_id, kind))
+            }
             Err(_) => Vec::new(),
         };
         let alarms = alarms.into_iter().map(alarm_member).collect();
-        Answer::Alarm(pb::AlarmResponse { header: self.header(self.state.revision), alarms })
+        Answer::Alarm(pb::AlarmResponse { header: header(self.state.revision), alarms })
     }
 
     /// One that is raised already is answered as well, and changes nothing.

@@ -4,7 +4,7 @@ use tailwater_api::etcdserverpb as pb;
 use tailwater_api::mvccpb;
 use tailwater_eventlog::{Envelope, Event, EventKind, KeyMeta, KeyRange, LeaseId, Revision, StorageError};
 
-use super::{Machine, MachineError, Values};
+use super::{Machine, MachineError, Values, header};
 use crate::{Answer, ApplyError};
 
 /// The revision in the making: what its next event is called.
@@ -45,7 +45,7 @@ impl Machine {
         self.check_exists(&request)?;
         let mut step = self.begin();
         let mut response = self.put_step(values, &mut step, request, waiting)?;
-        response.header = self.header(self.end(&step));
+        response.header = header(self.end(&step));
         Ok(Answer::Put(response))
     }
 
@@ -116,7 +116,7 @@ impl Machine {
     ) -> Result<Answer, MachineError> {
         let mut step = self.begin();
         let mut response = self.delete_step(values, &mut step, request, waiting)?;
-        response.header = self.header(self.end(&step));
+        response.header = header(self.end(&step));
         Ok(Answer::DeleteRange(response))
     }
 

@@ -8,7 +8,7 @@ use tailwater_api::etcdserverpb as pb;
 use tailwater_api::write;
 use tailwater_eventlog::LeaseId;
 
-use super::{Machine, MachineError, encode};
+use super::{Machine, MachineError, encode, header};
 use crate::{Answer, ApplyError};
 
 /// Seconds; etcd's bound.
@@ -51,7 +51,7 @@ impl Machine {
         self.store(encode::lease_key(id), Some(encode::lease(&lease)));
         self.leases.insert(id, lease);
         self.output.leases.push(LeaseChange::Granted(id, request.ttl));
-        let header = self.header(self.state.revision);
+        let header = header(self.state.revision);
         Ok(Answer::LeaseGrant(pb::LeaseGrantResponse { header, id: id.0, ttl: request.ttl, error: String::new() }))
     }
 
@@ -59,7 +59,7 @@ impl Machine {
         if !self.revoke(LeaseId(request.id)) {
             return Err(ApplyError::LeaseNotFound.into());
         }
-        Ok(Answer::LeaseRevoke(pb::LeaseRevokeResponse { header: self.header(self.state.revision) }))
+        Ok(Answer::LeaseRevoke(pb::LeaseRevokeResponse { header: header(self.state.revision) }))
     }
 
     pub(super) fn lease_expire(&mut self, request: &write::LeaseExpire) -> Answer {

@@ -6,7 +6,7 @@ use tailwater_api::mvccpb::KeyValue;
 use tailwater_eventlog::{KeyMeta, KeyRange, Revision, StorageError};
 
 use super::kv::{Step, key_value};
-use super::{Machine, MachineError, Values};
+use super::{Machine, MachineError, Values, header};
 use crate::ApplyError;
 
 impl Machine {
@@ -34,7 +34,7 @@ impl Machine {
         let range = KeyRange::from_etcd(request.key.clone(), request.range_end.clone());
         let current = step.revision();
         let at = if request.revision > 0 { Revision(request.revision) } else { current };
-        let mut response = pb::RangeResponse { header: self.header(current), ..Default::default() };
+        let mut response = pb::RangeResponse { header: header(current), ..Default::default() };
         response.count = i64::try_from(self.index.count(&range, at)).expect("fewer keys than i64::MAX");
         if request.count_only {
             return Ok(response);

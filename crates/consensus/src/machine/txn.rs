@@ -9,7 +9,7 @@ use tailwater_api::etcdserverpb::{request_op::Request, response_op::Response};
 use tailwater_eventlog::{KeyMeta, KeyRange, StorageError};
 
 use super::kv::Step;
-use super::{Machine, MachineError, Values};
+use super::{Machine, MachineError, Values, header};
 use crate::Answer;
 
 /// Which branch is taken, here and in the nested txns of that branch, in their order.
@@ -37,7 +37,7 @@ impl Machine {
         self.check_ranges(&path, &request)?;
         let mut step = self.begin();
         let mut response = self.execute(values, &mut step, &path, request, waiting)?;
-        response.header = self.header(self.end(&step));
+        response.header = header(self.end(&step));
         Ok(Answer::Txn(response))
     }
 
@@ -104,15 +104,17 @@ impl Machine {
         for op in ops {
             let response = match op.request {
                 Some(Request::RequestRange(_)) if !waiting => continue,
-                Some(Request::RequestRange(range)) => Some(Response::ResponseRange(self.range_step(values, step, &range)?)),
+                Some(Request::RequestRange(range)) => {
+                    Some(Response::ResponseRange(self.range_step(values, step, &range)?))
+                }
                 Some(Request::RequestPut(put)) => {
                     let mut response = self.put_step(values, step, put, waiting)?;
-                    response.header = self.header(step.revision());
+                    response.header = header(step.revision());
                     Some(Response::ResponsePut(response))
                 }
                 Some(Request::RequestDeleteRange(delete)) => {
                     let mut response = self.delete_step(values, step, delete, waiting)?;
-                    response.header = self.header(step.revision());
+                    response.header = header(step.revision());
                     Some(Response::ResponseDeleteRange(response))
                 }
                 Some(Request::RequestTxn(inner)) => {

@@ -50,7 +50,7 @@ pub trait DiskFile: Send + Sync {
     ///
     /// # Errors
     /// What the device says.
-    fn len(&self) -> io::Result<u64>;
+    fn size(&self) -> io::Result<u64>;
     /// Writes all bytes; a gap between the old end and `offset` reads as zeros.
     ///
     /// # Errors
@@ -130,7 +130,7 @@ impl Disk for RealDisk {
 }
 
 impl DiskFile for File {
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
     }
 

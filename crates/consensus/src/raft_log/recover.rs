@@ -85,7 +85,7 @@ fn open_segments(disk: &dyn Disk, shared: &mut Shared) -> Result<Vec<SegmentHead
         }
         let Some(sequence) = segment_sequence(&name) else { continue };
         let file = disk.open(&name).map_err(RaftLogError::io(&name, "open"))?;
-        let bytes = file.len().map_err(RaftLogError::io(&name, "length"))?;
+        let bytes = file.size().map_err(RaftLogError::io(&name, "length"))?;
         let mut head = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX).min(SEGMENT_HEADER_BYTES)];
         file.read_at(0, &mut head).map_err(RaftLogError::io(&name, "read"))?;
         let header = SegmentHeader::decode(&head).map_err(|reason| RaftLogError::corrupt(&name, 0, reason))?;

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender, TryRecvError};
 use prost::Message;
 use raft::eraftpb::{Entry, EntryType};
-use tailwater_api::write::command::Command;
 use tailwater_api::write::CommandBatch;
+use tailwater_api::write::command::Command;
 use tailwater_eventlog::{
     Cursor, EventLog, Fact, Frame, LeaseId, LogState, MemberId, Position, StorageError, Tail, TailConfig, Term,
 };
@@ -195,7 +195,11 @@ impl Applier {
         }
         let wait_for_fold = physical && answer.is_ok();
         let answered = (waiter, position, answer);
-        if wait_for_fold { self.physical.push(answered) } else { self.answers.push(answered) }
+        if wait_for_fold {
+            self.physical.push(answered)
+        } else {
+            self.answers.push(answered)
+        }
         Ok(())
     }
 

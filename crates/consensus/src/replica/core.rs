@@ -195,11 +195,7 @@ impl ReplicaCore {
     /// Leader, term and role.
     pub(crate) fn standing(&self) -> Standing {
         let raft = &self.node.raft;
-        Standing {
-            leader: MemberId(raft.leader_id),
-            term: Term(raft.term),
-            is_leader: raft.state == StateRole::Leader,
-        }
+        Standing { leader: MemberId(raft.leader_id), term: Term(raft.term), is_leader: raft.state == StateRole::Leader }
     }
 
     /// The committed index.
