@@ -16,20 +16,6 @@ pub struct Node {
     child: Option<Child>,
 }
 
-/// The server's binary: `TAILWATER`, or what the workspace built into the same target directory as this test.
-///
-/// # Errors
-/// It has not been built.
-pub fn tailwater_binary() -> anyhow::Result<PathBuf> {
-    if let Some(path) = std::env::var_os("TAILWATER") {
-        return Ok(path.into());
-    }
-    let test = std::env::current_exe()?;
-    let path = test.ancestors().nth(2).context("a test lies in target/<profile>/deps")?.join("tailwater");
-    anyhow::ensure!(path.exists(), "{} is missing: run `cargo build -p tailwater-server`", path.display());
-    Ok(path)
-}
-
 fn url() -> anyhow::Result<String> {
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     Ok(format!("http://127.0.0.1:{port}"))
@@ -91,7 +77,7 @@ impl Node {
     /// As [`Node::start`]; `false` when the server refused to start.
     pub async fn try_start(&mut self, environment: Vec<(String, String)>) -> anyhow::Result<bool> {
         let log = std::fs::File::create(self.dir.path().join("log"))?;
-        let binary = tailwater_binary()?;
+        let binary = crate::program(crate::Kind::Tailwater)?;
         let mut child = Command::new(&binary)
             .args(["serve", "--name", "default", "--data-dir"])
             .arg(self.data())

@@ -7,13 +7,14 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tailwater_eventlog::Source;
 
-use crate::FanoutConfig;
+use crate::delivery::{UNAVAILABLE, text};
 use crate::encode::NodeIds;
 use crate::history::HistoryQueue;
 use crate::registry::Registry;
 use crate::store::Published;
 use crate::wakeups::Wakeups;
 use crate::window::Window;
+use crate::{FanoutConfig, StreamEnd, metrics};
 
 /// The smallest piece that a stream hands out under memory pressure.
 const CHUNK_BYTES_MIN: usize = 4 << 10;
@@ -35,12 +36,46 @@ pub(crate) struct Core {
 }
 
 impl Core {
+    pub(crate) fn new(config: FanoutConfig, source: Arc<dyn Source>) -> Self {
+        Self {
+            config,
+            source,
+            published: ArcSwap::default(),
+            window: Window::default(),
+            registry: Mutex::default(),
+            wakeups: Wakeups::default(),
+            history: HistoryQueue::default(),
+            memory: StreamMemory::default(),
+            stopped: AtomicBool::new(false),
+        }
+    }
+
     pub(crate) fn ids(&self) -> NodeIds {
         NodeIds { cluster_id: self.config.cluster_id, member_id: self.config.member_id }
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::SeqCst)
+    }
+
+    /// Ends every stream and thread.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        self.wakeups.end(StreamEnd::Status(UNAVAILABLE, text::STOPPED.into()), false);
+        self.wakeups.stop();
+        self.history.stop();
+    }
+
+    /// What the metrics say of streams now.
+    pub(crate) fn stream_metrics(&self) -> metrics::Streams {
+        metrics::Streams {
+            streams: self.memory.streams.load(Ordering::Relaxed),
+            watchers: self.memory.watchers.load(Ordering::Relaxed),
+            catching_up: self.memory.catching_up.load(Ordering::Relaxed),
+            held: self.memory.held.load(Ordering::Relaxed),
+            held_max: self.config.watch_memory_bytes_max,
+            groups: self.registry.lock().groups(),
+        }
     }
 
     /// Bytes of the next piece of a stream.
@@ -62,4 +97,25 @@ pub(crate) struct StreamMemory {
     pub(crate) held: AtomicUsize,
     pub(crate) watchers: AtomicUsize,
     pub(crate) catching_up: AtomicUsize,
+}
+
+impl StreamMemory {
+    pub(crate) fn watcher_added(&self) {
+        self.watchers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn watcher_removed(&self, catching_up: bool) {
+        self.watchers.fetch_sub(1, Ordering::Relaxed);
+        if catching_up {
+            self.catching_up_changed(false);
+        }
+    }
+
+    pub(crate) fn catching_up_changed(&self, catching_up: bool) {
+        if catching_up {
+            self.catching_up.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.catching_up.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
 }

@@ -46,7 +46,7 @@ const NO_WATCH: i64 = -1;
 /// Answers that wait for the client to read; a client that sends requests and reads nothing is ended beyond it.
 const ANSWERS_MAX: usize = 16 << 10;
 /// Steps of a scan that one pull makes at most, so that a stream far behind does not hold its thread.
-const STEPS_MAX: usize = 64;
+const STEPS_MAX: usize = 32;
 /// Shared bytes below this are copied into the piece; above it they are referenced.
 const COPY_BYTES_MAX: usize = 4 << 10;
 
@@ -108,6 +108,7 @@ pub(crate) struct Delivery {
     job: Option<Job>,
     progress: Progress,
     slices: Vec<Bytes>,
+    closed: bool,
 }
 
 impl Delivery {
@@ -125,11 +126,15 @@ impl Delivery {
             job: None,
             progress: Progress::default(),
             slices: Vec::new(),
+            closed: false,
         }
     }
 
     /// Adds a watcher or refuses it; see [`crate::WatchControl::create`].
     pub(crate) fn create(&mut self, create: CreateWatch, denied: Option<String>) {
+        if self.closed {
+            return;
+        }
         let published = self.core.published.load_full();
         let refused = if create.start.0 < 0 {
             Some(text::COMPACTED.to_owned())
@@ -179,9 +184,11 @@ impl Delivery {
         self.core.memory.watcher_added();
         self.ready.push_back(watch_id);
         // A batch that is matched but not yet published was not matched against a new group.
-        self.core.wakeups.wait_for(matched, watch_id, &self.inbox);
-        if self.core.published.load().revision() >= matched {
-            self.inbox.ready(watch_id);
+        if self.core.published.load().revision() < matched {
+            self.core.wakeups.wait_for(matched, watch_id, &self.inbox);
+            if self.core.published.load().revision() >= matched {
+                self.inbox.ready(watch_id);
+            }
         }
     }
 
@@ -242,6 +249,7 @@ impl Delivery {
 
     /// Frees everything.
     pub(crate) fn close(&mut self) {
+        self.closed = true;
         while let Some(watch_id) = self.watchers.first_key_value().map(|(id, _)| *id) {
             self.remove(watch_id);
         }
@@ -396,7 +404,7 @@ impl Delivery {
         let Some(watcher) = self.watchers.get_mut(&watch_id) else { return };
         if watcher.catching_up != catching_up {
             watcher.catching_up = catching_up;
-            self.core.memory.caught_up_changed(catching_up);
+            self.core.memory.catching_up_changed(catching_up);
         }
     }
 
@@ -415,12 +423,7 @@ fn answer(published: &Published, watch_id: i64) -> Head {
 
 /// etcd sends this answer with revision 0 and no reason; its client makes ErrCompacted of it.
 fn compacted_cancel(published: &Published, watch_id: i64, compacted: Revision) -> Head {
-    Head {
-        revision: Revision(0),
-        canceled: true,
-        compact_revision: compacted,
-        ..answer(published, watch_id)
-    }
+    Head { revision: Revision(0), canceled: true, compact_revision: compacted, ..answer(published, watch_id) }
 }
 
 /// The first event of `revision`.

@@ -48,8 +48,11 @@ impl Head {
             + wire::uint_field_len(2, ids.member_id)
             + wire::int_field_len(3, self.revision.0)
             + wire::uint_field_len(4, self.term.0);
-        let reason_len =
-            if self.cancel_reason.is_empty() { 0 } else { wire::bytes_field_len(field::CANCEL_REASON, self.cancel_reason.len()) };
+        let reason_len = if self.cancel_reason.is_empty() {
+            0
+        } else {
+            wire::bytes_field_len(field::CANCEL_REASON, self.cancel_reason.len())
+        };
         let len = wire::bytes_field_len(field::HEADER, header_len)
             + wire::int_field_len(field::WATCH_ID, self.watch_id)
             + 2 * (usize::from(self.created) + usize::from(self.canceled) + usize::from(self.fragment))

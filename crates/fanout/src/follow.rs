@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tailwater_eventlog::{Cursor, Fact, Frame, KeyRange, Position, Revision, StorageError, TailError};
+use tailwater_eventlog::{Cursor, Fact, Frame, KeyRange, Position, StorageError, TailError};
 
 use crate::core::Core;
 use crate::delivery::text;
@@ -58,13 +58,17 @@ impl Follower {
             let ended = self.bootstrap().and_then(|()| self.follow());
             match ended.expect_err("following ends with a reason") {
                 Ended::Tail(TailError::Behind(cursor)) => {
-                    tracing::warn!(revision = cursor.revision.0, "tail has left this fanout behind; transferring again");
+                    tracing::warn!(
+                        revision = cursor.revision.0,
+                        "tail has left this fanout behind; transferring again"
+                    );
                 }
                 Ended::Tail(TailError::OtherHistory) => {
                     tracing::warn!("source has another history; transferring again");
                     self.core.wakeups.end(StreamEnd::Status(14, text::UNAVAILABLE.into()), false);
                 }
                 Ended::Tail(TailError::Closed) => break "tail closed".to_owned(),
+                Ended::Tail(error @ TailError::Storage(_)) => break error.to_string(),
                 Ended::Storage(error) => break error.to_string(),
                 Ended::Stopped => break "stopped".to_owned(),
             }
@@ -203,9 +207,4 @@ impl RecentChunks {
             self.chunks.pop_front();
         }
     }
-}
-
-/// The revision that is published now.
-pub(crate) fn published_revision(core: &Core) -> Revision {
-    core.published.load().revision()
 }

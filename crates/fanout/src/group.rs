@@ -12,8 +12,8 @@ use crate::WatchFilter;
 use crate::encode::{event_field_len, put_event_field};
 use crate::inbox::Inbox;
 
-/// Ranges of revisions that a group remembers to have dropped; older ones are merged, which costs a late watcher
-/// only a longer scan.
+/// Ranges of revisions that a group remembers to have dropped; beyond it neighbours are merged, which costs a late
+/// watcher only a longer scan.
 const DROPPED_MAX: usize = 4;
 
 /// What makes watchers equal.
@@ -166,7 +166,8 @@ impl Group {
         let (mut bytes, mut taken) = (0, None);
         let begin = recent.chunks.partition_point(|c| c.last() < next);
         for chunk in recent.chunks.iter().skip(begin) {
-            let (from, upto) = (chunk.marks.partition_point(|m| m.0 < next), chunk.marks.partition_point(|m| m.0 <= end));
+            let (from, upto) =
+                (chunk.marks.partition_point(|m| m.0 < next), chunk.marks.partition_point(|m| m.0 <= end));
             let start = from.checked_sub(1).map_or(0, |i| chunk.marks[i].1);
             let fitting = chunk.marks[..upto].partition_point(|m| bytes + (m.1 - start.min(m.1)) <= bytes_max);
             if from >= upto {
@@ -210,8 +211,12 @@ impl Recent {
         self.dropped.push_back(range);
         self.dropped.make_contiguous().sort_unstable();
         if self.dropped.len() > DROPPED_MAX {
-            let oldest = self.dropped.pop_front().expect("it is not empty");
-            self.dropped[0].0 = oldest.0;
+            // The smallest gap goes: a long silence must stay one, lest a watcher that slept through it is taken
+            // for one that fell behind the compacted revision.
+            let gap = |i: &usize| self.dropped[*i].0.0 - self.dropped[*i - 1].1.0;
+            let at = (1..self.dropped.len()).min_by_key(gap).expect("there are several");
+            let (_, last) = self.dropped.remove(at).expect("it is in bounds");
+            self.dropped[at - 1].1 = self.dropped[at - 1].1.max(last);
         }
     }
 }
@@ -232,7 +237,7 @@ impl ChunkBuilder {
         if self.dropped_from.is_some() {
             return;
         }
-        let revision = event.envelope().revision;
+        let revision = event.revision();
         let len = event_field_len(event, prev);
         let whole = self.marks.iter().rev().find(|m| m.0 < revision).map_or(0, |m| m.1);
         if self.buffer.len() - whole + len > chunk_bytes {

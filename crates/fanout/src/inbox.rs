@@ -63,11 +63,7 @@ impl Inbox {
         if !state.waker.as_ref().is_some_and(|w| w.will_wake(waker)) {
             state.waker = Some(waker.clone());
         }
-        Mail {
-            ready: std::mem::take(&mut state.ready),
-            tick: std::mem::take(&mut state.tick),
-            end: state.end.clone(),
-        }
+        Mail { ready: std::mem::take(&mut state.ready), tick: std::mem::take(&mut state.tick), end: state.end.clone() }
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {

@@ -1,44 +1,46 @@
 //! The ordered tree of keys, with counts.
 
-use std::collections::BTreeMap;
-use std::ops::Bound;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use tailwater_eventlog::KeyRange;
+use tailwater_eventlog::{CountedTree, KeyRange};
 
 use crate::version::KeyNode;
 
-/// Keys in order; those deleted within the window stay in it as not live.
+/// Keys in order; those deleted within the window stay in it as not live. Clones share what is equal.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct KeyTree {
-    map: Arc<BTreeMap<Bytes, (Arc<KeyNode>, bool)>>,
+    tree: CountedTree<Arc<KeyNode>>,
 }
 
 impl KeyTree {
     pub(crate) fn get(&self, key: &[u8]) -> Option<&Arc<KeyNode>> {
-        self.map.get(key).map(|(node, _)| node)
+        self.tree.get(key)
     }
 
-    /// Adds a key, or says whether one that is there is live.
-    pub(crate) fn set(&mut self, key: Bytes, node: Arc<KeyNode>, live: bool) {
-        Arc::make_mut(&mut self.map).insert(key, (node, live));
+    pub(crate) fn insert(&mut self, key: &[u8], node: Arc<KeyNode>, live: bool) {
+        self.tree.insert(key, node, live);
+    }
+
+    pub(crate) fn set_live(&mut self, key: &[u8], live: bool) {
+        self.tree.set_live(key, live);
     }
 
     pub(crate) fn remove(&mut self, key: &[u8]) {
-        Arc::make_mut(&mut self.map).remove(key);
+        self.tree.remove(key);
     }
 
     /// Live keys in `range`.
     pub(crate) fn count(&self, range: &KeyRange) -> usize {
-        self.map.iter().filter(|(k, (_, live))| *live && range.contains(k)).count()
+        self.tree.count_live(range)
     }
 
     /// Keys of `range` in order, live or not.
-    pub(crate) fn range<'a>(&'a self, range: &'a KeyRange) -> impl Iterator<Item = &'a Arc<KeyNode>> {
-        self.map
-            .range::<[u8], _>((Bound::Included(range.start().as_ref()), Bound::Unbounded))
-            .take_while(|(k, _)| !range.ends_before(k))
-            .map(|(_, (node, _))| node)
+    pub(crate) fn range(&self, range: &KeyRange) -> impl Iterator<Item = &Arc<KeyNode>> {
+        self.tree.range(range).map(|(_, node, _)| node)
+    }
+
+    /// As [`KeyTree::range`], but steps over what is not live.
+    pub(crate) fn live_range(&self, range: &KeyRange) -> impl Iterator<Item = &Arc<KeyNode>> {
+        self.tree.live_range_after(range, None).map(|(_, node, _)| node)
     }
 }

@@ -5,9 +5,25 @@
 //! [`Fanout`]; a client's watch RPC is one [`WatchStream`].
 
 mod config;
+mod core;
+mod delivery;
+mod encode;
+mod follow;
+mod group;
 mod handle;
+mod history;
+mod inbox;
+mod interval;
+mod keys;
+pub mod metrics;
+mod range;
 mod read;
+mod registry;
+mod store;
+mod version;
+mod wakeups;
 mod watch;
+mod window;
 
 pub use config::FanoutConfig;
 pub use handle::{Fanout, ReadSnapshot};

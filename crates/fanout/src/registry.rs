@@ -198,7 +198,7 @@ impl Registry {
 
 /// etcd reads the previous version at one below the event's revision, and finds nothing when that is compacted.
 pub(crate) fn prev_is_visible(event: &Event, compacted: Revision) -> bool {
-    event.envelope().revision > compacted
+    event.revision() > compacted
 }
 
 fn place(range: &KeyRange) -> Place {

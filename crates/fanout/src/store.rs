@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tailwater_eventlog::{Cursor, Event, EventKind, Fact, Revision};
 
 use crate::ReadSnapshot;
@@ -66,13 +65,13 @@ impl Store {
 
     /// A transferred row. It may be newer than what the tail will bring next; the higher mod_revision wins.
     pub(crate) fn load(&mut self, event: Arc<Event>) {
-        self.transferred = self.transferred.max(event.envelope().revision);
+        self.transferred = self.transferred.max(event.revision());
         self.settle(event);
     }
 
     /// An event before own history begins: only the newest state matters.
     pub(crate) fn settle(&mut self, event: Arc<Event>) {
-        let envelope = *event.envelope();
+        let envelope = event.envelope();
         if let Some(node) = self.keys.get(event.key()) {
             let newest = node.newest();
             let newest = newest.event().envelope();
@@ -85,8 +84,7 @@ impl Store {
                 if let Some(node) = self.keys.get(event.key()) {
                     node.replace(event);
                 } else {
-                    let key = Bytes::copy_from_slice(event.key());
-                    self.keys.set(key, Arc::new(KeyNode::new(event)), true);
+                    self.keys.insert(event.key(), Arc::new(KeyNode::new(event.clone())), true);
                 }
             }
             EventKind::Delete => self.keys.remove(event.key()),
@@ -95,7 +93,7 @@ impl Store {
 
     /// An event of the tail.
     pub(crate) fn apply(&mut self, event: Arc<Event>) -> WindowEvent {
-        let live = event.envelope().kind == EventKind::Put;
+        let live = event.kind() == EventKind::Put;
         let key = event.key();
         let (version, was_live) = match self.keys.get(key) {
             Some(node) => {
@@ -103,13 +101,13 @@ impl Store {
                 let was_live = node.newest().is_put();
                 node.push(event.clone());
                 if was_live != live {
-                    self.keys.set(Bytes::copy_from_slice(key), node.clone(), live);
+                    self.keys.set_live(key, live);
                 }
                 (node.newest(), was_live)
             }
             None => {
                 let node = Arc::new(KeyNode::new(event.clone()));
-                self.keys.set(Bytes::copy_from_slice(key), node.clone(), live);
+                self.keys.insert(key, node.clone(), live);
                 (node.newest(), false)
             }
         };
@@ -142,11 +140,7 @@ impl Store {
     }
 
     pub(crate) fn publish(&self) -> Published {
-        Published {
-            snapshot: Arc::new(self.snapshot.clone()),
-            keys: self.keys.clone(),
-            no_leader: self.no_leader,
-        }
+        Published { snapshot: Arc::new(self.snapshot.clone()), keys: self.keys.clone(), no_leader: self.no_leader }
     }
 
     /// Shrinks the window to its bound and forgets keys that are deleted for every reader of memory.

@@ -22,11 +22,11 @@ impl Version {
     }
 
     pub(crate) fn revision(&self) -> Revision {
-        self.event.envelope().revision
+        self.event.revision()
     }
 
     pub(crate) fn is_put(&self) -> bool {
-        self.event.envelope().kind == EventKind::Put
+        self.event.kind() == EventKind::Put
     }
 
     /// The put that was visible just below this version's revision. An earlier event of the same revision is never

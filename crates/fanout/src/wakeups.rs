@@ -11,6 +11,9 @@ use crate::StreamEnd;
 use crate::group::Group;
 use crate::inbox::Inbox;
 
+/// How often the gauges of streams are set.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
 #[derive(Default)]
 struct Work {
     /// Each group at most once: see [`Group::mark`].
@@ -79,8 +82,9 @@ impl Wakeups {
         self.changed.notify_one();
     }
 
-    /// Works until [`Wakeups::stop`]. `revision` reads what is published now.
-    pub(crate) fn run(&self, interval: Duration, revision: impl Fn() -> Revision) {
+    /// Works until [`Wakeups::stop`]. `revision` reads what is published now; `report` sets the metrics.
+    pub(crate) fn run(&self, interval: Duration, revision: impl Fn() -> Revision, report: impl Fn()) {
+        let mut reported = Instant::now();
         loop {
             let work = self.wait();
             if work.published {
@@ -103,7 +107,12 @@ impl Wakeups {
                     }
                 }
             }
-            self.tick(Instant::now(), interval);
+            let now = Instant::now();
+            self.tick(now, interval);
+            if now.duration_since(reported) >= REPORT_INTERVAL {
+                report();
+                reported = now;
+            }
             if work.stopped {
                 return;
             }

@@ -1,10 +1,18 @@
 //! A watch stream as the gateway sees it.
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
-use tailwater_eventlog::{KeyRange, Revision};
+use parking_lot::Mutex;
+use tailwater_eventlog::{Event, EventKind, KeyRange, Revision};
+
+use crate::core::Core;
+use crate::delivery::{Delivery, Next, UNAVAILABLE, text};
+use crate::inbox::Inbox;
 
 /// Events that a watcher doesn't want.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -13,6 +21,15 @@ pub struct WatchFilter {
     pub no_put: bool,
     /// Leave out deletes.
     pub no_delete: bool,
+}
+
+impl WatchFilter {
+    pub(crate) fn wants(self, event: &Event) -> bool {
+        match event.kind() {
+            EventKind::Put => !self.no_put,
+            EventKind::Delete => !self.no_delete,
+        }
+    }
 }
 
 /// etcd's WatchCreateRequest, decoded. All of its checks happen in [`WatchControl::create`].
@@ -43,45 +60,142 @@ pub enum StreamEnd {
     Status(i32, String),
 }
 
+/// What both halves share; the last one to go frees it.
+struct Shared {
+    core: Arc<Core>,
+    id: u64,
+    inbox: Arc<Inbox>,
+    /// Held for one request or one piece; never by the tail thread or the delivery worker.
+    delivery: Mutex<Delivery>,
+}
+
+impl Shared {
+    /// Frees everything that the stream holds; may be called twice.
+    fn close(&self) {
+        self.core.wakeups.remove_stream(self.id);
+        self.delivery.lock().close();
+    }
+}
+
 /// Takes a stream's requests. Never waits for the client.
-pub struct WatchControl {}
+pub struct WatchControl {
+    shared: Arc<Shared>,
+}
 
 impl WatchControl {
     /// Adds a watcher; the created (or refused) answer is queued on the stream, in request order.
     /// `denied`: the cancel reason when the gateway's auth check refused it.
-    pub fn create(&self, _create: CreateWatch, _denied: Option<String>) {
-        todo!()
+    pub fn create(&self, create: CreateWatch, denied: Option<String>) {
+        self.shared.delivery.lock().create(create, denied);
     }
 
     /// Ends a watcher; unknown ids get no answer.
-    pub fn cancel(&self, _watch_id: i64) {
-        todo!()
+    pub fn cancel(&self, watch_id: i64) {
+        self.shared.delivery.lock().cancel(watch_id);
     }
 
     /// A progress request for the whole stream (watch id -1 in the answer).
     pub fn progress(&self) {
-        todo!()
+        self.shared.delivery.lock().request_progress();
+    }
+
+    /// Answers that wait for the client to read them. A caller that stops taking requests while this is large gives
+    /// the client back-pressure; beyond 16,384 the stream ends with RESOURCE_EXHAUSTED.
+    #[must_use]
+    pub fn backlog(&self) -> usize {
+        self.shared.delivery.lock().backlog()
     }
 
     /// Ends the stream.
-    pub fn end(&self, _end: StreamEnd) {
-        todo!()
+    pub fn end(&self, end: StreamEnd) {
+        self.shared.inbox.end(end);
+    }
+}
+
+impl Drop for WatchControl {
+    fn drop(&mut self) {
+        self.shared.inbox.end(StreamEnd::ClientClosed);
+        self.shared.close();
     }
 }
 
 /// Yields what goes to the client: gRPC frames (5-byte prefix and an encoded WatchResponse), whole or in pieces, in
 /// the order in which they must be sent. It is pulled: nothing is prepared before the transport has room.
-pub struct WatchStream {}
+pub struct WatchStream {
+    shared: Arc<Shared>,
+    /// Bytes of the last piece: the transport holds it until it asks for the next.
+    held: usize,
+    ended: Option<StreamEnd>,
+}
 
 impl WatchStream {
     /// The next piece. `None` after [`StreamEnd`]; [`WatchStream::status`] then says how it ended.
-    pub fn poll_next(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        todo!()
+    pub fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        self.hold(0);
+        if self.ended.is_some() {
+            return Poll::Ready(None);
+        }
+        // The waker is left before anything is looked at: what comes later wakes it.
+        let mail = self.shared.inbox.take(cx.waker());
+        let next = self.shared.delivery.lock().next(mail);
+        match next {
+            Next::Piece(piece) => {
+                self.hold(piece.len());
+                Poll::Ready(Some(piece))
+            }
+            Next::Idle => Poll::Pending,
+            Next::Again => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Next::Ended(end) => {
+                self.ended = Some(end);
+                self.shared.close();
+                Poll::Ready(None)
+            }
+        }
     }
 
     /// gRPC code and message after the end; (0, "") for OK.
     #[must_use]
     pub fn status(&self) -> (i32, String) {
-        todo!()
+        match &self.ended {
+            Some(StreamEnd::Status(code, message)) => (*code, message.clone()),
+            Some(StreamEnd::ClientClosed) | None => (0, String::new()),
+        }
     }
+
+    fn hold(&mut self, bytes: usize) {
+        let memory = &self.shared.core.memory;
+        memory.held.fetch_add(bytes, Ordering::Relaxed);
+        memory.held.fetch_sub(self.held, Ordering::Relaxed);
+        self.held = bytes;
+    }
+}
+
+impl Drop for WatchStream {
+    fn drop(&mut self) {
+        self.hold(0);
+        self.shared.core.memory.streams.fetch_sub(1, Ordering::Relaxed);
+        self.shared.close();
+    }
+}
+
+/// Opens a stream on `core`.
+pub(crate) fn open(core: &Arc<Core>, require_leader: bool) -> (WatchControl, WatchStream) {
+    static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+    let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+    let inbox = Arc::new(Inbox::default());
+    core.memory.streams.fetch_add(1, Ordering::Relaxed);
+    let interval = core.config.progress_interval.max(Duration::from_millis(100));
+    core.wakeups.add_stream(id, inbox.clone(), require_leader, interval);
+    // Looked at after the stream is known to the worker: whoever comes later ends it there.
+    if core.is_stopped() {
+        inbox.end(StreamEnd::Status(UNAVAILABLE, text::STOPPED.into()));
+    } else if require_leader && core.published.load().no_leader {
+        inbox.end(StreamEnd::Status(UNAVAILABLE, text::NO_LEADER.into()));
+    }
+    let delivery = Mutex::new(Delivery::new(core.clone(), id, inbox.clone()));
+    let shared = Arc::new(Shared { core: core.clone(), id, inbox, delivery });
+    (WatchControl { shared: shared.clone() }, WatchStream { shared, held: 0, ended: None })
 }

@@ -35,7 +35,6 @@ pub(crate) struct WindowEvent {
 #[derive(Debug)]
 pub(crate) struct Segment {
     pub(crate) events: Vec<WindowEvent>,
-    first: Revision,
     last: Revision,
     bytes: usize,
 }
@@ -87,12 +86,7 @@ impl Window {
             if let Some(full) = current.take_if(|s| s.last < revision && s.bytes >= segment_bytes) {
                 segments.push(Arc::new(full));
             }
-            let segment = current.get_or_insert_with(|| Segment {
-                events: Vec::new(),
-                first: revision,
-                last: revision,
-                bytes: 0,
-            });
+            let segment = current.get_or_insert_with(|| Segment { events: Vec::new(), last: revision, bytes: 0 });
             segment.last = revision;
             segment.bytes += bytes;
             segment.events.push(event);

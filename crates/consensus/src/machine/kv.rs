@@ -52,7 +52,7 @@ impl Machine {
     /// A put of an unknown lease is refused.
     pub(super) fn check_lease(&self, lease: i64) -> Result<(), MachineError> {
         if lease != 0 && !self.leases.contains_key(&LeaseId(lease)) {
-            return Err(crate::ApplyError::LeaseNotFound.into());
+            return Err(ApplyError::LeaseNotFound.into());
         }
         Ok(())
     }

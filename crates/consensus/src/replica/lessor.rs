@@ -102,11 +102,6 @@ impl Lessor {
         self.primary = false;
     }
 
-    /// Whether its clock counts.
-    pub(crate) fn is_primary(&self) -> bool {
-        self.primary
-    }
-
     /// One processed tick.
     pub(crate) fn tick(&mut self) {
         self.now += 1;

@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::*;
 use crate::log::tests::Writer;
 use crate::{EventKind, FoldProgress, HistoryId, Position, TailConfig};
@@ -220,4 +222,78 @@ fn history_below_the_compacted_revision_is_refused_with_it() {
     let error = world.source.read(&[], point(5, 0), Revision(9), false, 100).unwrap_err();
     assert!(matches!(error, HistoryError::Compacted(Revision(6))), "{error}");
     assert_eq!(world.source.read(&[], point(6, 0), Revision(11), false, 9999).unwrap().events.len(), 6);
+}
+
+/// Readers that transfer and follow at any moment of writes, compactions and folds end with the writer's state.
+#[test]
+fn transfers_race_writes_compaction_and_folding() {
+    let mut world = World::new(4000);
+    let done = AtomicBool::new(false);
+    let source = world.source.clone();
+    let readers: Vec<_> = std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..2).map(|_| scope.spawn(|| read_until(&source, &done))).collect();
+        for number in 0..2500i64 {
+            let key = format!("key/{:02}", number * 17 % 90);
+            let other = format!("key/{:02}", number * 29 % 90);
+            let changes: &[_] = if key == other || number % 3 != 0 {
+                &[(&*key, Some("v"))]
+            } else {
+                &[(&*key, None), (&*other, Some("w"))]
+            };
+            world.record(changes);
+            if number % 40 == 39 {
+                world.compact(world.writer.log.state().revision.0 - number % 7);
+            }
+        }
+        done.store(true, Ordering::SeqCst);
+        readers.into_iter().map(|reader| reader.join().unwrap()).collect()
+    });
+    let live = world.writer.log.live(&KeyRange::all(), None, usize::MAX).unwrap().events;
+    for (store, transfers) in readers {
+        assert!(transfers > 1, "the reader began once only");
+        assert_eq!(store, live);
+    }
+}
+
+/// Begins again and again until the writer is done; the last state reached, and how often it began.
+fn read_until(source: &LocalSource, done: &AtomicBool) -> (Vec<Arc<Event>>, usize) {
+    let mut transfers = 0;
+    loop {
+        let last = done.load(Ordering::SeqCst);
+        transfers += 1;
+        let (mut cursor, _) = source.transfer_begin();
+        let mut store = std::collections::BTreeMap::new();
+        let mut after = None;
+        loop {
+            let chunk = source.transfer(&KeyRange::all(), after.as_ref(), 200).unwrap();
+            store.extend(chunk.events.into_iter().map(|event| (event.key().to_vec(), event)));
+            after = chunk.resume_after;
+            if after.is_none() {
+                break;
+            }
+        }
+        let behind = loop {
+            match source.follow(cursor, 500, Duration::ZERO) {
+                Err(TailError::Behind(_)) => break true,
+                Err(error) => panic!("{error}"),
+                Ok(frames) if frames.is_empty() => break false,
+                Ok(frames) => {
+                    for event in frames.iter().flat_map(|frame| &frame.events) {
+                        if store.get(event.key()).is_some_and(|held: &Arc<Event>| held.revision() > event.revision()) {
+                            continue;
+                        }
+                        match event.kind() {
+                            EventKind::Put => drop(store.insert(event.key().to_vec(), Arc::clone(event))),
+                            EventKind::Delete => drop(store.remove(event.key())),
+                        }
+                    }
+                    let reached = frames.last().unwrap();
+                    cursor = Cursor { revision: reached.revision, position: reached.position, ..cursor };
+                }
+            }
+        };
+        if last && !behind {
+            return (store.into_values().collect(), transfers);
+        }
+    }
 }

@@ -39,8 +39,8 @@ enum Phase {
     Measure(usize),
     /// Writes it; so many bytes of events are left.
     Produce(usize),
-    /// Writes it as one message per piece.
-    Fragment,
+    /// Writes it as one message per piece; whether any went out.
+    Fragment(bool),
 }
 
 impl Message {
@@ -49,7 +49,7 @@ impl Message {
         match self.phase {
             Phase::Measure(_) => false,
             Phase::Produce(_) => true,
-            Phase::Fragment => self.at.sub > 0,
+            Phase::Fragment(begun) => begun,
         }
     }
 }
@@ -118,7 +118,7 @@ impl Delivery {
     }
 
     fn begin_message(&mut self, watch_id: i64, group: Arc<Group>, revision: Revision, with_prev: bool, fragment: bool) {
-        let phase = if fragment { Phase::Fragment } else { Phase::Measure(0) };
+        let phase = if fragment { Phase::Fragment(false) } else { Phase::Measure(0) };
         let at = first_of(revision);
         self.message = Some(Message { watch_id, group, revision, with_prev, at, phase });
     }
@@ -126,14 +126,12 @@ impl Delivery {
     /// One step of the message that is larger than a piece.
     pub(super) fn continue_message(&mut self, published: &Published, chunk: usize) -> Result<Step, StreamEnd> {
         let Some(mut message) = self.message.take() else { return Ok(Step::Drained) };
-        if let (Phase::Measure(0), Some(bytes)) =
-            (&message.phase, message.group.measured(message.revision, message.with_prev))
-        {
-            self.begin_produce(&mut message, published, bytes);
-            self.message = Some(message);
-            return Ok(Step::Sent);
+        let known = message.group.measured(message.revision, message.with_prev);
+        if let (Phase::Measure(_), Some(bytes)) = (&message.phase, known) {
+            return Ok(self.begin_produce(message, published, bytes));
         }
-        let most = if matches!(message.phase, Phase::Fragment) { self.core.config.fragment_bytes_max } else { chunk };
+        let most =
+            if matches!(message.phase, Phase::Fragment(_)) { self.core.config.fragment_bytes_max } else { chunk };
         let wanted = Wanted {
             watch_id: message.watch_id,
             group: message.group.clone(),
@@ -163,9 +161,7 @@ impl Delivery {
                 if done {
                     let (revision, with_prev) = (message.revision, message.with_prev);
                     message.group.set_measured(Measured { revision, with_prev, bytes: total });
-                    self.begin_produce(&mut message, published, total);
-                    self.message = Some(message);
-                    return Ok(Step::Sent);
+                    return Ok(self.begin_produce(message, published, total));
                 }
             }
             Phase::Produce(left) => {
@@ -173,12 +169,14 @@ impl Delivery {
                 *left = left.checked_sub(bytes).filter(|left| (*left == 0) == done).ok_or_else(unavailable)?;
                 self.push_events(&piece.events, BytesMut::new(), chunk);
             }
-            Phase::Fragment => {
+            Phase::Fragment(begun) if *begun || bytes > 0 => {
+                *begun = true;
                 let head = Head { fragment: !done, ..answer(published, message.watch_id) };
                 let mut out = BytesMut::new();
                 head.put(&mut out, self.core.ids(), bytes);
                 self.push_events(&piece.events, out, chunk);
             }
+            Phase::Fragment(_) => {}
         }
         match piece.next {
             Some(at) => {
@@ -190,22 +188,27 @@ impl Delivery {
         Ok(Step::Scanned)
     }
 
-    fn begin_produce(&mut self, message: &mut Message, published: &Published, bytes: usize) {
+    fn begin_produce(&mut self, mut message: Message, published: &Published, bytes: usize) -> Step {
+        if bytes == 0 {
+            // Nothing of a large revision concerns this watcher; a response without events would mean progress.
+            self.end_message(&message);
+            return Step::Scanned;
+        }
         let mut head = BytesMut::new();
         answer(published, message.watch_id).put(&mut head, self.core.ids(), bytes);
         self.under_way.push_back(head.freeze());
         message.at = first_of(message.revision);
         message.phase = Phase::Produce(bytes);
+        self.message = Some(message);
+        Step::Sent
     }
 
     fn end_message(&mut self, message: &Message) {
         let watcher = self.watchers.get_mut(&message.watch_id);
         // The watcher may have been cancelled meanwhile, and its id taken by another.
-        if let Some(watcher) =
-            watcher.filter(|w| Arc::ptr_eq(&w.group, &message.group) && w.next == message.revision)
-        {
+        if let Some(watcher) = watcher.filter(|w| Arc::ptr_eq(&w.group, &message.group) && w.next == message.revision) {
             watcher.next = message.revision.next();
-            watcher.sent = true;
+            watcher.sent |= message.has_begun();
         }
     }
 
@@ -234,15 +237,19 @@ impl Delivery {
     /// Reads past events: from the window, else from history on another thread.
     fn fetch(&mut self, wanted: &Wanted) -> Result<Fetch, StreamEnd> {
         if let Some(job) = self.job.take() {
+            if job.watch_id != wanted.watch_id && self.is_waiting(&job) {
+                self.job = Some(job);
+                return Ok(Fetch::Waits);
+            }
             let mine = job.watch_id == wanted.watch_id && job.from == wanted.from && job.to <= wanted.to;
             match job.slot.take() {
                 None => {
                     self.job = Some(job);
                     return Ok(Fetch::Waits);
                 }
-                // An answer for a watcher that is gone, or has moved: read anew.
-                Some(_) if !mine => {}
-                Some(answer) => return history_answer(answer, wanted, job.to),
+                Some(answer) if mine => return history_answer(answer, wanted, job.to),
+                // It was for a watcher that is gone or has moved.
+                Some(_) => {}
             }
         }
         let Wanted { watch_id, from, to, with_prev, bytes_max, .. } = *wanted;
@@ -256,6 +263,11 @@ impl Delivery {
         let slot = self.core.history.submit(request, &self.inbox);
         self.job = Some(Job { watch_id, from, to, slot });
         Ok(Fetch::Waits)
+    }
+
+    /// Whether the watcher that a job reads for still wants it.
+    fn is_waiting(&self, job: &Job) -> bool {
+        self.watchers.get(&job.watch_id).is_some_and(|w| w.queued && w.catching_up && w.next == job.from.revision)
     }
 }
 
@@ -298,8 +310,8 @@ fn fit(piece: &Piece, to: Revision, bytes_max: usize) -> (usize, usize, Revision
     let end = piece.next.map_or(to.next(), |next| next.revision);
     let (mut fitting, mut bytes, mut sum) = (0, 0, 0);
     for (i, HistoryEvent { event, prev }) in piece.events.iter().enumerate() {
-        let revision = event.envelope().revision;
-        let starts = i == 0 || piece.events[i - 1].event.envelope().revision < revision;
+        let revision = event.revision();
+        let starts = i == 0 || piece.events[i - 1].event.revision() < revision;
         if starts {
             (fitting, bytes) = (i, sum);
         }
@@ -313,4 +325,3 @@ fn fit(piece: &Piece, to: Revision, bytes_max: usize) -> (usize, usize, Revision
     }
     (piece.events.len(), sum, end)
 }
-

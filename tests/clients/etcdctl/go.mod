@@ -1,0 +1,3 @@
+module tailwater/tests/etcdctl
+
+go 1.26

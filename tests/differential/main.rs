@@ -1,0 +1,115 @@
+//! Random operations on a real etcd and on another server, every answer compared.
+//!
+//! * `DIFF_REFERENCE`, `DIFF_SUBJECT`: URLs of running servers; without them an etcd and a tailwater are started.
+//! * `DIFF_SEEDS` (3) and `DIFF_OPS` (300): how many runs, of how many operations. The full count is 50 and 2000.
+//! * `SEED`: replays one run. `DIFF_ETCD=1`: the subject is a second etcd, which tests the test.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod answer;
+mod generate;
+mod operation;
+mod run;
+mod stream;
+mod watchers;
+
+use run::Difference;
+use tailwater_tests::proxy::{Deviation, Proxy};
+use tailwater_tests::{Kind, Options, Server, left_out, program};
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is not a number")))
+}
+
+fn seeds(default: u64) -> std::ops::Range<u64> {
+    number("SEED").map_or(0..number("DIFF_SEEDS").unwrap_or(default), |seed| seed..seed + 1)
+}
+
+fn operations() -> usize {
+    usize::try_from(number("DIFF_OPS").unwrap_or(300)).unwrap()
+}
+
+/// An endpoint from `variable`, else of a server started here.
+async fn endpoint(variable: &str, kind: Kind) -> anyhow::Result<(String, Option<Server>)> {
+    if let Ok(url) = std::env::var(variable) {
+        return Ok((url, None));
+    }
+    // Progress notifications come unasked within a run then; no answer is compared sooner without a sync to disk.
+    let options = Options {
+        flags: vec!["--watch-progress-notify-interval=300ms".into()],
+        etcd_flags: vec!["--unsafe-no-fsync".into(), "--log-level=error".into()],
+    };
+    let server = Server::start(kind, &options).await?;
+    Ok((server.url().to_owned(), Some(server)))
+}
+
+/// Says why when this test cannot run here.
+fn missing(test: &str, kinds: &[(&str, Kind)]) -> bool {
+    for (variable, kind) in kinds {
+        if let (Err(_), Err(error)) = (std::env::var(variable), program(*kind)) {
+            left_out(test, &format!("{error:#}"));
+            return true;
+        }
+    }
+    false
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_as_etcd_does() {
+    let subject = if number("DIFF_ETCD").is_some() { Kind::Etcd } else { Kind::Tailwater };
+    let needed = [("DIFF_REFERENCE", Kind::Etcd), ("DIFF_SUBJECT", subject)];
+    if missing("differential", &needed) {
+        return;
+    }
+    let (reference, _etcd) = endpoint("DIFF_REFERENCE", Kind::Etcd).await.unwrap();
+    let (subject, _server) = endpoint("DIFF_SUBJECT", subject).await.unwrap();
+    let operations = operations();
+    let mut differences = Vec::new();
+    for seed in seeds(3) {
+        if let Err(error) = run::run(&reference, &subject, seed, operations).await {
+            let replay = format!(
+                "replay: SEED={seed} DIFF_OPS={operations} cargo test -p tailwater-tests --test differential answers"
+            );
+            differences.push(format!("{error:#}\n{replay}"));
+        }
+    }
+    assert!(differences.is_empty(), "{} runs differ:\n\n{}", differences.len(), differences.join("\n\n"));
+}
+
+/// Runs seeds on an etcd and on a second one behind a proxy that deviates; how many seeds until it was found.
+async fn seeds_until_found(deviation: Deviation, seeds_max: u64) -> Option<u64> {
+    let (reference, _a) = endpoint("DIFF_REFERENCE", Kind::Etcd).await.unwrap();
+    let (upstream, _b) = endpoint("DIFF_UPSTREAM", Kind::Etcd).await.unwrap();
+    let proxy = Proxy::start(&upstream, deviation).await.unwrap();
+    for seed in 0..seeds_max {
+        match run::run(&reference, proxy.url(), seed, operations()).await {
+            Ok(()) => {}
+            Err(error) => match error.downcast::<Difference>() {
+                Ok(_) => return Some(seed + 1),
+                Err(error) => panic!("{deviation:?}: {error:#}"),
+            },
+        }
+    }
+    None
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_planted_deviation_is_found() {
+    if missing("planted deviations", &[("DIFF_REFERENCE", Kind::Etcd)]) {
+        return;
+    }
+    assert_eq!(seeds_until_found(Deviation::Nothing, 2).await, None, "the proxy alone makes a difference");
+    for deviation in [
+        Deviation::CountLimited,
+        Deviation::KeysOnlyWithoutLease,
+        Deviation::TombstoneMissing,
+        Deviation::ProgressTooHigh,
+        Deviation::VersionNotReset,
+    ] {
+        let found = seeds_until_found(deviation, 50).await;
+        #[expect(clippy::print_stdout, reason = "how soon each is found tells how strong the test is")]
+        {
+            println!("{deviation:?} found after {found:?} seeds");
+        }
+        assert!(found.is_some(), "{deviation:?} was not found within 50 seeds");
+    }
+}

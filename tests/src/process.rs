@@ -1,0 +1,210 @@
+//! Server processes on loopback.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::net::TcpListener;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use tempfile::TempDir;
+
+use crate::RawClient;
+
+const START_SECONDS_MAX: u64 = 30;
+
+/// Which server a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// This project's server.
+    Tailwater,
+    /// The server whose API is served.
+    Etcd,
+}
+
+/// How a server is started beyond addresses and data directory.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Further flags, for both kinds of server.
+    pub flags: Vec<String>,
+    /// Further flags that only an etcd takes.
+    pub etcd_flags: Vec<String>,
+}
+
+/// A running server with a data directory of its own; killed when dropped.
+#[derive(Debug)]
+pub struct Server {
+    kind: Kind,
+    child: Child,
+    url: String,
+    dir: TempDir,
+}
+
+impl Server {
+    /// Starts the program of env `TAILWATER`, or the one built in this workspace, and waits until it serves.
+    ///
+    /// # Errors
+    /// When the program is missing, ends, or does not serve within 30 s; its log is in the error.
+    pub async fn tailwater(options: &Options) -> anyhow::Result<Self> {
+        Self::start(Kind::Tailwater, options).await
+    }
+
+    /// Starts the program of env `ETCD`, or `etcd` on PATH, and waits until it serves.
+    ///
+    /// # Errors
+    /// As [`Server::tailwater`].
+    pub async fn etcd(options: &Options) -> anyhow::Result<Self> {
+        Self::start(Kind::Etcd, options).await
+    }
+
+    /// Starts a server of `kind` and waits until it serves.
+    ///
+    /// # Errors
+    /// As [`Server::tailwater`].
+    pub async fn start(kind: Kind, options: &Options) -> anyhow::Result<Self> {
+        let program = program(kind)?;
+        let dir = TempDir::new()?;
+        let [client, peer] = free_ports()?.map(|port| format!("http://127.0.0.1:{port}"));
+        let mut command = Command::new(&program);
+        if kind == Kind::Tailwater {
+            command.arg("serve");
+        }
+        command.args(["--name", "default", "--data-dir"]).arg(dir.path().join("data"));
+        for (flag, url) in [
+            ("listen-client-urls", &client),
+            ("advertise-client-urls", &client),
+            ("listen-peer-urls", &peer),
+            ("initial-advertise-peer-urls", &peer),
+        ] {
+            command.arg(format!("--{flag}={url}"));
+        }
+        command.arg(format!("--initial-cluster=default={peer}")).args(&options.flags);
+        if kind == Kind::Etcd {
+            command.args(&options.etcd_flags);
+        }
+        let log = File::create(dir.path().join("log"))?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("starting {}", program.display()))?;
+        let mut server = Self { kind, child, url: client, dir };
+        server.wait_until_serving().await?;
+        Ok(server)
+    }
+
+    /// The client URL.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Which server this is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What the process has logged so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Resident memory in bytes.
+    ///
+    /// # Errors
+    /// Where /proc does not tell it.
+    pub fn resident_bytes(&self) -> anyhow::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS in /proc")?;
+        let kib: u64 = line.split_whitespace().nth(1).context("no number in VmRSS")?.parse()?;
+        Ok(kib * 1024)
+    }
+
+    async fn wait_until_serving(&mut self) -> anyhow::Result<()> {
+        let client = RawClient::new(&self.url)?;
+        let deadline = Instant::now() + Duration::from_secs(START_SECONDS_MAX);
+        // A linearizable read of the key "a": it is answered only with a leader.
+        let read = Bytes::from_static(b"\x0a\x01a");
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("{:?} ended with {status} before it served; its log:\n{}", self.kind, self.log());
+            }
+            let call = client.unary("/etcdserverpb.KV/Range", read.clone());
+            if let Ok(Ok(_)) = tokio::time::timeout(Duration::from_secs(2), call).await {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("{:?} did not serve within {START_SECONDS_MAX} s; its log:\n{}", self.kind, self.log());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Both fail only when the process has ended already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// The program of `kind`: env `TAILWATER` or `ETCD`; else `tailwater` of this build, or `etcd` on PATH.
+///
+/// # Errors
+/// When there is none; the text says what to do.
+pub fn program(kind: Kind) -> anyhow::Result<PathBuf> {
+    let (variable, found) = match kind {
+        Kind::Tailwater => ("TAILWATER", built()),
+        Kind::Etcd => ("ETCD", on_path("etcd")),
+    };
+    if let Some(path) = std::env::var_os(variable).filter(|path| !path.is_empty()) {
+        return Ok(PathBuf::from(path));
+    }
+    found.with_context(|| match kind {
+        Kind::Tailwater => "no tailwater beside this test: run `cargo build -p tailwater-server`, or set TAILWATER",
+        Kind::Etcd => "no etcd: put one on PATH, or set ETCD",
+    })
+}
+
+/// Says that a test is left out because `reason`; the lines are shown again at the end of `make test`.
+///
+/// # Panics
+/// When `CI` is `true`: there a test that cannot run is a failure.
+pub fn left_out(test: &str, reason: &str) {
+    let line = format!("LEFT OUT: {test}: {reason}");
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "{line}");
+    // Not through a print macro: the test runner would keep its output to itself when the test passes.
+    let mut out = std::io::stderr();
+    writeln!(out, "{line}").expect("standard error can be written");
+}
+
+/// `target/<profile>/tailwater`, seen from `target/<profile>/deps/<this test>`.
+fn built() -> Option<PathBuf> {
+    let test = std::env::current_exe().ok()?;
+    let path = test.parent()?.parent()?.join("tailwater");
+    path.is_file().then_some(path)
+}
+
+fn on_path(name: &str) -> Option<PathBuf> {
+    let path: OsString = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file: &PathBuf| Path::is_file(file))
+}
+
+/// Two ports that were free a moment ago, held together so that they differ.
+fn free_ports() -> anyhow::Result<[u16; 2]> {
+    let listeners = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
+    Ok([listeners[0].local_addr()?.port(), listeners[1].local_addr()?.port()])
+}

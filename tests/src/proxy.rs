@@ -1,0 +1,272 @@
+//! A proxy in front of a server that plants one deviation.
+//!
+//! Calls are forwarded as bytes in both directions; only the messages that a [`Deviation`] is about are decoded.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use prost::Message;
+use tailwater_api::etcdserverpb::{CompactionRequest, RangeRequest, RangeResponse, WatchResponse};
+use tailwater_api::mvccpb::KeyValue;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::raw::MESSAGE_BYTES_MAX;
+use crate::{BytesCodec, RawClient};
+
+/// Messages on their way through one call.
+const CALL_MESSAGES_MAX: usize = 64;
+
+/// One way to be wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deviation {
+    /// None: the proxy alone must make no difference.
+    Nothing,
+    /// `count` of a range is at most its `limit`.
+    CountLimited,
+    /// A keys_only range answers with lease 0.
+    KeysOnlyWithoutLease,
+    /// A watch from the compacted revision misses the deletes of that revision.
+    TombstoneMissing,
+    /// An answer to a progress request is one revision too high.
+    ProgressTooHigh,
+    /// A key that was deleted and made again goes on counting its versions.
+    VersionNotReset,
+}
+
+/// A running proxy; it ends when dropped.
+#[derive(Debug)]
+pub struct Proxy {
+    url: String,
+    task: JoinHandle<()>,
+}
+
+impl Proxy {
+    /// Serves on a free loopback port and forwards to `upstream`.
+    ///
+    /// # Errors
+    /// When no port is free or `upstream` is not a URL.
+    pub async fn start(upstream: &str, deviation: Deviation) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let memory = Arc::new(Mutex::new(Memory::default()));
+        let forward = Forward { client: RawClient::new(upstream)?, deviation, memory };
+        let task = tokio::spawn(async move {
+            let server = tonic::transport::Server::builder();
+            // It ends only with the listener, which nothing closes.
+            drop(server.serve_with_incoming(forward, TcpListenerStream::new(listener)).await);
+        });
+        Ok(Self { url, task })
+    }
+
+    /// The URL for clients.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What the proxy must remember of earlier calls to deviate.
+#[derive(Debug, Default)]
+struct Memory {
+    compacted: i64,
+    /// By key: create revision, and the highest version seen of it or of its earlier lives.
+    versions: HashMap<Bytes, Life>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Life {
+    create_revision: i64,
+    version: i64,
+    version_before: i64,
+}
+
+impl Memory {
+    fn change_version(&mut self, kv: &mut KeyValue) {
+        let life = self.versions.entry(kv.key.clone()).or_default();
+        if kv.create_revision > life.create_revision {
+            let version_before = life.version_before + life.version;
+            *life = Life { create_revision: kv.create_revision, version: kv.version, version_before };
+        }
+        if kv.create_revision == life.create_revision {
+            life.version = life.version.max(kv.version);
+            kv.version += life.version_before;
+        }
+    }
+}
+
+/// One call's requests as far as its answers depend on them.
+#[derive(Debug, Default)]
+struct Call {
+    range: Option<RangeRequest>,
+    compaction: Option<i64>,
+}
+
+#[derive(Clone, Debug)]
+struct Forward {
+    client: RawClient,
+    deviation: Deviation,
+    memory: Arc<Mutex<Memory>>,
+}
+
+type Answers = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
+
+impl Forward {
+    /// Forwards one call. The answer begins at once, because a server's headers may come only with its first message.
+    fn call(self, path: String, requests: Streaming<Bytes>) -> Answers {
+        let (to_client, answers) = mpsc::channel(CALL_MESSAGES_MAX);
+        tokio::spawn(async move {
+            if let Err(status) = self.run(&path, requests, &to_client).await {
+                // Fails when the client has left; then nobody waits for the status.
+                drop(to_client.send(Err(status)).await);
+            }
+        });
+        Box::pin(ReceiverStream::new(answers))
+    }
+
+    async fn run(
+        &self,
+        path: &str,
+        mut requests: Streaming<Bytes>,
+        to_client: &mpsc::Sender<Result<Bytes, Status>>,
+    ) -> Result<(), Status> {
+        let call = Arc::new(Mutex::new(Call::default()));
+        let (to_server, bodies) = mpsc::channel(CALL_MESSAGES_MAX);
+        let (seen, name) = (call.clone(), path.to_owned());
+        tokio::spawn(async move {
+            while let Some(Ok(body)) = requests.next().await {
+                seen.lock().expect("no holder panics").note(&name, &body);
+                if to_server.send(body).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let mut answers = tokio::select! {
+            answer = self.client.streaming(path, ReceiverStream::new(bodies)) => answer?.into_inner(),
+            () = to_client.closed() => return Ok(()),
+        };
+        loop {
+            let body = tokio::select! {
+                body = answers.next() => body,
+                () = to_client.closed() => return Ok(()),
+            };
+            let Some(body) = body else { return Ok(()) };
+            let changed = self.change(path, body?, &call.lock().expect("no holder panics"));
+            let Some(changed) = changed else { continue };
+            if to_client.send(Ok(changed)).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The answer that the client gets, or none.
+    fn change(&self, path: &str, body: Bytes, call: &Call) -> Option<Bytes> {
+        let mut memory = self.memory.lock().expect("no holder panics");
+        if let Some(revision) = call.compaction {
+            memory.compacted = memory.compacted.max(revision);
+        }
+        match (self.deviation, path) {
+            (Deviation::Nothing, _) => Some(body),
+            (deviation, "/etcdserverpb.KV/Range") => {
+                let mut range = RangeResponse::decode(body).ok()?;
+                let request = call.range.as_ref()?;
+                match deviation {
+                    Deviation::CountLimited if request.limit > 0 => range.count = range.count.min(request.limit),
+                    Deviation::KeysOnlyWithoutLease if request.keys_only => {
+                        range.kvs.iter_mut().for_each(|kv| kv.lease = 0);
+                    }
+                    Deviation::VersionNotReset => range.kvs.iter_mut().for_each(|kv| memory.change_version(kv)),
+                    _ => {}
+                }
+                Some(range.encode_to_vec().into())
+            }
+            (deviation, "/etcdserverpb.Watch/Watch") => {
+                let mut answer = WatchResponse::decode(body).ok()?;
+                match (deviation, &mut answer.header) {
+                    (Deviation::ProgressTooHigh, Some(header)) if answer.watch_id == -1 && !answer.created => {
+                        header.revision += 1;
+                    }
+                    (Deviation::TombstoneMissing, _) if !answer.events.is_empty() => {
+                        let compacted = memory.compacted;
+                        answer.events.retain(|event| {
+                            event.r#type == 0 || event.kv.as_ref().is_none_or(|kv| kv.mod_revision != compacted)
+                        });
+                        if answer.events.is_empty() {
+                            return None;
+                        }
+                    }
+                    _ => {}
+                }
+                Some(answer.encode_to_vec().into())
+            }
+            _ => Some(body),
+        }
+    }
+}
+
+impl Call {
+    fn note(&mut self, path: &str, body: &Bytes) {
+        match path {
+            "/etcdserverpb.KV/Range" => self.range = RangeRequest::decode(body.clone()).ok(),
+            "/etcdserverpb.KV/Compact" => {
+                self.compaction = CompactionRequest::decode(body.clone()).ok().map(|request| request.revision);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl tower::Service<Request<Streaming<Bytes>>> for PathForward {
+    type Response = Response<Answers>;
+    type Error = Status;
+    type Future = std::future::Ready<Result<Self::Response, Status>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
+        std::future::ready(Ok(Response::new(self.forward.clone().call(self.path.clone(), request.into_inner()))))
+    }
+}
+
+/// [`Forward`] for one method.
+#[derive(Debug)]
+struct PathForward {
+    forward: Forward,
+    path: String,
+}
+
+impl tower::Service<http::Request<tonic::body::Body>> for Forward {
+    type Response = http::Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+        let forward = PathForward { forward: self.clone(), path: request.uri().path().to_owned() };
+        Box::pin(async move {
+            let mut grpc = tonic::server::Grpc::new(BytesCodec)
+                .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(MESSAGE_BYTES_MAX);
+            Ok(grpc.streaming(forward, request).await)
+        })
+    }
+}
