@@ -257,7 +257,9 @@ impl Consensus {
         }
     }
 
-    /// Stops the threads after what is queued was synced, flushes, and closes the files. Blocks.
+    /// Stops the threads after what is queued was synced, and flushes. Blocks. The threads let go of the files; they
+    /// are closed, and the directory can be opened again, once the last clone of this handle and of the source is
+    /// dropped too.
     pub fn stop(&self) {
         self.shared.stop();
         self.apply.lock().take();

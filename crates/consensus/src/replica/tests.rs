@@ -53,6 +53,12 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
+/// Stops, and lets go of everything that holds the files open.
+fn stop(consensus: Consensus, source: LocalSource) {
+    consensus.stop();
+    drop((consensus, source));
+}
+
 #[test]
 fn a_proposal_is_answered_and_its_frame_is_in_the_tail() {
     let dir = tempfile::tempdir().unwrap();
@@ -105,14 +111,14 @@ fn a_crash_before_any_flush_replays_the_same_revisions() {
     });
     copy(&dir.path().join("raft"), &crashed.path().join("raft"));
     let before = source.tail.end();
-    consensus.stop();
+    stop(consensus, source);
 
     let (consensus, source) = Consensus::start(config(crashed.path())).unwrap();
     let applied = runtime.block_on(consensus.propose(put("k20", 0))).unwrap();
     assert_eq!(revision(&applied), before.revision.0 + 1);
     let after = source.tail.end();
     assert_eq!(after.history, before.history, "the founding entry was replayed, not proposed anew");
-    consensus.stop();
+    stop(consensus, source);
 
     // And after a clean stop everything is flushed.
     let (consensus, source) = Consensus::start(config(dir.path())).unwrap();
@@ -179,7 +185,7 @@ fn compaction_is_folded_also_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let runtime = runtime();
     let compact = |revision, physical| Command::Compact(pb::CompactionRequest { revision, physical });
-    let (consensus, _) = Consensus::start(config(dir.path())).unwrap();
+    let (consensus, source) = Consensus::start(config(dir.path())).unwrap();
     runtime.block_on(async {
         for n in 0..50 {
             consensus.propose(put(format!("k{}", n % 5), 0)).await.unwrap();
@@ -188,7 +194,7 @@ fn compaction_is_folded_also_after_a_restart() {
     });
     assert_eq!(consensus.events.state().fold_point, Revision(19), "a physical compaction waits for folding");
     runtime.block_on(consensus.propose(compact(40, false))).unwrap();
-    consensus.stop();
+    stop(consensus, source);
     let (consensus, source) = Consensus::start(config(dir.path())).unwrap();
     let began = Instant::now();
     while source.log.state().fold_point < Revision(39) {
