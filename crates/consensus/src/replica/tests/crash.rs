@@ -63,7 +63,7 @@ fn stored(source: &LocalSource) -> BTreeMap<Revision, (Bytes, Bytes)> {
 #[test]
 fn nothing_acknowledged_is_lost_by_crashes_at_random_moments() {
     let seed = rand::random::<u64>();
-    println!("seed {seed}");
+    eprintln!("seed {seed}");
     let mut random = rand::rngs::StdRng::seed_from_u64(seed);
     let runtime = runtime();
     let root = tempfile::tempdir().unwrap();
