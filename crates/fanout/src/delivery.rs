@@ -7,7 +7,7 @@
 //! Order within a stream: answers in the order of their requests, `created` before any event of its watcher, a
 //! message that has begun before anything else, and progress R only after everything up to R.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -45,6 +45,8 @@ const RESOURCE_EXHAUSTED: i32 = 8;
 const NO_WATCH: i64 = -1;
 /// Answers that wait for the client to read; a client that sends requests and reads nothing is ended beyond it.
 const ANSWERS_MAX: usize = 16 << 10;
+/// Ids that watchers ended by compaction keep in use; beyond it the lowest is free again.
+const ENDED_MAX: usize = 16 << 10;
 /// Steps of a scan that one pull makes at most, so that a stream far behind does not hold its thread.
 const STEPS_MAX: usize = 32;
 /// Shared bytes below this are copied into the piece; above it they are referenced.
@@ -99,6 +101,8 @@ pub(crate) struct Delivery {
     id: u64,
     inbox: Arc<Inbox>,
     watchers: BTreeMap<i64, Watcher>,
+    /// Ids of watchers that compaction has ended: as in etcd they stay in use until the client cancels them.
+    ended: BTreeSet<i64>,
     next_id: i64,
     answers: VecDeque<Head>,
     ready: VecDeque<i64>,
@@ -118,6 +122,7 @@ impl Delivery {
             id,
             inbox,
             watchers: BTreeMap::new(),
+            ended: BTreeSet::new(),
             next_id: 0,
             answers: VecDeque::new(),
             ready: VecDeque::new(),
@@ -143,9 +148,9 @@ impl Delivery {
         } else if create.range.is_empty() {
             Some(text::EMPTY_RANGE.to_owned())
         } else {
-            self.watchers.contains_key(&create.watch_id).then(|| text::DUPLICATE_ID.to_owned())
+            let taken = create.watch_id != 0 && self.is_in_use(create.watch_id);
+            taken.then(|| text::DUPLICATE_ID.to_owned())
         };
-        let refused = refused.filter(|reason| reason != text::DUPLICATE_ID || create.watch_id != 0);
         let mut head = answer(&published, NO_WATCH);
         head.created = true;
         if let Some(reason) = refused {
@@ -157,8 +162,10 @@ impl Delivery {
         self.answer(head);
         if create.start.0 > 0 && create.start < published.snapshot.compacted {
             let head = compacted_cancel(&published, watch_id, published.snapshot.compacted);
+            self.keep_id(watch_id);
             return self.answer(head);
         }
+        self.progress.added(watch_id);
         self.add(watch_id, create, &published);
     }
 
@@ -192,8 +199,19 @@ impl Delivery {
         }
     }
 
+    fn is_in_use(&self, watch_id: i64) -> bool {
+        self.watchers.contains_key(&watch_id) || self.ended.contains(&watch_id)
+    }
+
+    fn keep_id(&mut self, watch_id: i64) {
+        self.ended.insert(watch_id);
+        if self.ended.len() > ENDED_MAX {
+            self.ended.pop_first();
+        }
+    }
+
     fn assign_id(&mut self) -> i64 {
-        while self.watchers.contains_key(&self.next_id) {
+        while self.is_in_use(self.next_id) {
             self.next_id += 1;
         }
         self.next_id += 1;
@@ -202,7 +220,7 @@ impl Delivery {
 
     /// Ends a watcher; see [`crate::WatchControl::cancel`].
     pub(crate) fn cancel(&mut self, watch_id: i64) {
-        if !self.remove(watch_id) {
+        if !self.remove(watch_id) && !self.ended.remove(&watch_id) {
             return;
         }
         let mut head = answer(&self.core.published.load(), watch_id);
@@ -213,8 +231,7 @@ impl Delivery {
     /// Asks for progress of the whole stream.
     pub(crate) fn request_progress(&mut self) {
         let published = self.core.published.load().revision();
-        let future = self.watchers.values().any(|watcher| watcher.start > published);
-        if !self.watchers.is_empty() && !future {
+        if self.may_tell_progress(published) {
             self.progress.request(published);
         }
         self.inbox.wake();
@@ -238,10 +255,16 @@ impl Delivery {
         watcher.group.leave(self.id, watch_id);
         self.core.registry.lock().release(&watcher.group.key);
         self.core.memory.watcher_removed(watcher.catching_up);
-        if self.message.as_ref().is_some_and(|m| m.watch_id == watch_id && !m.has_begun()) {
-            self.message = None;
+        let mut finishes = false;
+        if let Some(message) = self.message.as_mut().filter(|message| message.watch_id == watch_id) {
+            message.orphaned = true;
+            finishes = message.has_begun();
+            if !finishes {
+                self.message = None;
+            }
         }
-        if self.job.as_ref().is_some_and(|job| job.watch_id == watch_id) && self.message.is_none() {
+        // The id may be taken anew, with another range; only a message that has begun reads on.
+        if !finishes && self.job.as_ref().is_some_and(|job| job.watch_id == watch_id) {
             self.job = None;
         }
         true
@@ -255,6 +278,7 @@ impl Delivery {
         }
         (self.message, self.job) = (None, None);
         self.answers.clear();
+        self.ended.clear();
         self.ready.clear();
         self.under_way.clear();
     }
@@ -279,7 +303,13 @@ impl Delivery {
             if let Some(piece) = self.under_way.pop_front() {
                 return Next::Piece(piece);
             }
-            let step = if self.message.is_some() {
+            let step = if let Some(message) = &self.message {
+                if !message.has_begun() {
+                    self.put_answers(&mut out, chunk);
+                    if !out.is_empty() {
+                        break;
+                    }
+                }
                 self.continue_message(&published, chunk)
             } else {
                 self.put_answers(&mut out, chunk);
@@ -293,7 +323,9 @@ impl Delivery {
                     return Next::Ended(end);
                 }
                 Ok(Step::Full) => break,
-                Ok(Step::Drained | Step::Waits) if self.under_way.is_empty() && self.answers.is_empty() => {
+                Ok(Step::Drained | Step::Waits)
+                    if self.under_way.is_empty() && (self.answers.is_empty() || self.message.is_some()) =>
+                {
                     return if out.is_empty() { Next::Idle } else { Next::Piece(out.freeze()) };
                 }
                 Ok(_) => {}
@@ -366,7 +398,13 @@ impl Delivery {
         let room = room.min(self.core.config.response_bytes_max);
         let watcher = self.watchers.get_mut(&watch_id).expect("only known watchers take a step");
         self.slices.clear();
-        match watcher.group.take(watcher.next, to, room, &mut self.slices) {
+        // The bytes shared for the compacted revision were made before previous versions were hidden there.
+        let take = if watcher.group.key.prev_kv && watcher.next == published.snapshot.compacted {
+            Take::Missed(watcher.next)
+        } else {
+            watcher.group.take(watcher.next, to, room, &mut self.slices)
+        };
+        match take {
             Take::Drained => {
                 // Everything up to `to` was matched against its group and nothing is left of it.
                 watcher.next = watcher.next.max(to.next());
@@ -411,6 +449,7 @@ impl Delivery {
     /// Ends a watcher whose next revision is compacted.
     fn end_compacted(&mut self, watch_id: i64, published: &Published, compacted: Revision) -> Step {
         self.remove(watch_id);
+        self.keep_id(watch_id);
         self.answers.push_back(compacted_cancel(published, watch_id, compacted));
         Step::Gone
     }

@@ -8,6 +8,9 @@ use tailwater_eventlog::{HistoryChunk, HistoryError, HistoryPoint, KeyRange, Rev
 
 use crate::inbox::Inbox;
 
+/// Below so many queued reads none is looked for that could go.
+const PURGE_MIN: usize = 64;
+
 /// What to read.
 #[derive(Clone, Debug)]
 pub(crate) struct HistoryRequest {
@@ -36,10 +39,18 @@ struct Job {
     inbox: Arc<Inbox>,
 }
 
+impl Job {
+    fn is_wanted(&self) -> bool {
+        Arc::strong_count(&self.slot) > 1
+    }
+}
+
 #[derive(Default)]
 struct Queue {
-    /// At most one per stream.
+    /// At most one per stream that is still wanted.
     jobs: VecDeque<Job>,
+    /// Reads that nobody wants any more are taken out when there are so many.
+    purge_at: usize,
     stopped: bool,
 }
 
@@ -55,7 +66,13 @@ impl HistoryQueue {
     /// not begun. A stream has at most one.
     pub(crate) fn submit(&self, request: HistoryRequest, inbox: &Arc<Inbox>) -> Arc<HistorySlot> {
         let slot = Arc::new(HistorySlot::default());
-        self.queue.lock().jobs.push_back(Job { request, slot: slot.clone(), inbox: inbox.clone() });
+        let mut queue = self.queue.lock();
+        if queue.jobs.len() >= queue.purge_at {
+            queue.jobs.retain(Job::is_wanted);
+            queue.purge_at = PURGE_MIN.max(2 * queue.jobs.len());
+        }
+        queue.jobs.push_back(Job { request, slot: slot.clone(), inbox: inbox.clone() });
+        drop(queue);
         self.changed.notify_one();
         slot
     }
@@ -75,7 +92,7 @@ impl HistoryQueue {
                     }
                 }
             };
-            if Arc::strong_count(&job.slot) == 1 {
+            if !job.is_wanted() {
                 continue;
             }
             let HistoryRequest { range, from, to, with_prev, bytes_max } = job.request;

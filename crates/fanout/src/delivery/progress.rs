@@ -16,9 +16,21 @@ impl Progress {
     pub(super) fn request(&mut self, published: Revision) {
         self.wanted.get_or_insert((published, i64::MIN));
     }
+
+    /// A watcher was added, perhaps below those that were already looked at.
+    pub(super) fn added(&mut self, watch_id: i64) {
+        if let Some((_, from)) = &mut self.wanted {
+            *from = watch_id.min(*from);
+        }
+    }
 }
 
 impl Delivery {
+    /// As in etcd, nothing is said for a stream that has no watcher, or one whose start is not reached.
+    pub(super) fn may_tell_progress(&self, published: Revision) -> bool {
+        !self.watchers.is_empty() && self.watchers.values().all(|watcher| watcher.start <= published)
+    }
+
     /// Answers a progress request once every watcher was handed everything up to the revision it was asked at.
     /// Events above that revision may have been sent before; that breaks no promise.
     pub(super) fn put_progress(&mut self, published: &Published) {
@@ -34,7 +46,7 @@ impl Delivery {
             }
         }
         self.progress.wanted = None;
-        if !self.watchers.is_empty() {
+        if self.may_tell_progress(published.revision()) {
             let mut head = answer(published, NO_WATCH);
             head.revision = wanted;
             self.answers.push_back(head);

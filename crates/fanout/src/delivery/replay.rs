@@ -32,6 +32,8 @@ pub(super) struct Message {
     with_prev: bool,
     at: HistoryPoint,
     phase: Phase,
+    /// Its watcher is gone; what has begun is finished all the same.
+    pub(super) orphaned: bool,
 }
 
 enum Phase {
@@ -70,6 +72,7 @@ struct Wanted {
     to: Revision,
     with_prev: bool,
     bytes_max: usize,
+    for_message: bool,
 }
 
 impl Delivery {
@@ -91,7 +94,7 @@ impl Delivery {
         }
         let (with_prev, bytes_max) = (group.key.prev_kv, chunk.min(self.core.config.response_bytes_max));
         let (from, to) = (first_of(next), published.revision());
-        let wanted = Wanted { watch_id, group: group.clone(), from, to, with_prev, bytes_max };
+        let wanted = Wanted { watch_id, group: group.clone(), from, to, with_prev, bytes_max, for_message: false };
         let (mut piece, to) = match self.fetch(&wanted)? {
             Fetch::Read(piece, to) => (piece, to),
             Fetch::Waits => return Ok(Step::Waits),
@@ -120,7 +123,7 @@ impl Delivery {
     fn begin_message(&mut self, watch_id: i64, group: Arc<Group>, revision: Revision, with_prev: bool, fragment: bool) {
         let phase = if fragment { Phase::Fragment(false) } else { Phase::Measure(0) };
         let at = first_of(revision);
-        self.message = Some(Message { watch_id, group, revision, with_prev, at, phase });
+        self.message = Some(Message { watch_id, group, revision, with_prev, at, phase, orphaned: false });
     }
 
     /// One step of the message that is larger than a piece.
@@ -139,6 +142,7 @@ impl Delivery {
             to: message.revision,
             with_prev: message.with_prev,
             bytes_max: chunk.min(most),
+            for_message: true,
         };
         let mut piece = match self.fetch(&wanted)? {
             Fetch::Read(piece, _) => piece,
@@ -204,12 +208,13 @@ impl Delivery {
     }
 
     fn end_message(&mut self, message: &Message) {
-        let watcher = self.watchers.get_mut(&message.watch_id);
-        // The watcher may have been cancelled meanwhile, and its id taken by another.
-        if let Some(watcher) = watcher.filter(|w| Arc::ptr_eq(&w.group, &message.group) && w.next == message.revision) {
-            watcher.next = message.revision.next();
-            watcher.sent |= message.has_begun();
+        if message.orphaned {
+            return;
         }
+        let watcher =
+            self.watchers.get_mut(&message.watch_id).expect("a watcher that goes leaves its message orphaned");
+        watcher.next = message.revision.next();
+        watcher.sent |= message.has_begun();
     }
 
     /// Queues events as pieces of at most `chunk` bytes; large ones by reference.
@@ -236,27 +241,27 @@ impl Delivery {
 
     /// Reads past events: from the window, else from history on another thread.
     fn fetch(&mut self, wanted: &Wanted) -> Result<Fetch, StreamEnd> {
-        if let Some(job) = self.job.take() {
-            if job.watch_id != wanted.watch_id && self.is_waiting(&job) {
-                self.job = Some(job);
-                return Ok(Fetch::Waits);
-            }
-            let mine = job.watch_id == wanted.watch_id && job.from == wanted.from && job.to <= wanted.to;
-            match job.slot.take() {
-                None => {
-                    self.job = Some(job);
-                    return Ok(Fetch::Waits);
-                }
-                Some(answer) if mine => return history_answer(answer, wanted, job.to),
-                // It was for a watcher that is gone or has moved.
-                Some(_) => {}
-            }
-        }
         let Wanted { watch_id, from, to, with_prev, bytes_max, .. } = *wanted;
         let key = &wanted.group.key;
         let query = WindowQuery { range: &key.range, filter: key.filter, from, to, with_prev, bytes_max };
         if let Some(piece) = self.core.window.read(&query) {
             return Ok(Fetch::Read(piece, to));
+        }
+        if let Some(job) = self.job.take() {
+            let mine = job.watch_id == watch_id && job.from == from && job.to <= to;
+            if mine {
+                let Some(answer) = job.slot.take() else {
+                    self.job = Some(job);
+                    return Ok(Fetch::Waits);
+                };
+                return history_answer(answer, wanted, job.to);
+            }
+            // Another watcher's read is waited for, lest the two take turns in discarding each other's. But during a
+            // message no other watcher has a turn to take its answer: it asks again later.
+            if !wanted.for_message && self.is_waiting(&job) {
+                self.job = Some(job);
+                return Ok(Fetch::Waits);
+            }
         }
         metrics::history_read();
         let request = HistoryRequest { range: key.range.clone(), from, to, with_prev, bytes_max };
