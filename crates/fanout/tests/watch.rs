@@ -152,7 +152,7 @@ fn past_then_live(window: usize, value: usize) {
     while fanout.snapshot().cursor.revision < Revision(99) {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let (control, mut stream) = fanout.open_stream(false);
+    let (control, mut stream) = fanout.open_stream();
     control.create(watch(2), None);
     let mut responses = pull(&mut stream, 98);
     for revision in 100..150 {
