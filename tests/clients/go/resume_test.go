@@ -20,7 +20,7 @@ func TestWatchResumesAcrossCuts(t *testing.T) {
 
 	all := watcher.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(base+1), clientv3.WithPrevKV())
 	one := watcher.Watch(ctx, prefix+"3", clientv3.WithRev(base+1))
-	// Named streams have their own metadata and so a connection stream of their own.
+	// The client opens one gRPC stream per set of metadata: requiring a leader gives this watch a stream of its own.
 	fragmented := watcher.Watch(clientv3.WithRequireLeader(ctx), prefix, clientv3.WithPrefix(), clientv3.WithRev(base+1), clientv3.WithFragment())
 
 	failure := make(chan error, 1)
