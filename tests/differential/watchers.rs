@@ -104,7 +104,8 @@ impl Run {
                 delivered.push(stream.with(|arrived| arrived.events.remove(&id).unwrap_or_default()));
             }
             if delivered[0] != delivered[1] {
-                return differ(watcher, &delivered[0], &delivered[1]);
+                let text = first_difference(&delivered[0], &delivered[1]);
+                return Err(Difference(format!("  of {watcher:?}: {text}")).into());
             }
             watcher.next = watcher.next.max(current + 1);
             // History comes before what is live, and all of it has come.

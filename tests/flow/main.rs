@@ -137,7 +137,9 @@ async fn metric(endpoint: &str, name: &str) -> anyhow::Result<f64> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_clients_share_a_slow_sync() {
     let mut node = Node::new().expect("a directory");
-    let disk = SyncedDisk::new(node.root(), true).expect("it compiles").with_delay(Duration::from_millis(if acceptance() { 20 } else { 200 }));
+    let disk = SyncedDisk::new(node.root(), true)
+        .expect("it compiles")
+        .with_delay(Duration::from_millis(if acceptance() { 20 } else { 200 }));
     disk.reset().expect("an empty directory");
     node.start(disk.environment()).await.expect("it starts");
     let mut channels = Vec::new();

@@ -34,7 +34,8 @@ impl Gateway {
     }
 
     /// `Maintenance.Status`: answered without a leader too.
-    pub(crate) fn status(&self) -> pb::StatusResponse {
+    pub(crate) async fn status(&self) -> Result<pb::StatusResponse, Fault> {
+        self.settle(true).await?;
         let status = self.consensus().status();
         let snapshot = self.fanout().snapshot();
         let mut errors = Vec::new();
@@ -45,12 +46,13 @@ impl Gateway {
             // The trailing blank is how etcd prints the message.
             format!("memberID:{} alarm:{} ", alarm.member, alarm_type(alarm.kind).as_str_name())
         }));
-        pb::StatusResponse {
+        Ok(pb::StatusResponse {
             header: Some(self.header(snapshot.cursor.revision)),
             version: self.config().reported_version.clone(),
             db_size: to_i64(status.disk_bytes),
             leader: status.leader.0,
-            raft_index: status.committed,
+            // The two are read one after the other, and what is applied was committed.
+            raft_index: status.committed.max(status.applied.0),
             raft_term: status.term.0,
             raft_applied_index: status.applied.0,
             errors,
@@ -59,7 +61,7 @@ impl Gateway {
             storage_version: self.config().storage_version(),
             db_size_quota: to_i64(self.config().quota_bytes),
             downgrade_info: Some(pb::DowngradeInfo::default()),
-        }
+        })
     }
 
     /// `Maintenance.Alarm`. Listing reads, the other actions are proposed.

@@ -110,7 +110,7 @@ impl Gateway {
             "/etcdserverpb.Lease/LeaseTimeToLive" => Answer::message(&self.lease_time_to_live(decode(message)?).await?),
             "/etcdserverpb.Lease/LeaseLeases" => Answer::message(&self.lease_leases().await?),
             "/etcdserverpb.Cluster/MemberList" => Answer::message(&self.member_list(decode(message)?).await?),
-            "/etcdserverpb.Maintenance/Status" => Answer::message(&self.status()),
+            "/etcdserverpb.Maintenance/Status" => Answer::message(&self.status().await?),
             "/etcdserverpb.Maintenance/Alarm" => Answer::message(&self.alarm(decode(message)?).await?),
             "/grpc.health.v1.Health/Check" => Answer::message(&self.health_check(&decode(message)?)?),
             "/grpc.health.v1.Health/Watch" => Answer::Stream(Box::new(HealthWatch::open(self, &decode(message)?))),
