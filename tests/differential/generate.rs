@@ -305,14 +305,18 @@ impl Generator {
             2 => vec![0, 1],
             _ => vec![],
         };
+        let range_end = self.range_end(&key);
+        let (progress_notify, prev_kv) = (self.one_in(6), self.one_in(2));
+        let watch_id = if self.one_in(3) { self.rng.random_range(-2..10) } else { 0 };
         pb::WatchCreateRequest {
-            range_end: self.range_end(&key),
+            range_end,
             key,
             start_revision,
-            progress_notify: self.one_in(6),
+            // Notifications of a watcher -1 look like answers to progress requests, and come when they like.
+            progress_notify: progress_notify && watch_id != -1,
             filters,
-            prev_kv: self.one_in(2),
-            watch_id: if self.one_in(3) { self.rng.random_range(-2..10) } else { 0 },
+            prev_kv,
+            watch_id,
             fragment: self.one_in(5),
         }
     }

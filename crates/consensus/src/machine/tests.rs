@@ -203,6 +203,18 @@ fn a_failed_check_leaves_nothing_behind() {
 }
 
 #[test]
+fn the_first_op_that_fails_a_check_names_the_error() {
+    let mut world = World::new();
+    let orphan = || Request::RequestPut(pb::PutRequest { lease: 99, ..put("a", "1") });
+    let future = || Request::RequestRange(pb::RangeRequest { revision: 2, ..all() });
+    let nested = |op| Request::RequestTxn(then([op]));
+    assert_eq!(world.txn(then([orphan(), future()])), Err(ApplyError::LeaseNotFound));
+    assert_eq!(world.txn(then([future(), orphan()])), Err(ApplyError::FutureRevision));
+    assert_eq!(world.txn(then([nested(future()), orphan()])), Err(ApplyError::FutureRevision));
+    assert_eq!(world.txn(then([orphan(), nested(future())])), Err(ApplyError::LeaseNotFound));
+}
+
+#[test]
 fn a_target_without_an_order_sorts_only_the_lowest_keys() {
     let mut world = World::new();
     for key in ["c", "b", "a"] {
