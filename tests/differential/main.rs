@@ -1,11 +1,12 @@
 //! Random operations on a real etcd and on another server, every answer compared.
 //!
 //! * `DIFF_REFERENCE`, `DIFF_SUBJECT`: URLs of running servers; without them an etcd and a tailwater are started.
-//! * `DIFF_SEEDS` (3) and `DIFF_OPS` (300): how many runs, of how many operations. The full count is 50 and 2000.
+//! * `DIFF_SEEDS` (3) and `DIFF_OPS` (300): how many runs, of how many operations; with `ACCEPTANCE=1` 50 and 2000.
 //! * `SEED`: replays one run. `DIFF_ETCD=1`: the subject is a second etcd, which tests the test.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod answer;
+mod expiry;
 mod generate;
 mod operation;
 mod run;
@@ -20,12 +21,17 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is not a number")))
 }
 
-fn seeds(default: u64) -> std::ops::Range<u64> {
-    number("SEED").map_or(0..number("DIFF_SEEDS").unwrap_or(default), |seed| seed..seed + 1)
+fn is_full() -> bool {
+    std::env::var("ACCEPTANCE").is_ok_and(|value| value == "1")
+}
+
+fn seeds() -> std::ops::Range<u64> {
+    let count = number("DIFF_SEEDS").unwrap_or(if is_full() { 50 } else { 3 });
+    number("SEED").map_or(0..count, |seed| seed..seed + 1)
 }
 
 fn operations() -> usize {
-    usize::try_from(number("DIFF_OPS").unwrap_or(300)).unwrap()
+    usize::try_from(number("DIFF_OPS").unwrap_or(if is_full() { 2000 } else { 300 })).unwrap()
 }
 
 /// An endpoint from `variable`, else of a server started here.
@@ -53,18 +59,28 @@ fn missing(test: &str, kinds: &[(&str, Kind)]) -> bool {
     false
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_as_etcd_does() {
+/// The two servers that are compared, or none when they are missing.
+async fn servers() -> Option<[(String, Option<Server>); 2]> {
     let subject = if number("DIFF_ETCD").is_some() { Kind::Etcd } else { Kind::Tailwater };
     let needed = [("DIFF_REFERENCE", Kind::Etcd), ("DIFF_SUBJECT", subject)];
     if missing("differential", &needed) {
-        return;
+        return None;
     }
-    let (reference, _etcd) = endpoint("DIFF_REFERENCE", Kind::Etcd).await.unwrap();
-    let (subject, _server) = endpoint("DIFF_SUBJECT", subject).await.unwrap();
+    Some([endpoint("DIFF_REFERENCE", Kind::Etcd).await.unwrap(), endpoint("DIFF_SUBJECT", subject).await.unwrap()])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_expire_as_in_etcd() {
+    let Some([(reference, _etcd), (subject, _server)]) = servers().await else { return };
+    expiry::run(&reference, &subject).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_as_etcd_does() {
+    let Some([(reference, _etcd), (subject, _server)]) = servers().await else { return };
     let operations = operations();
     let mut differences = Vec::new();
-    for seed in seeds(3) {
+    for seed in seeds() {
         if let Err(error) = run::run(&reference, &subject, seed, operations).await {
             let replay = format!(
                 "replay: SEED={seed} DIFF_OPS={operations} cargo test -p tailwater-tests --test differential answers"
