@@ -257,8 +257,16 @@ impl Generator {
             3 => TargetUnion::Value(self.value()),
             _ => TargetUnion::Lease(if self.one_in(2) { 0 } else { self.lease() }),
         };
+        let result = if self.one_in(30) { 7 } else { self.rng.random_range(0..4) };
+        // Of an id that each server chose itself it is known only whether a key has it: EQUAL and NOT_EQUAL.
+        let is_assigned = matches!(union, TargetUnion::Lease(id) if id >= ASSIGNED_LEASES);
+        let result = match result {
+            1 if is_assigned => 0,
+            2 if is_assigned => 3,
+            _ => result,
+        };
         pb::Compare {
-            result: if self.one_in(30) { 7 } else { self.rng.random_range(0..4) },
+            result,
             target: if self.one_in(60) { 9 } else { target },
             range_end: if self.one_in(3) { self.range_end(&key) } else { Bytes::new() },
             key,

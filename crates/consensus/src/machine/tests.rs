@@ -157,6 +157,16 @@ fn ops_see_earlier_ops_and_prev_looks_below_the_revision() {
 }
 
 #[test]
+fn a_key_deleted_and_made_again_in_one_revision_has_no_previous_version() {
+    let mut world = World::new();
+    world.put("a", "old");
+    world.txn(then([Request::RequestDeleteRange(delete("a", "")), Request::RequestPut(put("a", "new"))])).unwrap();
+    let prev: Vec<_> = world.last.write.events.iter().map(|event| event.envelope().prev).collect();
+    assert_eq!(prev, [Some((Revision(2), 0)), None]);
+    assert_eq!(world.last.write.events[1].envelope().create_revision, Revision(3));
+}
+
+#[test]
 fn nested_compares_see_the_state_before_the_txn() {
     let mut world = World::new();
     let missing = pb::Compare {
