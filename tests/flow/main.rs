@@ -132,11 +132,14 @@ async fn metric(endpoint: &str, name: &str) -> anyhow::Result<f64> {
     Ok(line.rsplit(' ').next().context("a value")?.trim().parse()?)
 }
 
-/// With a sync of 20 ms, what 1,000 clients send meanwhile shares the next one.
+/// What 1,000 clients send during a slow sync shares the next one. The full count takes a sync of 20 ms and an optimised
+/// server; one that is built for tests answers fewer requests in that time, so there the sync takes longer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_clients_share_a_slow_sync() {
     let mut node = Node::new().expect("a directory");
-    let disk = SyncedDisk::new(node.root(), true).expect("it compiles").with_delay(Duration::from_millis(20));
+    let disk = SyncedDisk::new(node.root(), true)
+        .expect("it compiles")
+        .with_delay(Duration::from_millis(if acceptance() { 20 } else { 200 }));
     disk.reset().expect("an empty directory");
     node.start(disk.environment()).await.expect("it starts");
     let mut channels = Vec::new();
@@ -165,5 +168,5 @@ async fn a_thousand_clients_share_a_slow_sync() {
     }
     let syncs = metric(node.endpoint(), name).await.expect("the metric exists") - before;
     let per_sync = f64::from(writes) / syncs;
-    assert!(per_sync >= 400.0, "{writes} writes took {syncs} syncs: {per_sync:.0} writes per sync");
+    assert!(per_sync >= 500.0, "{writes} writes took {syncs} syncs: {per_sync:.0} writes per sync");
 }

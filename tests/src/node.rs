@@ -35,7 +35,7 @@ impl Node {
         self
     }
 
-    /// A figure of /proc/<pid>/status in bytes, e.g. `VmRSS` or `VmHWM`.
+    /// A figure of `/proc/PID/status` in bytes, e.g. `VmRSS` or `VmHWM`.
     ///
     /// # Errors
     /// The server does not run.

@@ -47,9 +47,6 @@ pub enum FrameError {
     /// A unary call carried no message.
     #[error("request without a message")]
     Missing,
-    /// A unary call carried more than one message.
-    #[error("more than one message")]
-    TooMany,
     /// The transport failed, or the client reset the call.
     #[error("transport: {0}")]
     Transport(String),
@@ -194,7 +191,7 @@ where
     }
 }
 
-/// Reads the one message of a unary call.
+/// Reads the message of a unary call. What a client sends after it is not looked at, as in grpc-go.
 ///
 /// # Errors
 /// See [`FrameError`].
@@ -204,11 +201,7 @@ where
     B::Error: std::fmt::Display,
 {
     let mut requests = RequestStream::new(body, message_bytes_max);
-    let message = requests.message().await?.ok_or(FrameError::Missing)?;
-    match requests.message().await? {
-        None => Ok(message),
-        Some(_) => Err(FrameError::TooMany),
-    }
+    requests.message().await?.ok_or(FrameError::Missing)
 }
 
 /// The trailers that end a call: `grpc-status`, and `grpc-message` unless it is empty.

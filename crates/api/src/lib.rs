@@ -2,7 +2,7 @@
 //!
 //! * [`etcdserverpb`], [`mvccpb`], [`authpb`], [`v3electionpb`], [`v3lockpb`], [`health`]: the etcd v3 client API,
 //!   with etcd's package names, field numbers and types.
-//! * [`tail`], [`peer`], [`write`]: the three protocols between nodes, served on the peer URLs.
+//! * [`tail`], [`peer`], [`write`](mod@write): the three protocols between nodes, served on the peer URLs.
 //! * [`wire`]: protobuf primitives for code that writes message bytes by hand, because an event is encoded once and
 //!   then only copied or referenced.
 //! * [`grpc`]: requests read from, and answers written to, gRPC's framing without building a message.
@@ -72,7 +72,7 @@ pub mod tailwater {
             "tailwater.peer.v1"
         );
     }
-    /// See [`crate::write`].
+    /// See [`write`](mod@crate::write).
     pub mod write {
         generated!(
             /// Version 1.

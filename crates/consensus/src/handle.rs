@@ -16,10 +16,14 @@ use tokio::sync::oneshot;
 use crate::machine::quota;
 use crate::replica::apply::ApplyJob;
 use crate::replica::core::Pending;
+use crate::replica::driver::checkpoint_request;
 use crate::replica::lessor::Renewal;
 use crate::replica::shared::{INBOX_ITEMS_MAX, Shared, Waiter};
 use crate::start::Threads;
 use crate::{Applied, ApplyError, ProposeError};
+
+/// What a command's envelope may add to a request: proposer, proposal, the tags and lengths around it, a chosen lease id.
+const ENVELOPE_BYTES_MAX: usize = 64;
 
 /// How a replica runs. Validated by [`Consensus::start`].
 #[derive(Clone, Debug)]
@@ -36,7 +40,8 @@ pub struct ConsensusConfig {
     pub heartbeat_interval: Duration,
     /// Ticks without a leader before an election. Default 10.
     pub election_ticks: usize,
-    /// A larger encoded command is refused. Default 1.5 MiB.
+    /// A larger encoded request is refused, give or take the few bytes of a command's envelope: the exact limit is the
+    /// gateway's, which counts as etcd does. Default 1.5 MiB.
     pub request_bytes_max: usize,
     /// Commands gathered into one raft entry, in bytes. Default 4 MiB.
     pub batch_bytes_max: usize,
@@ -182,8 +187,9 @@ impl Consensus {
         }
     }
 
-    /// Renews a lease in the leader's memory after its leadership was confirmed; no raft entry. Returns the granted
-    /// TTL in seconds, `None` when the lease does not exist.
+    /// Renews a lease in the leader's memory after its leadership was confirmed; no raft entry, unless the lease went
+    /// so long without a renewal that its remaining time was recorded. Returns the granted TTL in seconds, `None` when
+    /// the lease does not exist.
     ///
     /// # Errors
     /// As [`Consensus::barrier`].
@@ -193,10 +199,17 @@ impl Consensus {
         let renewal = self.shared.lessor.lock().renew(id);
         drop(announced);
         match renewal {
-            Renewal::Renewed(ttl) => Ok(Some(ttl)),
+            Renewal::Renewed { ttl, checkpointed: false } => Ok(Some(ttl)),
+            Renewal::Renewed { ttl, checkpointed: true } => {
+                self.propose(Command::LeaseCheckpoint(checkpoint_request([(id, 0)]))).await?;
+                Ok(Some(ttl))
+            }
             Renewal::Unknown => Ok(None),
+            Renewal::NotLeader => Err(ProposeError::LeaderChanged),
             Renewal::Expiring(gone) => match tokio::time::timeout(self.shared.config.request_timeout, gone).await {
-                Ok(_) => Ok(None),
+                Ok(Ok(())) => Ok(None),
+                Ok(Err(_)) if self.shared.stopping() => Err(ProposeError::Stopped),
+                Ok(Err(_)) => Err(ProposeError::LeaderChanged),
                 Err(_) => Err(ProposeError::Timeout),
             },
         }
@@ -257,7 +270,9 @@ impl Consensus {
         }
     }
 
-    /// Stops the threads after what is queued was synced, flushes, and closes the files. Blocks.
+    /// Stops the threads after what is queued was synced, and flushes. Blocks. The threads let go of the files; they
+    /// are closed, and the directory can be opened again, once the last clone of this handle and of the source is
+    /// dropped too.
     pub fn stop(&self) {
         self.shared.stop();
         self.apply.lock().take();
@@ -316,7 +331,7 @@ fn enqueue(shared: &Arc<Shared>, command: Command) -> Result<AnswerReceiver, Pro
     let proposal_id = shared.next_proposal.fetch_add(1, Ordering::Relaxed);
     let command = write::Command { proposal_id, proposer_id: shared.proposer_id, command: Some(command) };
     let bytes = command.encoded_len();
-    if bytes > config.request_bytes_max {
+    if bytes > config.request_bytes_max.saturating_add(ENVELOPE_BYTES_MAX) {
         return Err(ProposeError::TooLarge);
     }
     let lag = shared.committed.load(Ordering::Relaxed).saturating_sub(shared.applied.load(Ordering::Relaxed));

@@ -86,6 +86,8 @@ pub(crate) struct Machine {
     members: BTreeMap<MemberId, Member>,
     cluster_version: String,
     conf_state: ConfState,
+    /// Whether a compaction at revision 0 was accepted.
+    compacted_at_zero: bool,
     /// Whether [`Machine::index_step`] has work left.
     index_behind: bool,
     /// Not yet taken; events are in (revision, sub) order.
@@ -111,6 +113,7 @@ impl Machine {
             members: BTreeMap::new(),
             cluster_version: String::new(),
             conf_state: ConfState::default(),
+            compacted_at_zero: false,
             output: Output::default(),
             output_bytes: 0,
         };
@@ -228,15 +231,18 @@ impl Machine {
 
     fn compact(&mut self, request: pb::CompactionRequest) -> Result<Answer, MachineError> {
         let at = Revision(request.revision);
-        // A store that was never compacted accepts 0, as etcd does.
-        let fresh = at == Revision(0) && self.state.compacted == Revision(0);
-        if !fresh && at <= self.state.compacted {
+        // A store that was never compacted accepts 0, once, as etcd does: it counts from -1.
+        let first_at_zero = at == Revision(0) && self.state.compacted == Revision(0) && !self.compacted_at_zero;
+        if !first_at_zero && at <= self.state.compacted {
             return Err(ApplyError::Compacted.into());
         }
         if at > self.state.revision {
             return Err(ApplyError::FutureRevision.into());
         }
-        if !fresh {
+        if first_at_zero {
+            self.compacted_at_zero = true;
+            self.store(encode::COMPACTED_AT_ZERO.to_vec(), Some(vec![encode::FORMAT]));
+        } else {
             self.state.compacted = at;
             self.index_behind = true;
             self.output.compacted = true;

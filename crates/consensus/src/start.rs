@@ -1,6 +1,6 @@
 //! Opening the data directory and starting the threads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::thread::JoinHandle;
@@ -23,7 +23,7 @@ use crate::replica::shared::{Inbox, Shared, spawn};
 use crate::replica::{NoPeers, Transport, log, upkeep};
 use crate::{Consensus, ConsensusConfig, ConsensusStatus, StartError};
 
-/// Jobs between two threads; their bytes are bounded by what was proposed and not answered.
+/// Jobs between two threads; their bytes are bounded by what was proposed and not answered, and by the driver.
 const JOBS_MAX: usize = 256;
 /// A read index without an answer is asked again after this.
 const BARRIER_RETRY: Duration = Duration::from_millis(500);
@@ -125,6 +125,7 @@ pub(crate) fn start(config: ConsensusConfig) -> Result<(Consensus, LocalSource),
         wake: wake_rx,
         log: log_tx.clone(),
         apply: apply_tx.clone(),
+        backlog: VecDeque::new(),
         transport: Arc::clone(&transport),
         bootstrap: bootstrap_command(&shared.config),
         standing: Standing::default(),
@@ -182,6 +183,7 @@ fn shared(config: ConsensusConfig, machine: &Machine, wake: Sender<()>) -> Share
     let mut lessor = Lessor::new(tick_ms);
     for (id, lease) in machine.leases() {
         lessor.apply(LeaseChange::Granted(*id, lease.ttl));
+        lessor.apply(LeaseChange::Checkpointed(*id, lease.remaining));
     }
     let state = machine.state();
     let member = config.initial_members.iter().find(|member| member.id == config.member_id);
@@ -196,6 +198,7 @@ fn shared(config: ConsensusConfig, machine: &Machine, wake: Sender<()>) -> Share
         wake,
         waiters: Mutex::new(BTreeMap::new()),
         waiting_bytes: AtomicUsize::new(0),
+        applying_bytes: AtomicUsize::new(0),
         next_proposal: AtomicU64::new(1),
         lessor: Mutex::new(lessor),
         persisted: AtomicU64::new(0),

@@ -1,15 +1,19 @@
 //! The body of every gRPC answer: chunks of bytes that are pulled, then trailers.
 
+use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body::Frame;
 use prost::Message;
 use tailwater_api::grpc;
+use tokio::time::Sleep;
 
 use crate::metrics::Observation;
 use crate::range::RangeChunks;
+use crate::status::Fault;
 
 /// Something that yields the framed messages of an answer, in pieces of any size.
 pub(crate) trait Chunks: Send {
@@ -51,16 +55,27 @@ pub(crate) fn framed(message: &impl Message) -> Bytes {
 /// The body of one call's answer. Dropped before its trailers, the call counts as cancelled.
 pub(crate) struct CallBody {
     answer: Answer,
+    /// When the client stops waiting; for streams.
+    deadline: Option<Pin<Box<Sleep>>>,
     /// Taken when the trailers are sent.
     observation: Option<Observation>,
 }
 
 impl CallBody {
-    pub(crate) fn new(answer: Answer, observation: Observation) -> Self {
-        Self { answer, observation: Some(observation) }
+    /// Ends with `DeadlineExceeded` after `limit`.
+    pub(crate) fn new(answer: Answer, limit: Option<Duration>, observation: Observation) -> Self {
+        let deadline = limit.map(|limit| Box::pin(tokio::time::sleep(limit)));
+        Self { answer, deadline, observation: Some(observation) }
     }
 
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, (i32, String)>> {
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            self.answer = Answer::Done;
+            let (code, text) = Fault::DeadlineExceeded.status();
+            return Poll::Ready(Err((code as i32, text.to_owned())));
+        }
         let end = match &mut self.answer {
             Answer::Message(_) => {
                 let Answer::Message(bytes) = std::mem::replace(&mut self.answer, Answer::Done) else {
@@ -97,7 +112,7 @@ impl http_body::Body for CallBody {
         Poll::Ready(Some(Ok(match ready!(self.poll_chunk(cx)) {
             Ok(chunk) => {
                 if let Some(observation) = &mut self.observation {
-                    observation.sent(chunk.len());
+                    observation.sent(&chunk);
                 }
                 Frame::data(chunk)
             }

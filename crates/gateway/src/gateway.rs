@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tailwater_api::etcdserverpb as pb;
 use tailwater_api::wire;
 use tailwater_api::write::command::Command;
-use tailwater_consensus::{Answer, Consensus};
+use tailwater_consensus::{Answer, Consensus, ProposeError};
 use tailwater_eventlog::{Position, Revision};
 use tailwater_fanout::Fanout;
 use tokio::sync::watch;
@@ -142,7 +142,13 @@ impl Gateway {
         if self.raft_bytes(request_bytes) > self.shared.config.request_bytes_max {
             return Err(Fault::RequestTooLarge);
         }
-        let applied = self.shared.consensus.propose(command).await?;
+        let proposed = self.shared.consensus.propose(command).await;
+        if let Err(error) = &proposed
+            && !matches!(error, ProposeError::Refused(_) | ProposeError::TooLarge)
+        {
+            self.shared.calls.proposal_failed();
+        }
+        let applied = proposed?;
         self.remember(applied.position);
         Ok(applied.answer)
     }

@@ -2,16 +2,17 @@
 
 use axum::body::Body;
 use http::{HeaderValue, Method, Response, StatusCode, Uri, header};
-use metrics::counter;
+use metrics::{counter, gauge};
 use serde::Serialize;
 use tailwater_eventlog::{AlarmKind, KeyRange};
 use tailwater_fanout::RangeQuery;
 
 use crate::Gateway;
-use crate::metrics::{HEALTH_FAILURES, HEALTH_SUCCESS, refresh_gauges};
+use crate::metrics::{HEALTH_FAILURES, HEALTH_SUCCESS, HEALTHCHECK, HEALTHCHECKS, refresh_gauges};
 use crate::status::Fault;
 
 const TEXT: &str = "text/plain; charset=utf-8";
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
 const LIVE_CHECKS: &[Check] = &[Check::SerializableRead];
 const READY_CHECKS: &[Check] =
     &[Check::DataCorruption, Check::SerializableRead, Check::LinearizableRead, Check::NonLearner];
@@ -35,44 +36,73 @@ impl Check {
     }
 }
 
-/// Answers a request that is not gRPC.
+/// Answers a client's request that is not gRPC. Any web page may read the answers, as etcd's default `--cors=*` says.
 pub(crate) async fn serve(gateway: &Gateway, method: &Method, uri: &Uri) -> Response<Body> {
-    let path = uri.path();
-    let is_known =
-        matches!(path, "/health" | "/version" | "/metrics" | "/livez" | "/readyz") || sub_check(path).is_some();
-    if !is_known {
-        return plain(StatusCode::NOT_FOUND, "404 page not found\n".into());
+    let mut response = if *method == Method::OPTIONS {
+        Response::new(Body::empty())
+    } else if uri.path() == "/version" {
+        only_get(method).unwrap_or_else(|| version(gateway))
+    } else {
+        serve_metrics(gateway, method, uri).await
+    };
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, "accept, content-type, authorization"),
+        (header::ACCESS_CONTROL_ALLOW_METHODS, "POST, GET, OPTIONS, PUT, DELETE"),
+        (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
     }
-    if *method != Method::GET {
-        let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n".into());
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
-        return response;
+    response
+}
+
+/// Answers what is served on `--listen-metrics-urls` too: metrics and health.
+pub(crate) async fn serve_metrics(gateway: &Gateway, method: &Method, uri: &Uri) -> Response<Body> {
+    let path = uri.path();
+    if path == "/metrics" {
+        refresh_gauges(gateway);
+        return response(StatusCode::OK, METRICS, gateway.render_metrics());
     }
     let query = Query::parse(uri.query().unwrap_or_default());
-    match path {
-        "/health" => health(gateway, &query).await,
-        "/version" => version(gateway),
-        "/metrics" => {
-            refresh_gauges(gateway);
-            response(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", gateway.render_metrics())
+    let probe = match path {
+        "/health" => {
+            return match only_get(method) {
+                Some(refused) => refused,
+                None => health(gateway, &query).await,
+            };
         }
-        "/livez" => probe(gateway, "/livez", LIVE_CHECKS, &query).await,
-        "/readyz" => probe(gateway, "/readyz", READY_CHECKS, &query).await,
+        "/livez" => ("livez", LIVE_CHECKS),
+        "/readyz" => ("readyz", READY_CHECKS),
         _ => match sub_check(path) {
-            Some(check) => probe(gateway, path, &[check], &query).await,
-            None => plain(StatusCode::NOT_FOUND, "404 page not found\n".into()),
+            Some(found) => found,
+            None => return plain(StatusCode::NOT_FOUND, "404 page not found\n".into()),
         },
+    };
+    match only_get(method) {
+        Some(refused) => refused,
+        None => run_checks(gateway, path, probe, &query).await,
     }
 }
 
-/// The check that a path like `/readyz/linearizable_read` names.
-fn sub_check(path: &str) -> Option<Check> {
-    let (checks, name) = if let Some(name) = path.strip_prefix("/livez/") {
-        (LIVE_CHECKS, name)
+/// The refusal of every other method.
+fn only_get(method: &Method) -> Option<Response<Body>> {
+    if *method == Method::GET {
+        return None;
+    }
+    let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n".into());
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
+    Some(response)
+}
+
+/// The probe and the one check that a path like `/readyz/linearizable_read` names.
+fn sub_check(path: &str) -> Option<(&'static str, &'static [Check])> {
+    let (probe, checks, name) = if let Some(name) = path.strip_prefix("/livez/") {
+        ("livez", LIVE_CHECKS, name)
     } else {
-        (READY_CHECKS, path.strip_prefix("/readyz/")?)
+        ("readyz", READY_CHECKS, path.strip_prefix("/readyz/")?)
     };
-    checks.iter().copied().find(|check| check.name() == name)
+    let at = checks.iter().position(|check| check.name() == name)?;
+    Some((probe, &checks[at..=at]))
 }
 
 /// The parameters that health paths know.
@@ -157,15 +187,26 @@ async fn read_one(gateway: &Gateway, serializable: bool) -> Result<(), Fault> {
     Ok(())
 }
 
-async fn probe(gateway: &Gateway, path: &str, checks: &[Check], query: &Query) -> Response<Body> {
+/// Runs the checks of the probe (`livez` or `readyz`), or the one that `path` names.
+async fn run_checks(
+    gateway: &Gateway,
+    path: &str,
+    (probe, checks): (&'static str, &[Check]),
+    query: &Query,
+) -> Response<Body> {
     let mut lines = String::new();
     let mut is_well = true;
     for check in checks.iter().filter(|check| !query.excludes(check.name())) {
-        match run(gateway, *check).await {
-            Ok(()) => lines.push_str(&format!("[+]{} ok\n", check.name())),
+        let name = check.name();
+        let outcome = run(gateway, *check).await;
+        let status = if outcome.is_ok() { "success" } else { "error" };
+        gauge!(HEALTHCHECK, "type" => probe, "name" => name).set(f64::from(u8::from(outcome.is_ok())));
+        counter!(HEALTHCHECKS, "type" => probe, "name" => name, "status" => status).increment(1);
+        match outcome {
+            Ok(()) => lines.push_str(&format!("[+]{name} ok\n")),
             Err(reason) => {
                 is_well = false;
-                lines.push_str(&format!("[-]{} failed: {reason}\n", check.name()));
+                lines.push_str(&format!("[-]{name} failed: {reason}\n"));
             }
         }
     }
@@ -242,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_sub_path_names_a_check_of_its_own_probe() {
-        assert_eq!(sub_check("/readyz/non_learner"), Some(Check::NonLearner));
+        assert_eq!(sub_check("/readyz/non_learner"), Some(("readyz", &[Check::NonLearner][..])));
         assert_eq!(sub_check("/livez/non_learner"), None);
         assert_eq!(sub_check("/readyz/"), None);
         assert_eq!(sub_check("/health/x"), None);

@@ -16,6 +16,7 @@ use tailwater_eventlog::LeaseId;
 use crate::Gateway;
 use crate::body::{Chunks, framed};
 use crate::kv::mismatched;
+use crate::methods::Method;
 use crate::status::Fault;
 
 /// Granting again with another id when a random one was taken; twice in a row does not happen by chance.
@@ -95,6 +96,7 @@ impl Gateway {
 /// One keepalive RPC: each request is answered before the next is read.
 pub(crate) struct KeepAliveCall {
     gateway: Gateway,
+    method: Method,
     requests: RequestStream<axum::body::Body>,
     pending: Option<Pending>,
     fault: Option<Fault>,
@@ -103,9 +105,9 @@ pub(crate) struct KeepAliveCall {
 type Pending = Pin<Box<dyn Future<Output = Result<pb::LeaseKeepAliveResponse, Fault>> + Send>>;
 
 impl KeepAliveCall {
-    pub(crate) fn open(gateway: Gateway, body: axum::body::Body) -> Self {
+    pub(crate) fn open(gateway: Gateway, method: Method, body: axum::body::Body) -> Self {
         let requests = RequestStream::new(body, gateway.config().message_bytes_max());
-        Self { gateway, requests, pending: None, fault: None }
+        Self { gateway, method, requests, pending: None, fault: None }
     }
 
     fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Fault>> {
@@ -116,7 +118,9 @@ impl KeepAliveCall {
                 return Poll::Ready(Ok(Some(framed(&response?))));
             }
             let Some(message) = ready!(self.requests.poll_message(cx))? else { return Poll::Ready(Ok(None)) };
-            let request = pb::LeaseKeepAliveRequest::decode(message).map_err(|error| Fault::malformed(&error))?;
+            self.gateway.calls().received(&self.method, message.len());
+            let request =
+                pb::LeaseKeepAliveRequest::decode(message).map_err(|error| Fault::malformed_in_stream(&error))?;
             self.pending = Some(Box::pin(self.gateway.clone().keep_alive(request.id)));
         }
     }

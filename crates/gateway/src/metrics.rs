@@ -1,9 +1,9 @@
 //! Names of the gateway's metrics, and what is counted per call. Names and labels are etcd's.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use metrics::{Counter, counter, gauge};
+use metrics::{Counter, Histogram, counter, gauge, histogram};
+use tailwater_api::grpc;
 
 use crate::Gateway;
 use crate::methods::{METHODS, Method};
@@ -13,9 +13,13 @@ use crate::status::code_name;
 pub(crate) const STARTED: &str = "grpc_server_started_total";
 /// Calls that ended; also grpc_code.
 pub(crate) const HANDLED: &str = "grpc_server_handled_total";
-/// Bytes of responses to clients.
+/// Messages that clients sent; labels grpc_type, grpc_service, grpc_method.
+pub(crate) const MESSAGES_RECEIVED: &str = "grpc_server_msg_received_total";
+/// Messages that were handed to the transport; the same labels.
+pub(crate) const MESSAGES_SENT: &str = "grpc_server_msg_sent_total";
+/// Bytes of messages to clients, without their prefixes.
 pub(crate) const SENT_BYTES: &str = "etcd_network_client_grpc_sent_bytes_total";
-/// Bytes of unary requests from clients.
+/// Bytes of messages from clients, without their prefixes.
 pub(crate) const RECEIVED_BYTES: &str = "etcd_network_client_grpc_received_bytes_total";
 /// Calls by the client's version; labels type (unary, stream) and client_api_version.
 pub(crate) const CLIENT_REQUESTS: &str = "etcd_server_client_requests_total";
@@ -23,6 +27,14 @@ pub(crate) const CLIENT_REQUESTS: &str = "etcd_server_client_requests_total";
 pub(crate) const HEALTH_SUCCESS: &str = "etcd_server_health_success";
 /// See [`HEALTH_SUCCESS`].
 pub(crate) const HEALTH_FAILURES: &str = "etcd_server_health_failures";
+/// State of each check at its last run, 0 or 1; labels type (livez, readyz) and name.
+pub(crate) const HEALTHCHECK: &str = "etcd_server_healthcheck";
+/// Runs of checks; also the label status (success, error).
+pub(crate) const HEALTHCHECKS: &str = "etcd_server_healthchecks_total";
+/// Proposals that were not applied: no leader, no answer in time, or the server stops. A refusal is an answer.
+pub(crate) const PROPOSALS_FAILED: &str = "etcd_server_proposals_failed_total";
+/// Seconds that lists take until their first byte is there; label success.
+pub(crate) const RANGE_SECONDS: &str = "etcd_server_range_duration_seconds";
 /// Different client versions that are counted apart; later ones count as "other", so that a client can't make labels.
 const CLIENT_VERSIONS_MAX: u64 = 32;
 
@@ -31,31 +43,57 @@ pub(crate) struct Calls {
     methods: Vec<MethodCounters>,
     sent_bytes: Counter,
     received_bytes: Counter,
+    proposals_failed: Counter,
+    range_seconds: [Histogram; 2],
     client_versions: parking_lot::Mutex<std::collections::HashSet<String>>,
 }
 
 struct MethodCounters {
     started: Counter,
     succeeded: Counter,
+    messages_received: Counter,
+    messages_sent: Counter,
 }
 
 impl Calls {
     pub(crate) fn new() -> Self {
         let methods = METHODS.iter().enumerate().map(|(index, &(path, kind))| {
             let method = Method { index, path, kind };
-            MethodCounters { started: started(&method), succeeded: handled(&method, 0) }
+            MethodCounters {
+                started: per_method(STARTED, &method),
+                succeeded: handled(&method, 0),
+                messages_received: per_method(MESSAGES_RECEIVED, &method),
+                messages_sent: per_method(MESSAGES_SENT, &method),
+            }
         });
+        // Seen at zero before the first health check.
+        for name in [HEALTH_SUCCESS, HEALTH_FAILURES] {
+            counter!(name).increment(0);
+        }
         Self {
             methods: methods.collect(),
             sent_bytes: counter!(SENT_BYTES),
             received_bytes: counter!(RECEIVED_BYTES),
+            proposals_failed: counter!(PROPOSALS_FAILED),
+            range_seconds: ["false", "true"].map(|success| histogram!(RANGE_SECONDS, "success" => success)),
             client_versions: parking_lot::Mutex::default(),
         }
     }
 
-    /// Counts `bytes` of a unary request.
-    pub(crate) fn received(&self, bytes: usize) {
+    /// Counts a message of `bytes` from a client.
+    pub(crate) fn received(&self, method: &Method, bytes: usize) {
+        self.methods[method.index].messages_received.increment(1);
         self.received_bytes.increment(bytes as u64);
+    }
+
+    /// Counts a proposal that was not applied.
+    pub(crate) fn proposal_failed(&self) {
+        self.proposals_failed.increment(1);
+    }
+
+    /// Records how long a list took.
+    pub(crate) fn range(&self, duration: Duration, is_success: bool) {
+        self.range_seconds[usize::from(is_success)].record(duration);
     }
 
     /// Counts a call by its client's version.
@@ -68,9 +106,9 @@ impl Calls {
     }
 }
 
-fn started(method: &Method) -> Counter {
+fn per_method(metric: &'static str, method: &Method) -> Counter {
     let (kind, service, name) = (method.kind.label(), method.service(), method.name());
-    counter!(STARTED, "grpc_type" => kind, "grpc_service" => service, "grpc_method" => name)
+    counter!(metric, "grpc_type" => kind, "grpc_service" => service, "grpc_method" => name)
 }
 
 fn handled(method: &Method, code: i32) -> Counter {
@@ -79,31 +117,81 @@ fn handled(method: &Method, code: i32) -> Counter {
         "grpc_code" => code_name(code))
 }
 
+/// Finds the messages in the pieces of an answer, however they are cut.
+#[derive(Debug, Default)]
+struct Meter {
+    /// Bytes of the current prefix that have passed.
+    prefix_bytes: usize,
+    /// The length in the current prefix, as far as it has passed.
+    len: usize,
+    /// Bytes of the current message that are still to come.
+    remaining: usize,
+}
+
+impl Meter {
+    /// The messages that begin in `piece`, and the bytes of it that are not prefixes.
+    fn push(&mut self, mut piece: &[u8]) -> (u64, u64) {
+        let (mut messages, mut payload_bytes) = (0, 0);
+        while let Some((&byte, rest)) = piece.split_first() {
+            if self.remaining > 0 {
+                let passed = self.remaining.min(piece.len());
+                self.remaining -= passed;
+                payload_bytes += passed as u64;
+                piece = &piece[passed..];
+                continue;
+            }
+            // The first byte is the flag, four of length follow.
+            if self.prefix_bytes > 0 {
+                self.len = self.len << 8 | usize::from(byte);
+            }
+            self.prefix_bytes += 1;
+            if self.prefix_bytes == grpc::PREFIX_BYTES {
+                messages += 1;
+                *self = Self { remaining: self.len, ..Self::default() };
+            }
+            piece = rest;
+        }
+        (messages, payload_bytes)
+    }
+}
+
 /// One call from its start to its end; dropped before [`Observation::end`] it counts as cancelled.
 pub(crate) struct Observation {
     gateway: Gateway,
     method: Method,
     start: Instant,
     request_bytes: usize,
-    sent_bytes: AtomicU64,
+    sent_bytes: u64,
+    sent: Meter,
     is_ended: bool,
 }
 
 impl Observation {
     pub(crate) fn start(gateway: Gateway, method: Method) -> Self {
         gateway.calls().methods[method.index].started.increment(1);
-        let sent_bytes = AtomicU64::new(0);
-        Self { gateway, method, start: Instant::now(), request_bytes: 0, sent_bytes, is_ended: false }
+        Self {
+            gateway,
+            method,
+            start: Instant::now(),
+            request_bytes: 0,
+            sent_bytes: 0,
+            sent: Meter::default(),
+            is_ended: false,
+        }
     }
 
     pub(crate) fn received(&mut self, bytes: usize) {
         self.request_bytes = bytes;
-        self.gateway.calls().received(bytes);
+        self.gateway.calls().received(&self.method, bytes);
     }
 
-    pub(crate) fn sent(&mut self, bytes: usize) {
-        self.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.gateway.calls().sent_bytes.increment(bytes as u64);
+    /// Counts a piece of the answer.
+    pub(crate) fn sent(&mut self, piece: &[u8]) {
+        let (messages, payload_bytes) = self.sent.push(piece);
+        self.sent_bytes += payload_bytes;
+        let calls = self.gateway.calls();
+        calls.sent_bytes.increment(payload_bytes);
+        calls.methods[self.method.index].messages_sent.increment(messages);
     }
 
     pub(crate) fn end(mut self, code: i32) {
@@ -128,7 +216,7 @@ impl Observation {
             method = self.method.path,
             duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
             request_bytes = self.request_bytes,
-            response_bytes = self.sent_bytes.load(Ordering::Relaxed),
+            response_bytes = self.sent_bytes,
             code = code_name(code),
             "request stats"
         );
@@ -164,5 +252,27 @@ pub(crate) fn refresh_gauges(gateway: &Gateway) {
     gauge!("etcd_server_id", "server_id" => format!("{:x}", config.member_id)).set(1.0);
     if !snapshot.cluster_version.is_empty() {
         gauge!("etcd_cluster_version", "cluster_version" => snapshot.cluster_version.clone()).set(1.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::{BufMut, BytesMut};
+
+    use super::*;
+
+    #[test]
+    fn messages_are_counted_however_an_answer_is_cut() {
+        let mut answer = BytesMut::new();
+        for len in [3, 0, 700] {
+            grpc::put_prefix(&mut answer, len);
+            answer.put_bytes(9, len);
+        }
+        for step in 1..=answer.len() {
+            let mut meter = Meter::default();
+            let counts = answer.chunks(step).map(|piece| meter.push(piece));
+            let total = counts.fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
+            assert_eq!(total, (3, 703), "step {step}");
+        }
     }
 }

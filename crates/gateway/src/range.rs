@@ -4,6 +4,7 @@
 //! stored bytes one after the other, and the last fields. The total length is known before the first byte leaves.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
@@ -31,9 +32,16 @@ impl Gateway {
     /// `KV.Range`.
     pub(crate) async fn range(&self, request: pb::RangeRequest) -> Result<RangeChunks, Fault> {
         checks::range(&request)?;
+        let start = Instant::now();
+        let chunks = self.list(&request).await;
+        self.calls().range(start.elapsed(), chunks.is_ok());
+        chunks
+    }
+
+    async fn list(&self, request: &pb::RangeRequest) -> Result<RangeChunks, Fault> {
         self.settle(request.serializable).await?;
         let revision = (request.revision > 0).then_some(Revision(request.revision));
-        let answer = self.read(&request, revision).await?;
+        let answer = self.read(request, revision).await?;
         // The snapshot that was read is no newer than the one that is visible now.
         self.remember(self.fanout().snapshot().cursor.position);
         let header = self.header(answer.header_revision);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use prost::Message;
 use tailwater_api::grpc;
 
@@ -17,25 +17,41 @@ use crate::status::{Code, Fault};
 use crate::watch::WatchCall;
 
 impl Gateway {
-    /// Serves one HTTP request: gRPC by its content type, everything else as HTTP.
+    /// Serves one HTTP request of a client: gRPC is HTTP/2 with its content type, everything else plain HTTP.
     pub async fn serve(&self, request: Request<Body>) -> Response<Body> {
         let content_type = request.headers().get(http::header::CONTENT_TYPE);
-        if content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc")) {
-            self.call(request).await
-        } else {
-            let (head, _) = request.into_parts();
-            crate::http::serve(self, &head.method, &head.uri).await
+        let is_grpc = content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+        if is_grpc && request.version() == http::Version::HTTP_2 {
+            return self.call(request).await;
         }
+        let (head, _) = request.into_parts();
+        crate::http::serve(self, &head.method, &head.uri).await
+    }
+
+    /// Serves one HTTP request on a listener for metrics and health alone.
+    pub async fn serve_metrics(&self, request: Request<Body>) -> Response<Body> {
+        let (head, _) = request.into_parts();
+        crate::http::serve_metrics(self, &head.method, &head.uri).await
     }
 
     async fn call(&self, request: Request<Body>) -> Response<Body> {
         let (head, body) = request.into_parts();
+        if head.method != http::Method::POST {
+            let text = format!("Received a HEADERS frame with :method {:?} which should be POST", head.method.as_str());
+            return http_refusal(StatusCode::METHOD_NOT_ALLOWED, text);
+        }
+        let limit = match timeout(&head.headers) {
+            Ok(limit) => limit,
+            Err(reason) => {
+                return http_refusal(StatusCode::BAD_REQUEST, format!("malformed grpc-timeout: transport: {reason}"));
+            }
+        };
         let method = match methods::find(head.uri.path()) {
             Ok(method) => method,
             Err(text) => return refusal(&Fault::Other(Code::Unimplemented, text)),
         };
         let mut observation = Observation::start(self.clone(), method);
-        let answer = match timeout(&head.headers) {
+        let answer = match limit {
             Some(limit) if method.kind == Kind::Unary => {
                 let answer = self.answer(&method, &head.headers, body, &mut observation);
                 tokio::time::timeout(limit, answer).await.unwrap_or(Err(Fault::DeadlineExceeded))
@@ -44,7 +60,9 @@ impl Gateway {
         };
         match answer {
             Ok(answer) => {
-                let mut response = Response::new(Body::new(CallBody::new(answer, observation)));
+                // An answer that is there already is not cut off; a stream goes on until its client's deadline.
+                let limit = limit.filter(|_| method.kind != Kind::Unary);
+                let mut response = Response::new(Body::new(CallBody::new(answer, limit, observation)));
                 mark_as_grpc(response.headers_mut());
                 response
             }
@@ -64,14 +82,15 @@ impl Gateway {
         observation: &mut Observation,
     ) -> Result<Answer, Fault> {
         self.count_client(method, headers)?;
+        refuse_encoding(headers)?;
         let requires_leader = headers.get("hasleader").is_some_and(|value| value == "true");
         if requires_leader && self.fanout().snapshot().leader.is_none() {
             return Err(Fault::NoLeader);
         }
         if method.kind == Kind::BidiStream {
             return Ok(Answer::Stream(match method.path {
-                "/etcdserverpb.Watch/Watch" => Box::new(WatchCall::open(self.clone(), body, requires_leader)),
-                _ => Box::new(KeepAliveCall::open(self.clone(), body)),
+                "/etcdserverpb.Watch/Watch" => Box::new(WatchCall::open(self.clone(), *method, body, requires_leader)),
+                _ => Box::new(KeepAliveCall::open(self.clone(), *method, body)),
             }));
         }
         let message = grpc::collect_unary(body, self.config().message_bytes_max()).await?;
@@ -113,6 +132,18 @@ fn decode<M: Message + Default>(message: bytes::Bytes) -> Result<M, Fault> {
     M::decode(message).map_err(|error| Fault::malformed(&error))
 }
 
+/// Requests are read as they are; a client that would compress them is told so before it sends any.
+fn refuse_encoding(headers: &HeaderMap) -> Result<(), Fault> {
+    match headers.get("grpc-encoding") {
+        Some(encoding) if encoding != "identity" => {
+            let encoding = String::from_utf8_lossy(encoding.as_bytes());
+            let text = format!("grpc: Decompressor is not installed for grpc-encoding {encoding:?}");
+            Err(Fault::Other(Code::Unimplemented, text))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn mark_as_grpc(headers: &mut HeaderMap) {
     headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
 }
@@ -126,23 +157,39 @@ fn refusal(fault: &Fault) -> Response<Body> {
     response
 }
 
-/// gRPC's `grpc-timeout`: up to eight digits and a unit.
-fn timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get("grpc-timeout")?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 {
-        return None;
+/// The refusal of a request that isn't gRPC as the transport knows it.
+fn http_refusal(status: StatusCode, text: String) -> Response<Body> {
+    let mut response = refusal(&Fault::Other(Code::Internal, text));
+    *response.status_mut() = status;
+    response
+}
+
+/// gRPC's `grpc-timeout`: up to eight digits and a unit; the error is grpc-go's sentence.
+fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, String> {
+    let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
+    let text = String::from_utf8_lossy(value.as_bytes());
+    match text.len() {
+        0 | 1 => return Err(format!("timeout string is too short: {text:?}")),
+        2..=9 => {}
+        _ => return Err(format!("timeout string is too long: {text:?}")),
     }
-    let count: u64 = digits.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(count * 3600),
-        "M" => Duration::from_secs(count * 60),
-        "S" => Duration::from_secs(count),
-        "m" => Duration::from_millis(count),
-        "u" => Duration::from_micros(count),
-        "n" => Duration::from_nanos(count),
-        _ => return None,
-    })
+    let Some((digits, unit)) = text.split_at_checked(text.len() - 1) else {
+        return Err(format!("timeout unit is not recognized: {text:?}"));
+    };
+    let unit = match unit {
+        "H" => Duration::from_secs(3600),
+        "M" => Duration::from_secs(60),
+        "S" => Duration::from_secs(1),
+        "m" => Duration::from_millis(1),
+        "u" => Duration::from_micros(1),
+        "n" => Duration::from_nanos(1),
+        _ => return Err(format!("timeout unit is not recognized: {text:?}")),
+    };
+    let count = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse::<u32>().ok()).flatten();
+    match count {
+        Some(count) => Ok(Some(unit * count)),
+        None => Err(format!("strconv.ParseUint: parsing {digits:?}: invalid syntax")),
+    }
 }
 
 #[cfg(test)]
@@ -156,12 +203,19 @@ mod tests {
             headers.insert("grpc-timeout", HeaderValue::from_static(text));
             timeout(&headers)
         };
-        assert_eq!(parse("5S"), Some(Duration::from_secs(5)));
-        assert_eq!(parse("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
-        assert_eq!(parse("250m"), Some(Duration::from_millis(250)));
-        for text in ["", "S", "5", "5x", "-5S", "999999999S"] {
-            assert_eq!(parse(text), None, "{text:?}");
+        assert_eq!(parse("5S"), Ok(Some(Duration::from_secs(5))));
+        assert_eq!(parse("99999999H"), Ok(Some(Duration::from_secs(99_999_999 * 3600))));
+        assert_eq!(parse("250m"), Ok(Some(Duration::from_millis(250))));
+        let refused = [
+            ("S", "timeout string is too short: \"S\""),
+            ("999999999S", "timeout string is too long: \"999999999S\""),
+            ("5x", "timeout unit is not recognized: \"5x\""),
+            ("-5S", "strconv.ParseUint: parsing \"-5\": invalid syntax"),
+        ];
+        for (text, reason) in refused {
+            assert_eq!(parse(text), Err(reason.to_owned()));
         }
+        assert_eq!(timeout(&HeaderMap::new()), Ok(None));
     }
 
     #[test]

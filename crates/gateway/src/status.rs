@@ -149,6 +149,12 @@ impl Fault {
     pub fn malformed(error: &prost::DecodeError) -> Self {
         Self::Other(Code::Internal, format!("grpc: error unmarshalling request: {error}"))
     }
+
+    /// The same in a stream, where grpc-go words it differently.
+    #[must_use]
+    pub fn malformed_in_stream(error: &prost::DecodeError) -> Self {
+        Self::Other(Code::Internal, format!("grpc: failed to unmarshal the received message: {error}"))
+    }
 }
 
 impl From<ApplyError> for Fault {
@@ -200,16 +206,13 @@ impl From<FrameError> for Fault {
                 format!("grpc: received message larger than max ({len} vs. {max})"),
             ),
             FrameError::Compressed => {
-                Self::Other(Code::Unimplemented, "grpc: compressed messages are not supported".into())
+                Self::Other(Code::Internal, "grpc: compressed flag set with identity or empty encoding".into())
             }
             FrameError::Flag(flag) => {
                 Self::Other(Code::Internal, format!("grpc: received unexpected payload format {flag}"))
             }
-            FrameError::Truncated => Self::Other(Code::Internal, "unexpected EOF".into()),
-            FrameError::Missing => Self::Other(Code::Internal, "grpc: unary call without a request message".into()),
-            FrameError::TooMany => {
-                Self::Other(Code::Internal, "grpc: unary call with more than one request message".into())
-            }
+            FrameError::Truncated => Self::Other(Code::Unknown, "unexpected EOF".into()),
+            FrameError::Missing => Self::Other(Code::Unknown, "EOF".into()),
             FrameError::Transport(reason) => Self::Other(Code::Canceled, reason),
         }
     }

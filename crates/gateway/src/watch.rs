@@ -19,6 +19,7 @@ use tokio::time::{Interval, MissedTickBehavior};
 
 use crate::Gateway;
 use crate::body::Chunks;
+use crate::methods::Method;
 use crate::status::Fault;
 
 /// Requests read in one turn, so that a flood of them can't keep events back.
@@ -29,6 +30,7 @@ const LEADERLESS_TICKS_MAX: u32 = 3;
 /// One watch RPC.
 pub(crate) struct WatchCall {
     gateway: Gateway,
+    method: Method,
     requests: RequestStream<axum::body::Body>,
     /// Whether the client has ended its side; its watches go on, as in etcd.
     half_closed: bool,
@@ -54,7 +56,7 @@ struct LeaderWatch {
 
 impl WatchCall {
     /// Opens the stream.
-    pub(crate) fn open(gateway: Gateway, body: axum::body::Body, requires_leader: bool) -> Self {
+    pub(crate) fn open(gateway: Gateway, method: Method, body: axum::body::Body, requires_leader: bool) -> Self {
         let (control, stream) = gateway.fanout().open_stream(false);
         let leader = requires_leader.then(|| {
             let mut interval = tokio::time::interval(gateway.config().election_timeout);
@@ -64,6 +66,7 @@ impl WatchCall {
         Self {
             requests: RequestStream::new(body, gateway.config().message_bytes_max()),
             gateway,
+            method,
             half_closed: false,
             control,
             stream: Box::pin(stream),
@@ -101,7 +104,8 @@ impl WatchCall {
     }
 
     fn request(&mut self, message: Bytes) -> Result<(), Fault> {
-        let request = pb::WatchRequest::decode(message).map_err(|error| Fault::malformed(&error))?;
+        self.gateway.calls().received(&self.method, message.len());
+        let request = pb::WatchRequest::decode(message).map_err(|error| Fault::malformed_in_stream(&error))?;
         match request.request_union {
             Some(RequestUnion::CreateRequest(request)) => self.create(request),
             Some(RequestUnion::CancelRequest(request)) => self.control.cancel(request.watch_id),

@@ -15,8 +15,6 @@ use crate::{duration, ids};
 
 /// etcd's default quota.
 const QUOTA_BYTES_DEFAULT: u64 = 2 << 30;
-/// Room for the command's envelope above what etcd counts; the gateway has refused what is larger.
-const ENVELOPE_BYTES: usize = 64;
 
 /// Everything that `tailwater serve` was told, checked.
 #[derive(Clone, Debug)]
@@ -119,7 +117,7 @@ impl Config {
             initial_members: vec![founder],
             heartbeat_interval: self.heartbeat_interval,
             election_ticks: self.election_ticks,
-            request_bytes_max: self.request_bytes_max + ENVELOPE_BYTES,
+            request_bytes_max: self.request_bytes_max,
             batch_bytes_max: 4 << 20,
             proposal_queue_bytes_max: 256 << 20,
             apply_lag_max: 5000,

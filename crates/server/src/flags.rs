@@ -26,7 +26,7 @@ pub(crate) struct Flags {
     /// Name of this member
     #[arg(long, default_value = "default")]
     pub(crate) name: String,
-    /// Directory of all data [default: <name>.tailwater]
+    /// Directory of all data [default: NAME.tailwater]
     #[arg(long)]
     pub(crate) data_dir: Option<String>,
     /// URLs to serve clients on, separated by commas
@@ -41,7 +41,7 @@ pub(crate) struct Flags {
     /// Peer URLs of this member as others reach it
     #[arg(long, default_value = "http://localhost:2380")]
     pub(crate) initial_advertise_peer_urls: String,
-    /// The founding members, name=URL separated by commas [default: <name>=<initial-advertise-peer-urls>]
+    /// The founding members, name=URL separated by commas [default: this member alone]
     #[arg(long)]
     pub(crate) initial_cluster: Option<String>,
     /// "new", or "existing" to join

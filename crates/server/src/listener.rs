@@ -46,10 +46,20 @@ pub(crate) fn bind(address: SocketAddr) -> anyhow::Result<std::net::TcpListener>
     open().with_context(|| format!("cannot listen on {address}; free it or change the listen URL"))
 }
 
+/// What a listener serves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Surface {
+    /// The etcd API, metrics and health.
+    Client,
+    /// Metrics and health alone.
+    Metrics,
+}
+
 /// What the connections of a listener share.
 #[derive(Clone)]
 pub(crate) struct Connections {
     gateway: Gateway,
+    surface: Surface,
     send_buffer_bytes: usize,
     /// Set once, when the server drains.
     draining: watch::Receiver<bool>,
@@ -63,7 +73,12 @@ impl Connections {
         draining: watch::Receiver<bool>,
         tracker: TaskTracker,
     ) -> Self {
-        Self { gateway, send_buffer_bytes, draining, tracker }
+        Self { gateway, surface: Surface::Client, send_buffer_bytes, draining, tracker }
+    }
+
+    /// The same for another surface.
+    pub(crate) fn on(&self, surface: Surface) -> Self {
+        Self { surface, ..self.clone() }
     }
 
     /// Accepts until the server drains.
@@ -97,10 +112,16 @@ impl Connections {
             return;
         }
         let builder = self.builder();
-        let gateway = self.gateway.clone();
+        let (gateway, surface) = (self.gateway.clone(), self.surface);
         let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
             let gateway = gateway.clone();
-            async move { Ok::<_, Infallible>(gateway.serve(request.map(axum::body::Body::new)).await) }
+            async move {
+                let request = request.map(axum::body::Body::new);
+                Ok::<_, Infallible>(match surface {
+                    Surface::Client => gateway.serve(request).await,
+                    Surface::Metrics => gateway.serve_metrics(request).await,
+                })
+            }
         });
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let ended = tokio::select! {

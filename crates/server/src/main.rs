@@ -7,6 +7,7 @@ mod flags;
 mod ids;
 mod listener;
 mod node;
+mod process;
 mod telemetry;
 
 use std::process::ExitCode;

@@ -16,8 +16,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::data_dir::{DataDir, Identity};
-use crate::listener::{Connections, bind};
-use crate::telemetry;
+use crate::listener::{Connections, Surface, bind};
+use crate::{process, telemetry};
 
 /// What clients have to go away in when the server stops.
 const GRACE: Duration = Duration::from_secs(5);
@@ -72,7 +72,7 @@ impl Node {
             let _inside = clients.enter();
             Fanout::start(config.fanout(identity), Arc::new(source))
         };
-        let render = Box::new(move || metrics.render());
+        let render = Box::new(move || metrics.render() + &process::render());
         let gateway = Gateway::new(consensus.clone(), fanout.clone(), config.gateway(identity), render);
         Ok(Self {
             config: config.clone(),
@@ -168,7 +168,8 @@ impl Node {
         for listener in &self.metrics_listeners {
             let listener = listener.try_clone()?;
             tracing::info!(address = %listener.local_addr()?, "serving metrics");
-            self.connections.spawn_on(report_end(connections.clone().accept(listener)), self.control.handle());
+            let accepting = connections.on(Surface::Metrics).accept(listener);
+            self.connections.spawn_on(report_end(accepting), self.control.handle());
         }
         tracing::info!("ready to serve client requests");
         Ok(())

@@ -9,6 +9,7 @@
 //! | `alarm/` + member id (8 bytes) + kind (1 byte: 1 NOSPACE, 2 CORRUPT) | nothing |
 //! | `cluster_id` | 8 bytes |
 //! | `cluster_version` | UTF-8 text |
+//! | `compacted_at_zero` | nothing; the row exists once a compaction at revision 0 was accepted |
 //! | `conf_state` | auto leave (1 byte), then voters, learners, outgoing voters, next learners: each a count (4 bytes) and so many ids (8 bytes) |
 
 use bytes::Buf;
@@ -25,12 +26,14 @@ pub(super) const FORMAT: u8 = 1;
 pub(super) const CLUSTER_ID: &[u8] = b"cluster_id";
 pub(super) const CLUSTER_VERSION: &[u8] = b"cluster_version";
 pub(super) const CONF_STATE: &[u8] = b"conf_state";
+pub(super) const COMPACTED_AT_ZERO: &[u8] = b"compacted_at_zero";
 const LEASE: &[u8] = b"lease/";
 const MEMBER: &[u8] = b"member/";
 const ALARM: &[u8] = b"alarm/";
 
 /// The prefixes under which all rows of the machine lie.
-pub(crate) const PREFIXES: [&[u8]; 6] = [LEASE, MEMBER, ALARM, CLUSTER_ID, CLUSTER_VERSION, CONF_STATE];
+pub(crate) const PREFIXES: [&[u8]; 7] =
+    [LEASE, MEMBER, ALARM, CLUSTER_ID, CLUSTER_VERSION, CONF_STATE, COMPACTED_AT_ZERO];
 
 pub(super) fn lease_key(id: LeaseId) -> Vec<u8> {
     [LEASE, &id.0.to_be_bytes()].concat()
@@ -98,6 +101,8 @@ pub(super) fn load_row(machine: &mut Machine, key: &[u8], value: &[u8]) -> Optio
         machine.cluster_id = value.try_get_u64().ok()?;
     } else if key == CLUSTER_VERSION {
         machine.cluster_version = String::from_utf8(value.to_vec()).ok()?;
+    } else if key == COMPACTED_AT_ZERO {
+        machine.compacted_at_zero = true;
     } else if key == CONF_STATE {
         machine.conf_state = load_conf_state(value)?;
     } else {

@@ -30,6 +30,8 @@ pub(crate) struct LeaseRecord {
 pub(crate) enum LeaseChange {
     /// A lease of so many seconds exists now.
     Granted(LeaseId, i64),
+    /// It had so many seconds left when the leader looked; 0: its whole TTL.
+    Checkpointed(LeaseId, i64),
     /// It is gone.
     Gone(LeaseId),
 }
@@ -76,6 +78,7 @@ impl Machine {
             lease.remaining = checkpoint.remaining_ttl;
             let row = encode::lease(lease);
             self.store(encode::lease_key(id), Some(row));
+            self.output.leases.push(LeaseChange::Checkpointed(id, checkpoint.remaining_ttl));
         }
         Answer::Done
     }

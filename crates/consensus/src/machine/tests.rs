@@ -250,8 +250,12 @@ fn compaction_bounds_are_etcds() {
     }
     let compact = |revision| Command::Compact(pb::CompactionRequest { revision, physical: false });
     assert_eq!(world.run(compact(6)), Err(ApplyError::FutureRevision));
+    assert_eq!(world.run(compact(-1)), Err(ApplyError::Compacted));
+    world.run(compact(0)).unwrap();
+    assert_eq!(world.run(compact(0)), Err(ApplyError::Compacted));
     world.run(compact(4)).unwrap();
     assert_eq!(world.last.facts, [Fact::Compacted(Revision(4))]);
+    assert_eq!(world.run(compact(0)), Err(ApplyError::Compacted));
     assert_eq!(world.run(compact(4)), Err(ApplyError::Compacted));
     let below = then([Request::RequestRange(pb::RangeRequest { revision: 3, ..all() })]);
     assert_eq!(world.txn(below), Err(ApplyError::Compacted));
@@ -300,6 +304,7 @@ fn stored_state_rebuilds_the_same_machine() {
     world.run(Command::LeaseGrant(pb::LeaseGrantRequest { id: 4, ttl: 60 })).unwrap();
     world.run(Command::Put(pb::PutRequest { lease: 4, ..put("k", "1") })).unwrap();
     world.run(Command::SetClusterVersion(write::SetClusterVersion { version: "3.6.0".into() })).unwrap();
+    world.run(Command::Compact(pb::CompactionRequest::default())).unwrap();
     world.run(Command::Alarm(pb::AlarmRequest { action: 1, member_id: 7, alarm: 2 })).unwrap();
     let mut index = KeyIndex::default();
     let mut events: Vec<_> = world.memory.events.values().cloned().collect();
@@ -311,6 +316,7 @@ fn stored_state_rebuilds_the_same_machine() {
     assert_eq!(loaded.facts(), world.machine.facts());
     assert_eq!(loaded.conf_state(), world.machine.conf_state());
     assert_eq!(loaded.cluster_id, 9);
+    assert!(loaded.compacted_at_zero);
     let torn = Machine::load(KeyIndex::default(), LogState::default(), [("lease/x".into(), "y".into())]);
     assert!(torn.is_err());
 }

@@ -1,5 +1,6 @@
 //! The apply thread: runs the machine over committed entries, writes the event log, publishes to the tail, answers.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -11,7 +12,8 @@ use raft::eraftpb::{Entry, EntryType};
 use tailwater_api::write::CommandBatch;
 use tailwater_api::write::command::Command;
 use tailwater_eventlog::{
-    Cursor, EventLog, Fact, Frame, LeaseId, LogState, MemberId, Position, StorageError, Tail, TailConfig, Term,
+    Cursor, EventLog, Fact, Frame, LeaseId, LogState, MemberId, Position, Revision, StorageError, Tail, TailConfig,
+    Term,
 };
 use tokio::sync::oneshot;
 
@@ -35,8 +37,6 @@ pub(crate) enum ApplyJob {
     Leader(Option<MemberId>, Term),
     /// Keys attached to a lease.
     LeaseKeys(LeaseId, oneshot::Sender<Option<Vec<Bytes>>>),
-    /// This member leads and has applied its term's first entry.
-    Promote,
     /// Folding has caught up with the compacted revision.
     Folded,
 }
@@ -55,9 +55,11 @@ pub(crate) struct Applier {
     /// Facts that wait for a position to travel with.
     facts: Vec<Fact>,
     answers: Vec<Answered>,
-    /// Physical compactions: answered once folded.
-    physical: Vec<Answered>,
+    /// Physical compactions by the fold point that answers them, which grows.
+    physical: VecDeque<(Revision, Answered)>,
+    /// Entries applied and not yet written, and their bytes.
     entries: usize,
+    entry_bytes: usize,
 }
 
 impl Applier {
@@ -71,8 +73,9 @@ impl Applier {
             tail_made,
             facts: Vec::new(),
             answers: Vec::new(),
-            physical: Vec::new(),
+            physical: VecDeque::new(),
             entries: 0,
+            entry_bytes: 0,
         };
         applier.make_tail();
         applier
@@ -132,6 +135,7 @@ impl Applier {
     fn job(&mut self, job: ApplyJob) -> Result<(), MachineError> {
         match job {
             ApplyJob::Entries(entries) => {
+                self.entry_bytes += entry_bytes(&entries);
                 for entry in entries {
                     self.entry(&entry)?;
                 }
@@ -140,12 +144,6 @@ impl Applier {
             ApplyJob::LeaseKeys(id, reply) => {
                 // Whoever no longer waits needs no answer.
                 let _ = reply.send(self.machine.lease_keys(id));
-            }
-            ApplyJob::Promote => {
-                let leases = self.machine.leases();
-                let election = self.shared.config.election_ticks as u64;
-                let remaining = |id| leases.get(&id).map_or(0, |lease| lease.remaining);
-                self.shared.lessor.lock().promote(election, remaining);
             }
             ApplyJob::Folded => self.answer_physical(),
         }
@@ -180,7 +178,10 @@ impl Applier {
     ) -> Result<(), MachineError> {
         let own = proposer == self.shared.proposer_id;
         let waiter = if own { self.shared.take_waiter(proposal) } else { None };
-        let physical = matches!(&command, Some(Command::Compact(request)) if request.physical);
+        let fold_wanted = match &command {
+            Some(Command::Compact(request)) if request.physical => Some(Revision(request.revision - 1)),
+            _ => None,
+        };
         let cost = command.as_ref().map_or(0, quota::cost);
         let mut answer = match self.machine.apply(&self.events, command, waiter.is_some()) {
             Ok(answer) => Ok(answer),
@@ -193,12 +194,10 @@ impl Applier {
             crate::handle::raise_no_space(&self.shared);
             answer = Err(ApplyError::NoSpace);
         }
-        let wait_for_fold = physical && answer.is_ok();
         let answered = (waiter, position, answer);
-        if wait_for_fold {
-            self.physical.push(answered)
-        } else {
-            self.answers.push(answered)
+        match fold_wanted.filter(|_| answered.2.is_ok()) {
+            Some(fold_point) => self.physical.push_back((fold_point, answered)),
+            None => self.answers.push(answered),
         }
         Ok(())
     }
@@ -234,17 +233,25 @@ impl Applier {
             }
             metrics::gauge!(crate::metrics::PROPOSALS_APPLIED).set(state.applied.0 as f64);
             self.shared.bootstrapped.store(self.machine.bootstrapped(), Ordering::Release);
+            let entry_bytes = std::mem::take(&mut self.entry_bytes);
+            self.shared.applying_bytes.fetch_sub(entry_bytes, Ordering::Relaxed);
             self.shared.applied.store(state.applied.0, Ordering::Release);
             self.shared.wake();
         }
         for (waiter, position, answer) in self.answers.drain(..) {
             answer_waiter(waiter, position, answer);
         }
+        // One that had nothing to fold.
+        self.answer_physical();
         Ok(())
     }
 
+    /// Answers the physical compactions whose history is folded: a later one may have been accepted since.
     fn answer_physical(&mut self) {
-        for (waiter, position, answer) in self.physical.drain(..) {
+        let fold_point = self.events.state().fold_point;
+        while let Some((_, (waiter, position, answer))) =
+            self.physical.pop_front_if(|(wanted, _)| *wanted <= fold_point)
+        {
             answer_waiter(waiter, position, answer);
         }
     }
@@ -254,6 +261,11 @@ fn answer_waiter(waiter: Waiter, position: Position, answer: Result<Answer, Appl
     let answer = answer.map(|answer| Applied { position, answer }).map_err(ProposeError::Refused);
     // Whoever no longer waits needs no answer.
     let _ = waiter.answer.send(answer);
+}
+
+/// Bytes of the entries' data, and a little for each.
+pub(crate) fn entry_bytes(entries: &[Entry]) -> usize {
+    entries.iter().map(|entry| entry.data.len() + size_of::<Entry>()).sum()
 }
 
 /// Where a reader of everything stands.

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use raft::eraftpb::{ConfState, Entry, HardState, Message, Snapshot};
+use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType, Snapshot};
 use raft::{Config, GetEntriesContext, RaftState, RawNode, StateRole, Storage};
 use tailwater_api::wire;
 use tailwater_eventlog::{MemberId, Position, Term};
@@ -140,6 +140,7 @@ pub(crate) struct ReplicaCore {
     persisted: u64,
     applied: Position,
     bootstrapped: bool,
+    held_back: bool,
     ticks: u64,
     barriers: Vec<BarrierWaiter>,
     in_flight: Option<(u64, u64, Vec<BarrierWaiter>)>,
@@ -180,6 +181,7 @@ impl ReplicaCore {
             applied: config.applied,
             bootstrapped: config.bootstrapped,
             config,
+            held_back: false,
             ticks: 0,
             barriers: Vec::new(),
             in_flight: None,
@@ -238,6 +240,10 @@ impl ReplicaCore {
 
     /// A message of another member. Errors mean that it does not concern this member now.
     pub(crate) fn step(&mut self, message: Message) {
+        if self.held_back && message.msg_type() == MessageType::MsgAppend {
+            // As if it were lost: the leader sends it again.
+            return;
+        }
         if let Err(error) = self.node.step(message) {
             tracing::debug!(%error, "raft message passed over");
         }
@@ -318,7 +324,22 @@ impl ReplicaCore {
         Some(outputs)
     }
 
-    /// Leadership is lost or has changed: what waits can't be told an outcome.
+    /// Takes back queued commands up to this proposal; nobody waits for them any more.
+    pub(crate) fn withdraw(&mut self, proposal_id: u64) {
+        self.queue.retain(|pending| pending.proposal_id == 0 || pending.proposal_id > proposal_id);
+    }
+
+    /// While apply is behind, nothing is proposed or taken from a leader, and committed entries come out singly. What
+    /// keeps terms and leadership alive goes on.
+    pub(crate) fn hold_back(&mut self, held_back: bool) {
+        if std::mem::replace(&mut self.held_back, held_back) != held_back {
+            let bytes = if held_back { 0 } else { COMMITTED_BYTES_MAX };
+            self.node.raft.set_max_committed_size_per_ready(bytes);
+        }
+    }
+
+    /// Leadership is lost or has changed: what is queued is not proposed, and reads whose confirmation is open fail.
+    /// Confirmed reads stay: they were confirmed before, and are answered once applied.
     pub(crate) fn abandon(&mut self) {
         let in_flight = self.in_flight.take().map(|(_, _, waiters)| waiters).unwrap_or_default();
         for waiter in in_flight.into_iter().chain(self.barriers.drain(..)) {
@@ -329,7 +350,7 @@ impl ReplicaCore {
 
     /// One batch at a time: what comes while it is synced becomes the next.
     fn propose_queued(&mut self) {
-        if self.queue.is_empty() || !self.serves() || self.persisted < self.appended {
+        if self.held_back || self.queue.is_empty() || !self.serves() || self.persisted < self.appended {
             return;
         }
         let mut batch = Vec::new();

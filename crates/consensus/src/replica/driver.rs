@@ -1,21 +1,26 @@
 //! The replica thread: waits for one input, steps the core, performs what it asks.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
-use crossbeam::channel::{Receiver, Sender};
+use crossbeam::channel::{Receiver, Sender, TrySendError};
 use prost::Message;
+use tailwater_api::etcdserverpb as pb;
 use tailwater_api::write::{self, command::Command};
-use tailwater_eventlog::{MemberId, Position};
+use tailwater_eventlog::{LeaseId, MemberId, Position};
 
 use super::Transport;
-use super::apply::ApplyJob;
+use super::apply::{ApplyJob, entry_bytes};
 use super::core::{Outputs, Pending, ReplicaCore, Standing};
 use super::log::LogJob;
 use super::shared::Shared;
 use crate::ProposeError;
+
+/// Bytes of committed entries that wait to be applied; beyond it nothing is proposed.
+const APPLYING_BYTES_MAX: usize = 64 << 20;
 
 /// The thread's state.
 pub(crate) struct Driver {
@@ -24,6 +29,8 @@ pub(crate) struct Driver {
     pub(crate) wake: Receiver<()>,
     pub(crate) log: Sender<LogJob>,
     pub(crate) apply: Sender<ApplyJob>,
+    /// Jobs for which the apply thread's queue had no room, oldest first.
+    pub(crate) backlog: VecDeque<ApplyJob>,
     pub(crate) transport: Arc<dyn Transport>,
     /// Encoded command that founds the history, should that be needed.
     pub(crate) bootstrap: Bytes,
@@ -53,8 +60,6 @@ impl Driver {
             }
             self.take_inputs();
         }
-        self.core.abandon();
-        self.shared.fail_waiters(|_| true, || ProposeError::Stopped);
         Ok(())
     }
 
@@ -62,22 +67,31 @@ impl Driver {
         self.core.tick();
         let ticks = self.shared.ticks.fetch_add(1, Ordering::Relaxed) + 1;
         let no_leader = self.standing.leader == MemberId(0);
-        self.shared.fail_waiters(
+        let failed = self.shared.fail_waiters(
             |waiter| waiter.deadline <= ticks,
             || if no_leader { ProposeError::NoLeader } else { ProposeError::Timeout },
         );
+        // What was told that it failed is not proposed after that.
+        self.core.withdraw(failed);
         let retry_ticks = self.shared.config.election_ticks as u64;
-        let expired = {
+        let (expired, checkpoints) = {
             let mut lessor = self.shared.lessor.lock();
             lessor.tick();
-            lessor.take_expired(retry_ticks)
+            (lessor.take_expired(retry_ticks), lessor.take_checkpoints())
         };
         if !expired.is_empty() {
-            let expire = Command::LeaseExpire(write::LeaseExpire { ids: expired });
-            let command = write::Command { command: Some(expire), ..Default::default() };
-            self.core.propose(Pending { proposal_id: 0, command: command.encode_to_vec().into() });
+            self.propose_own(Command::LeaseExpire(write::LeaseExpire { ids: expired }));
+        }
+        if !checkpoints.is_empty() {
+            self.propose_own(Command::LeaseCheckpoint(checkpoint_request(checkpoints)));
         }
         metrics::gauge!(crate::metrics::PROPOSALS_PENDING).set(self.shared.waiters.lock().len() as f64);
+    }
+
+    /// Proposes what nobody waits for. If it is lost, the clock names the lease again, or does without its checkpoint.
+    fn propose_own(&mut self, command: Command) {
+        let command = write::Command { command: Some(command), ..Default::default() };
+        self.core.propose(Pending { proposal_id: 0, command: command.encode_to_vec().into() });
     }
 
     fn take_inputs(&mut self) {
@@ -89,7 +103,12 @@ impl Driver {
         inbox.messages.into_iter().for_each(|message| self.core.step(message));
         // Held back while no leader is known; another leader's are the gateway's to route.
         let elsewhere = self.standing.leader != MemberId(0) && !self.standing.is_leader;
-        for pending in inbox.proposals {
+        let mut proposals = inbox.proposals;
+        if !proposals.is_empty() {
+            let waiters = self.shared.waiters.lock();
+            proposals.retain(|pending| waiters.contains_key(&pending.proposal_id));
+        }
+        for pending in proposals {
             match elsewhere {
                 true => self.shared.fail_waiter(pending.proposal_id, ProposeError::NoLeader),
                 false => self.core.propose(pending),
@@ -106,18 +125,27 @@ impl Driver {
     /// Does what the core asks until nothing is left.
     fn perform(&mut self) -> Result<(), String> {
         loop {
-            let term = self.core.standing().term.0;
+            // First, so that what a lost leadership ends is not what a new one has begun.
+            self.standing_changed()?;
+            self.send_backlog()?;
+            let term = self.standing.term.0;
             if self.core.needs_bootstrap() && self.bootstrap_term != term {
                 self.bootstrap_term = term;
                 self.core.propose_bootstrap(self.bootstrap.clone());
             }
             if self.core.serves() && self.promoted_term != term {
                 self.promoted_term = term;
-                self.send_apply(ApplyJob::Promote)?;
+                // Before any barrier of this term is confirmed, so a keepalive finds a clock that counts.
+                self.shared.lessor.lock().promote(self.shared.config.election_ticks as u64);
             }
+            let behind = self.apply_is_behind();
+            self.core.hold_back(behind);
             let Some(outputs) = self.core.take_ready() else { break };
-            self.standing_changed()?;
             self.carry_out(outputs)?;
+            if behind {
+                // One entry per input is still taken, since raft gives it out with what keeps the leadership alive.
+                break;
+            }
         }
         self.publish_status();
         Ok(())
@@ -134,6 +162,8 @@ impl Driver {
         }
         // 3. What is committed.
         if !outputs.committed.is_empty() {
+            let bytes = entry_bytes(&outputs.committed);
+            self.shared.applying_bytes.fetch_add(bytes, Ordering::Relaxed);
             self.send_apply(ApplyJob::Entries(outputs.committed))?;
         }
         // 4. What raft refused.
@@ -143,8 +173,29 @@ impl Driver {
         Ok(())
     }
 
-    fn send_apply(&self, job: ApplyJob) -> Result<(), String> {
-        self.apply.send(job).map_err(|_| "the apply thread is gone".to_owned())
+    /// Hands a job to the apply thread, behind those that wait already; never blocks.
+    fn send_apply(&mut self, job: ApplyJob) -> Result<(), String> {
+        self.backlog.push_back(job);
+        self.send_backlog()
+    }
+
+    fn send_backlog(&mut self) -> Result<(), String> {
+        while let Some(job) = self.backlog.pop_front() {
+            match self.apply.try_send(job) {
+                Ok(()) => {}
+                Err(TrySendError::Full(job)) => {
+                    self.backlog.push_front(job);
+                    break;
+                }
+                Err(TrySendError::Disconnected(_)) => return Err("the apply thread is gone".to_owned()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the apply thread has so much to do that nothing is to be added.
+    fn apply_is_behind(&self) -> bool {
+        !self.backlog.is_empty() || self.shared.applying_bytes.load(Ordering::Relaxed) > APPLYING_BYTES_MAX
     }
 
     fn standing_changed(&mut self) -> Result<(), String> {
@@ -153,8 +204,11 @@ impl Driver {
         if (before.leader, before.term) == (standing.leader, standing.term) {
             return Ok(());
         }
+        let elsewhere = standing.leader != MemberId(0) && !standing.is_leader;
         if before.is_leader {
             self.shared.lessor.lock().demote();
+        }
+        if before.is_leader || elsewhere {
             self.core.abandon();
             self.shared.fail_waiters(|_| true, || ProposeError::LeaderChanged);
         }
@@ -178,4 +232,21 @@ impl Driver {
         status.term = self.standing.term;
         status.committed = committed;
     }
+}
+
+/// However the thread ends, an error and a panic included, nobody waits for it any more.
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // Before the inbox is emptied: what comes later is refused.
+        self.shared.stop();
+        drop(std::mem::take(&mut *self.shared.inbox.lock()));
+        self.shared.lessor.lock().demote();
+        self.shared.fail_waiters(|_| true, || ProposeError::Stopped);
+    }
+}
+
+/// The command that records how many seconds leases have left.
+pub(crate) fn checkpoint_request(left: impl IntoIterator<Item = (LeaseId, i64)>) -> pb::LeaseCheckpointRequest {
+    let checkpoint = |(id, remaining_ttl): (LeaseId, i64)| pb::LeaseCheckpoint { id: id.0, remaining_ttl };
+    pb::LeaseCheckpointRequest { checkpoints: left.into_iter().map(checkpoint).collect() }
 }

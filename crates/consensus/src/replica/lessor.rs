@@ -1,6 +1,7 @@
 //! The leader's clock over leases, counted in processed ticks: a paused process expires nothing.
 //!
-//! Invariant: `by_expiry` holds exactly the leases of `leases`, at their expiry.
+//! Invariants: `by_expiry` holds exactly the leases of `leases`, at their expiry; `by_checkpoint` those that have a
+//! checkpoint due, and none unless this member leads; a lease that is announced is not proposed for expiry.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,13 +12,19 @@ use crate::machine::LeaseChange;
 
 /// Expired leases proposed at once.
 const EXPIRE_MAX: usize = 500;
+/// Checkpoints proposed at once; etcd's number.
+const CHECKPOINT_MAX: usize = 1000;
+/// Seconds between two checkpoints of a lease; one with less time left gets none. etcd's number.
+const CHECKPOINT_SECONDS: i64 = 300;
 
 #[derive(Debug, Default)]
 struct Lease {
     ttl: i64,
+    /// Seconds left as last checkpointed, 0: the whole TTL. What a new leader starts from.
+    checkpointed: i64,
     expiry: u64,
-    /// Keepalives that wait for their barrier: they go before expiry.
-    renewing: u32,
+    /// Tick of the next checkpoint.
+    checkpoint: Option<u64>,
     /// Tick at which its expiry was proposed.
     expiring: Option<u64>,
     /// Told when it is gone.
@@ -27,12 +34,20 @@ struct Lease {
 /// What a keepalive finds.
 #[derive(Debug)]
 pub(crate) enum Renewal {
-    /// Renewed; granted TTL in seconds.
-    Renewed(i64),
-    /// It has expired and is being revoked: gone when this resolves.
+    /// Renewed for its granted TTL.
+    Renewed {
+        /// The granted TTL in seconds.
+        ttl: i64,
+        /// A checkpoint says less: it must be taken back before the keepalive is answered, or a new leader would expire
+        /// the lease too early.
+        checkpointed: bool,
+    },
+    /// It has expired and is being revoked: gone when this resolves, undecided when the sender is dropped.
     Expiring(oneshot::Receiver<()>),
     /// There is none.
     Unknown,
+    /// This member does not lead any more.
+    NotLeader,
 }
 
 /// All leases with their time. Guarded by a lock that is held for one call.
@@ -40,6 +55,10 @@ pub(crate) enum Renewal {
 pub(crate) struct Lessor {
     leases: BTreeMap<LeaseId, Lease>,
     by_expiry: BTreeSet<(u64, LeaseId)>,
+    by_checkpoint: BTreeSet<(u64, LeaseId)>,
+    /// Keepalives that wait for their barrier: they go before expiry. Apart from the leases, so that the count stays
+    /// right when a lease comes or goes between an announcement and its end.
+    announced: BTreeMap<LeaseId, u32>,
     now: u64,
     tick_ms: u64,
     /// Whether this member leads and its clock counts.
@@ -49,57 +68,63 @@ pub(crate) struct Lessor {
 impl Lessor {
     /// Nothing granted yet; a tick lasts `tick_ms` milliseconds.
     pub(crate) fn new(tick_ms: u64) -> Self {
-        Self { leases: BTreeMap::new(), by_expiry: BTreeSet::new(), now: 0, tick_ms: tick_ms.max(1), primary: false }
-    }
-
-    fn ticks(&self, seconds: i64) -> u64 {
-        u64::try_from(seconds).unwrap_or(0).saturating_mul(1000).div_ceil(self.tick_ms)
+        Self {
+            leases: BTreeMap::new(),
+            by_expiry: BTreeSet::new(),
+            by_checkpoint: BTreeSet::new(),
+            announced: BTreeMap::new(),
+            now: 0,
+            tick_ms: tick_ms.max(1),
+            primary: false,
+        }
     }
 
     /// What the machine applied.
     pub(crate) fn apply(&mut self, change: LeaseChange) {
         match change {
-            LeaseChange::Granted(id, ttl) => self.schedule(id, ttl, self.now + self.ticks(ttl)),
+            LeaseChange::Granted(id, ttl) => {
+                self.leases.insert(id, Lease { ttl, ..Default::default() });
+                self.schedule(id, self.now.saturating_add(self.ticks(ttl)));
+            }
+            LeaseChange::Checkpointed(id, remaining) => {
+                if let Some(lease) = self.leases.get_mut(&id) {
+                    lease.checkpointed = remaining;
+                }
+            }
             LeaseChange::Gone(id) => {
-                if let Some(lease) = self.leases.remove(&id) {
-                    self.by_expiry.remove(&(lease.expiry, id));
-                    for waiting in lease.waiting {
-                        // Whoever no longer waits needs no answer.
-                        let _ = waiting.send(());
-                    }
+                let Some(lease) = self.leases.remove(&id) else { return };
+                self.by_expiry.remove(&(lease.expiry, id));
+                unschedule(&mut self.by_checkpoint, lease.checkpoint, id);
+                for waiting in lease.waiting {
+                    // Whoever no longer waits needs no answer.
+                    let _ = waiting.send(());
                 }
             }
         }
     }
 
-    fn schedule(&mut self, id: LeaseId, ttl: i64, expiry: u64) {
-        let lease = self.leases.entry(id).or_default();
-        self.by_expiry.remove(&(lease.expiry, id));
-        lease.ttl = ttl;
-        lease.expiry = expiry;
-        self.by_expiry.insert((expiry, id));
-    }
-
     /// This member leads now: each lease gets what its checkpoint left or its whole TTL, and an election timeout, since
     /// the old leader may have renewed it without telling.
-    pub(crate) fn promote(&mut self, election_ticks: u64, remaining: impl Fn(LeaseId) -> i64) {
+    pub(crate) fn promote(&mut self, election_ticks: u64) {
+        self.demote();
         self.primary = true;
-        self.by_expiry.clear();
-        for (id, lease) in &mut self.leases {
-            let left = match remaining(*id) {
-                0 => lease.ttl,
-                left => left,
-            };
-            let ticks = u64::try_from(left).unwrap_or(0).saturating_mul(1000).div_ceil(self.tick_ms);
-            lease.expiry = self.now.saturating_add(ticks).saturating_add(election_ticks);
-            lease.expiring = None;
-            self.by_expiry.insert((lease.expiry, *id));
+        let ids: Vec<LeaseId> = self.leases.keys().copied().collect();
+        for id in ids {
+            let lease = &self.leases[&id];
+            let left = if lease.checkpointed > 0 { lease.checkpointed.min(lease.ttl) } else { lease.ttl };
+            self.schedule(id, self.now.saturating_add(self.ticks(left)).saturating_add(election_ticks));
         }
     }
 
-    /// It leads no longer.
+    /// It leads no longer: who waits for a revoke must ask the next leader.
     pub(crate) fn demote(&mut self) {
         self.primary = false;
+        self.by_checkpoint.clear();
+        for lease in self.leases.values_mut() {
+            lease.checkpoint = None;
+            lease.expiring = None;
+            lease.waiting.clear();
+        }
     }
 
     /// One processed tick.
@@ -120,7 +145,7 @@ impl Lessor {
             }
             let lease = self.leases.get_mut(id).expect("each scheduled lease is known");
             let proposed = lease.expiring.is_some_and(|at| self.now - at < retry_ticks);
-            if lease.renewing == 0 && !proposed {
+            if !proposed && !self.announced.contains_key(id) {
                 lease.expiring = Some(self.now);
                 expired.push(id.0);
             }
@@ -128,22 +153,40 @@ impl Lessor {
         expired
     }
 
-    /// A keepalive arrived and goes to confirm the leadership; [`Lessor::renew`] or [`Lessor::give_up`] must follow.
-    pub(crate) fn announce(&mut self, id: LeaseId) {
-        if let Some(lease) = self.leases.get_mut(&id) {
-            lease.renewing = lease.renewing.saturating_add(1);
+    /// Leases whose remaining seconds are to be proposed now, a bounded number; the next ones of each are scheduled.
+    pub(crate) fn take_checkpoints(&mut self) -> Vec<(LeaseId, i64)> {
+        let mut due = Vec::new();
+        while due.len() < CHECKPOINT_MAX {
+            let Some((_, id)) = self.by_checkpoint.first().copied().filter(|(at, _)| *at <= self.now) else { break };
+            let left = self.left(self.leases[&id].expiry, u64::div_ceil);
+            let lease = self.leases.get_mut(&id).expect("each scheduled lease is known");
+            // At once, not when it is applied: a renewal that comes between must take it back.
+            lease.checkpointed = left;
+            due.push((id, left));
+            self.schedule_checkpoint(id);
         }
+        due
     }
 
-    /// The keepalive got no confirmation.
+    /// A keepalive arrived and goes to confirm the leadership; [`Lessor::give_up`] must follow.
+    pub(crate) fn announce(&mut self, id: LeaseId) {
+        *self.announced.entry(id).or_default() += 1;
+    }
+
+    /// An announced keepalive has renewed the lease, or does not any more.
     pub(crate) fn give_up(&mut self, id: LeaseId) {
-        if let Some(lease) = self.leases.get_mut(&id) {
-            lease.renewing = lease.renewing.saturating_sub(1);
+        let count = self.announced.get_mut(&id).expect("given up as often as announced");
+        *count -= 1;
+        if *count == 0 {
+            self.announced.remove(&id);
         }
     }
 
     /// Renews, with the leadership confirmed.
     pub(crate) fn renew(&mut self, id: LeaseId) -> Renewal {
+        if !self.primary {
+            return Renewal::NotLeader;
+        }
         let Some(lease) = self.leases.get_mut(&id) else { return Renewal::Unknown };
         if lease.expiring.is_some() {
             let (told, gone) = oneshot::channel();
@@ -151,20 +194,55 @@ impl Lessor {
             lease.waiting.push(told);
             return Renewal::Expiring(gone);
         }
-        let ttl = lease.ttl;
-        self.schedule(id, ttl, self.now + self.ticks(ttl));
-        Renewal::Renewed(ttl)
+        let (ttl, checkpointed) = (lease.ttl, lease.checkpointed > 0);
+        self.schedule(id, self.now.saturating_add(self.ticks(ttl)));
+        Renewal::Renewed { ttl, checkpointed }
     }
 
     /// Granted TTL and whole seconds left; `None` when there is no such lease.
     pub(crate) fn time_to_live(&self, id: LeaseId) -> Option<(i64, i64)> {
         let lease = self.leases.get(&id)?;
-        let left = lease.expiry.saturating_sub(self.now).saturating_mul(self.tick_ms) / 1000;
-        Some((lease.ttl, i64::try_from(left).unwrap_or(i64::MAX)))
+        Some((lease.ttl, self.left(lease.expiry, |ms, second| ms / second)))
     }
 
     /// All leases, the first to expire first.
     pub(crate) fn ids(&self) -> Vec<LeaseId> {
         self.by_expiry.iter().map(|(_, id)| *id).collect()
     }
+
+    fn ticks(&self, seconds: i64) -> u64 {
+        u64::try_from(seconds).unwrap_or(0).saturating_mul(1000).div_ceil(self.tick_ms)
+    }
+
+    /// Seconds until a tick.
+    fn left(&self, expiry: u64, seconds_of: impl Fn(u64, u64) -> u64) -> i64 {
+        let ms = expiry.saturating_sub(self.now).saturating_mul(self.tick_ms);
+        i64::try_from(seconds_of(ms, 1000)).unwrap_or(i64::MAX)
+    }
+
+    fn schedule(&mut self, id: LeaseId, expiry: u64) {
+        let lease = self.leases.get_mut(&id).expect("only known leases are scheduled");
+        self.by_expiry.remove(&(lease.expiry, id));
+        lease.expiry = expiry;
+        self.by_expiry.insert((expiry, id));
+        self.schedule_checkpoint(id);
+    }
+
+    fn schedule_checkpoint(&mut self, id: LeaseId) {
+        let next = self.now.saturating_add(self.ticks(CHECKPOINT_SECONDS));
+        let primary = self.primary;
+        let lease = self.leases.get_mut(&id).expect("only known leases are scheduled");
+        unschedule(&mut self.by_checkpoint, lease.checkpoint, id);
+        lease.checkpoint = Some(next).filter(|next| primary && lease.expiry > *next);
+        self.by_checkpoint.extend(lease.checkpoint.map(|at| (at, id)));
+    }
 }
+
+fn unschedule(schedule: &mut BTreeSet<(u64, LeaseId)>, at: Option<u64>, id: LeaseId) {
+    if let Some(at) = at {
+        schedule.remove(&(at, id));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -44,6 +44,8 @@ pub(crate) struct Shared {
     /// By proposal id, and so by deadline.
     pub(crate) waiters: Mutex<BTreeMap<u64, Waiter>>,
     pub(crate) waiting_bytes: AtomicUsize,
+    /// Bytes of committed entries that the apply thread was handed and has not finished.
+    pub(crate) applying_bytes: AtomicUsize,
     pub(crate) next_proposal: AtomicU64,
     pub(crate) lessor: Mutex<Lessor>,
     /// Number of the newest durable append.
@@ -90,15 +92,18 @@ impl Shared {
         }
     }
 
-    /// Fails the proposals for which `due` holds, from the oldest on, until one for which it does not.
-    pub(crate) fn fail_waiters(&self, due: impl Fn(&Waiter) -> bool, error: impl Fn() -> ProposeError) {
+    /// Fails the proposals for which `due` holds, from the oldest on, until one for which it does not. Returns the
+    /// newest that it failed, 0 if none.
+    pub(crate) fn fail_waiters(&self, due: impl Fn(&Waiter) -> bool, error: impl Fn() -> ProposeError) -> u64 {
+        let mut failed = 0;
         loop {
             let first = {
                 let waiters = self.waiters.lock();
                 waiters.first_key_value().filter(|(_, waiter)| due(waiter)).map(|(id, _)| *id)
             };
-            let Some(id) = first else { return };
+            let Some(id) = first else { return failed };
             self.fail_waiter(id, error());
+            failed = id;
         }
     }
 

@@ -53,6 +53,12 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
+/// Stops, and lets go of everything that holds the files open.
+fn stop(consensus: Consensus, source: LocalSource) {
+    consensus.stop();
+    drop((consensus, source));
+}
+
 #[test]
 fn a_proposal_is_answered_and_its_frame_is_in_the_tail() {
     let dir = tempfile::tempdir().unwrap();
@@ -105,14 +111,14 @@ fn a_crash_before_any_flush_replays_the_same_revisions() {
     });
     copy(&dir.path().join("raft"), &crashed.path().join("raft"));
     let before = source.tail.end();
-    consensus.stop();
+    stop(consensus, source);
 
     let (consensus, source) = Consensus::start(config(crashed.path())).unwrap();
     let applied = runtime.block_on(consensus.propose(put("k20", 0))).unwrap();
     assert_eq!(revision(&applied), before.revision.0 + 1);
     let after = source.tail.end();
     assert_eq!(after.history, before.history, "the founding entry was replayed, not proposed anew");
-    consensus.stop();
+    stop(consensus, source);
 
     // And after a clean stop everything is flushed.
     let (consensus, source) = Consensus::start(config(dir.path())).unwrap();
@@ -179,7 +185,7 @@ fn compaction_is_folded_also_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let runtime = runtime();
     let compact = |revision, physical| Command::Compact(pb::CompactionRequest { revision, physical });
-    let (consensus, _) = Consensus::start(config(dir.path())).unwrap();
+    let (consensus, source) = Consensus::start(config(dir.path())).unwrap();
     runtime.block_on(async {
         for n in 0..50 {
             consensus.propose(put(format!("k{}", n % 5), 0)).await.unwrap();
@@ -188,7 +194,7 @@ fn compaction_is_folded_also_after_a_restart() {
     });
     assert_eq!(consensus.events.state().fold_point, Revision(19), "a physical compaction waits for folding");
     runtime.block_on(consensus.propose(compact(40, false))).unwrap();
-    consensus.stop();
+    stop(consensus, source);
     let (consensus, source) = Consensus::start(config(dir.path())).unwrap();
     let began = Instant::now();
     while source.log.state().fold_point < Revision(39) {
@@ -212,3 +218,114 @@ fn an_exhausted_quota_raises_no_space() {
     }
     consensus.stop();
 }
+
+#[test]
+fn each_physical_compaction_waits_for_its_own_fold() {
+    let dir = tempfile::tempdir().unwrap();
+    let (consensus, _source) = Consensus::start(config(dir.path())).unwrap();
+    let compact = |revision| Command::Compact(pb::CompactionRequest { revision, physical: true });
+    runtime().block_on(async {
+        for revision in [0, 1] {
+            consensus.propose(compact(revision)).await.unwrap();
+        }
+        for n in 0..200 {
+            consensus.propose(put(format!("k{}", n % 5), 0)).await.unwrap();
+        }
+        let mut waiting = Vec::new();
+        for revision in (10..200).step_by(10) {
+            let clone = consensus.clone();
+            waiting.push(tokio::spawn(async move {
+                match clone.propose(compact(revision)).await {
+                    Ok(_) => assert!(clone.events.state().fold_point >= Revision(revision - 1)),
+                    // A later one was faster.
+                    Err(error) => assert!(matches!(error, ProposeError::Refused(crate::ApplyError::Compacted))),
+                }
+            }));
+        }
+        for waiting in waiting {
+            tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap().unwrap();
+        }
+    });
+    assert_eq!(consensus.events.state().fold_point, Revision(189));
+    consensus.stop();
+}
+
+#[test]
+fn a_queued_proposal_that_timed_out_is_not_proposed() {
+    let dir = tempfile::tempdir().unwrap();
+    let slow = ConsensusConfig {
+        sync_delay: Duration::from_millis(800),
+        request_timeout: Duration::from_millis(300),
+        ..config(dir.path())
+    };
+    let (consensus, source) = Consensus::start(slow).unwrap();
+    let begin = source.tail.end();
+    runtime().block_on(async {
+        let first = tokio::spawn({
+            let consensus = consensus.clone();
+            async move { consensus.propose(put("first", 0)).await }
+        });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        // It waits while the first is synced, and fails before that ends.
+        assert!(matches!(consensus.propose(put("queued", 0)).await, Err(ProposeError::Timeout)));
+        assert!(matches!(first.await.unwrap(), Err(ProposeError::Timeout)));
+        tokio::time::sleep(Duration::from_millis(2000)).await;
+    });
+    let events: Vec<_> = frames(&source, begin).iter().flat_map(|frame| frame.events.clone()).collect();
+    assert!(events.iter().all(|event| event.key() == b"first"), "{events:?}");
+    assert_eq!(consensus.shared.waiting_bytes.load(Ordering::Relaxed), 0);
+    consensus.stop();
+}
+
+#[test]
+fn while_apply_is_behind_ticks_go_on_and_nothing_is_proposed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (consensus, _source) = Consensus::start(config(dir.path())).unwrap();
+    let runtime = runtime();
+    runtime.block_on(consensus.propose(put("a", 0))).unwrap();
+    let shared = &consensus.shared;
+    shared.applying_bytes.fetch_add(1 << 30, Ordering::Relaxed);
+    let waiting = runtime.spawn({
+        let consensus = consensus.clone();
+        async move { consensus.propose(put("b", 0)).await }
+    });
+    let (ticks, committed) = (shared.ticks.load(Ordering::Relaxed), consensus.status().committed);
+    let began = Instant::now();
+    while shared.ticks.load(Ordering::Relaxed) < ticks + 10 {
+        assert!(began.elapsed() < Duration::from_secs(10), "no ticks");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(consensus.status().committed, committed);
+    assert!(!waiting.is_finished());
+    shared.applying_bytes.fetch_sub(1 << 30, Ordering::Relaxed);
+    assert_eq!(revision(&runtime.block_on(waiting).unwrap().unwrap()), 3);
+    assert_eq!(shared.applying_bytes.load(Ordering::Relaxed), 0);
+    consensus.stop();
+}
+
+#[test]
+fn nobody_waits_for_a_replica_that_has_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let slow = ConsensusConfig { sync_delay: Duration::from_millis(300), ..config(dir.path()) };
+    let (consensus, _source) = Consensus::start(slow).unwrap();
+    let runtime = runtime();
+    let waiting: Vec<_> = (0..20)
+        .map(|n| {
+            let consensus = consensus.clone();
+            runtime.spawn(async move {
+                match n % 2 {
+                    0 => consensus.propose(put("a", 0)).await.map(|_| ()),
+                    _ => consensus.barrier().await.map(|_| ()),
+                }
+            })
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(50));
+    consensus.stop();
+    for waiting in waiting {
+        let answer = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(5), waiting).await });
+        assert!(matches!(answer.expect("answered").unwrap(), Ok(()) | Err(ProposeError::Stopped)));
+    }
+}
+
+mod crash;

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRawIterator, FlushOptions,
-    IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRawIterator, Env,
+    FlushOptions, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
 use super::{EventLogConfig, StorageError};
@@ -56,7 +56,7 @@ impl Engine {
             ColumnFamilyDescriptor::new(family.name(), family_options(family, config.memtable_bytes, &cache))
         });
         // Not every message of a failed start names the directory.
-        let db = DB::open_cf_descriptors(&database_options(), &config.path, families)
+        let db = DB::open_cf_descriptors(&database_options()?, &config.path, families)
             .map_err(|error| StorageError::Engine(format!("{}: {error}", config.path.display())))?;
         Ok(Self { db })
     }
@@ -136,8 +136,15 @@ impl Rows<'_> {
     }
 }
 
-fn database_options() -> Options {
+fn database_options() -> Result<Options, StorageError> {
     let mut options = Options::default();
+    // Flushes and compactions yield to the threads that somebody waits for, also on one busy core.
+    let mut env = Env::new()?;
+    env.lower_thread_pool_cpu_priority();
+    env.lower_high_priority_thread_pool_cpu_priority();
+    env.lower_thread_pool_io_priority();
+    env.lower_high_priority_thread_pool_io_priority();
+    options.set_env(&env);
     options.create_if_missing(true);
     options.create_missing_column_families(true);
     // The families must never be found at different writes.
@@ -148,7 +155,7 @@ fn database_options() -> Options {
     options.set_bytes_per_sync(BYTES_PER_SYNC);
     options.set_max_log_file_size(INFO_LOG_BYTES_MAX);
     options.set_keep_log_file_num(2);
-    options
+    Ok(options)
 }
 
 fn family_options(family: Family, memtable_bytes: usize, cache: &Cache) -> Options {

@@ -1,0 +1,99 @@
+//! How a process ends, and what the next one finds.
+
+use std::time::{Duration, Instant};
+
+use tailwater_api::etcdserverpb as pb;
+use tailwater_api::etcdserverpb::watch_request::RequestUnion;
+use tokio_stream::StreamExt;
+use tonic::Code;
+
+use crate::support::{Server, free_port, outcome, serve_flags, tailwater};
+
+fn put(key: &str, value: &str) -> pb::PutRequest {
+    pb::PutRequest {
+        key: key.as_bytes().to_vec().into(),
+        value: value.as_bytes().to_vec().into(),
+        ..Default::default()
+    }
+}
+
+// Two threads: the client answers while this one waits for the process.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_terminated_server_sends_its_watches_elsewhere_and_ends_in_time() {
+    for signal in ["TERM", "INT"] {
+        let mut server = Server::start(&[]);
+        let mut streams = Vec::new();
+        for _ in 0..3 {
+            let create = pb::WatchCreateRequest { key: "k".into(), ..Default::default() };
+            let request = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+            let requests = tokio_stream::iter([request]).chain(tokio_stream::pending());
+            let mut watch = pb::watch_client::WatchClient::new(server.channel().await);
+            let mut stream = watch.watch(requests).await.unwrap().into_inner();
+            assert!(stream.message().await.unwrap().unwrap().created);
+            streams.push(stream);
+        }
+        let begun = Instant::now();
+        server.signal(signal);
+        for stream in &mut streams {
+            // Never a canceled response in band: a client takes that for the end of the watch.
+            let ended = stream.message().await.unwrap_err();
+            assert_eq!(ended.code(), Code::Unavailable, "{ended}");
+        }
+        let status = server.wait();
+        assert_eq!(status.code(), Some(0), "{}", server.log());
+        assert!(begun.elapsed() < Duration::from_secs(10), "{signal} took {:?}", begun.elapsed());
+        let log = server.log();
+        assert!(log.contains("received signal; shutting down"), "{log}");
+        assert!(log.trim_end().lines().last().unwrap().contains("server stopped"), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn a_killed_server_has_what_it_acknowledged() {
+    let home = tempfile::tempdir().unwrap();
+    let mut revision = 1;
+    for round in 0..3 {
+        let mut server = Server::start_in(home.path(), &[]);
+        let mut kv = server.kv().await;
+        for key in 0..20 {
+            let answer = kv.put(put(&format!("k/{key:02}"), &format!("round {round}"))).await.unwrap().into_inner();
+            revision += 1;
+            assert_eq!(answer.header.unwrap().revision, revision);
+        }
+        let all = pb::RangeRequest { key: "k/".into(), range_end: "k0".into(), ..Default::default() };
+        let answer = kv.range(all).await.unwrap().into_inner();
+        assert_eq!(answer.count, 20);
+        assert!(answer.kvs.iter().all(|kv| kv.value == format!("round {round}") && kv.version == round + 1));
+        server.signal("KILL");
+        server.wait();
+    }
+}
+
+#[test]
+fn an_identity_that_is_missing_or_changed_is_refused_by_name() {
+    let home = tempfile::tempdir().unwrap();
+    drop(Server::start_in(home.path(), &[]));
+    let data_dir = home.path().join("data");
+    let identity = data_dir.join("IDENTITY");
+    let good = std::fs::read_to_string(&identity).unwrap();
+    let start = || {
+        let arguments = serve_flags(free_port(), &data_dir);
+        outcome(tailwater(&arguments.iter().map(String::as_str).collect::<Vec<_>>()))
+    };
+    let digit =
+        if good.contains("\"member_id\":\"8") { ("\"8", "\"9") } else { ("\"member_id\":\"", "\"member_id\":\"1") };
+    std::fs::write(&identity, good.replacen(digit.0, digit.1, 1)).unwrap();
+    let (code, log) = start();
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains(&format!("{}: its checksum does not fit", identity.display())), "{log}");
+
+    std::fs::remove_file(&identity).unwrap();
+    let (code, log) = start();
+    assert_eq!(code, Some(1), "{log}");
+    // What is found without an identity is somebody's data.
+    assert!(log.contains(&format!("data directory {} holds", data_dir.display())), "{log}");
+    assert!(!identity.exists(), "no new identity is made beside old data");
+
+    std::fs::write(&identity, &good).unwrap();
+    drop(Server::start_in(home.path(), &[]));
+}

@@ -1,0 +1,180 @@
+//! One server process, and a plain HTTP/1.1 client.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use tailwater_api::etcdserverpb as pb;
+use tempfile::TempDir;
+use tonic::transport::{Channel, Endpoint};
+
+/// Far beyond what a start or a stop takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `tailwater` with these arguments, its output read by nobody yet, and no variables from outside.
+pub(crate) fn tailwater(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tailwater"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TAILWATER_") || name.starts_with("ETCD_")) {
+        command.env_remove(name);
+    }
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+/// A port that was free a moment ago.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Flags that serve clients on `port` with data in `data_dir`.
+pub(crate) fn serve_flags(port: u16, data_dir: &Path) -> Vec<String> {
+    let url = format!("http://127.0.0.1:{port}");
+    vec![
+        "serve".into(),
+        format!("--data-dir={}", data_dir.display()),
+        format!("--listen-client-urls={url}"),
+        format!("--advertise-client-urls={url}"),
+    ]
+}
+
+/// A serving process; killed when dropped.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) port: u16,
+    pub(crate) metrics_port: u16,
+    log: PathBuf,
+    _own: Option<TempDir>,
+}
+
+impl Server {
+    /// Serves from an empty directory of its own.
+    pub(crate) fn start(flags: &[&str]) -> Self {
+        let own = tempfile::tempdir().unwrap();
+        let mut server = Self::start_in(own.path(), flags);
+        server._own = Some(own);
+        server
+    }
+
+    /// Serves with data in `home`/data.
+    pub(crate) fn start_in(home: &Path, flags: &[&str]) -> Self {
+        let (port, metrics_port) = (free_port(), free_port());
+        let log = home.join("log");
+        let mut arguments = serve_flags(port, &home.join("data"));
+        arguments.push(format!("--listen-metrics-urls=http://127.0.0.1:{metrics_port}"));
+        let mut command = tailwater(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        command.args(flags).stderr(std::fs::File::create(&log).unwrap());
+        let child = command.spawn().unwrap();
+        let mut server = Self { child, port, metrics_port, log, _own: None };
+        let begun = Instant::now();
+        while !server.log().contains("ready to serve client requests") {
+            assert!(server.child.try_wait().unwrap().is_none(), "it ended: {}", server.log());
+            assert!(begun.elapsed() < PATIENCE, "it does not serve: {}", server.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        server
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub(crate) async fn channel(&self) -> Channel {
+        Endpoint::from_shared(format!("http://127.0.0.1:{}", self.port)).unwrap().connect().await.unwrap()
+    }
+
+    pub(crate) async fn kv(&self) -> pb::kv_client::KvClient<Channel> {
+        pb::kv_client::KvClient::new(self.channel().await)
+    }
+
+    /// Sends a signal by the name that kill(1) knows.
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Waits for the end.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        wait(&mut self.child)
+    }
+
+    /// A figure of /proc/<pid>/status in bytes, e.g. `VmRSS`.
+    pub(crate) fn memory_bytes(&self, name: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with(&format!("{name}:"))).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    /// The value of a metric whose line begins with `prefix`.
+    pub(crate) fn metric(&self, prefix: &str) -> f64 {
+        let text = get(self.port, "/metrics").body;
+        let line = text.lines().find(|line| line.starts_with(prefix));
+        let line = line.unwrap_or_else(|| panic!("no {prefix} in {text}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Both fail only when the process has ended already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Waits for the end of a process that must end by itself.
+pub(crate) fn wait(child: &mut Child) -> ExitStatus {
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if begun.elapsed() > PATIENCE {
+            drop(child.kill());
+            panic!("the process did not end");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Runs a command that must end by itself: exit code and what it wrote to stderr.
+pub(crate) fn outcome(mut command: Command) -> (Option<i32>, String) {
+    let mut child = command.spawn().unwrap();
+    let mut errors = child.stderr.take().unwrap();
+    let status = wait(&mut child);
+    let mut text = String::new();
+    errors.read_to_string(&mut text).unwrap();
+    (status.code(), text)
+}
+
+/// An HTTP answer.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    /// Lines of the head, names in lower case.
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    }
+}
+
+pub(crate) fn get(port: u16, path: &str) -> Answer {
+    request(port, "GET", path, "")
+}
+
+/// One HTTP/1.1 request on a connection of its own; `headers` are whole lines.
+pub(crate) fn request(port: u16, method: &str, path: &str, headers: &str) -> Answer {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let (first, rest) = head.split_once("\r\n").unwrap();
+    let status = first.split(' ').nth(1).unwrap().parse().unwrap();
+    Answer { status, head: rest.replace("\r\n", "\n"), body: body.to_owned() }
+}
