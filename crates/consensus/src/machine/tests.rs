@@ -159,6 +159,16 @@ fn ops_see_earlier_ops_and_prev_looks_below_the_revision() {
 }
 
 #[test]
+fn a_key_deleted_and_made_again_in_one_revision_has_no_previous_version() {
+    let mut world = World::new();
+    world.put("a", "old");
+    world.txn(then([Request::RequestDeleteRange(delete("a", "")), Request::RequestPut(put("a", "new"))])).unwrap();
+    let prev: Vec<_> = world.last.write.events.iter().map(|event| event.envelope().prev).collect();
+    assert_eq!(prev, [Some((Revision(2), 0)), None]);
+    assert_eq!(world.last.write.events[1].envelope().create_revision, Revision(3));
+}
+
+#[test]
 fn nested_compares_see_the_state_before_the_txn() {
     let mut world = World::new();
     let missing = pb::Compare {
@@ -202,6 +212,18 @@ fn a_failed_check_leaves_nothing_behind() {
     let keep = pb::PutRequest { ignore_value: true, ..put("c", "") };
     assert_eq!(world.run(Command::Put(keep)), Err(ApplyError::KeyNotFound));
     assert_eq!((world.revision(), world.last.write.events.len()), (1, 0));
+}
+
+#[test]
+fn the_first_op_that_fails_a_check_names_the_error() {
+    let mut world = World::new();
+    let orphan = || Request::RequestPut(pb::PutRequest { lease: 99, ..put("a", "1") });
+    let future = || Request::RequestRange(pb::RangeRequest { revision: 2, ..all() });
+    let nested = |op| Request::RequestTxn(then([op]));
+    assert_eq!(world.txn(then([orphan(), future()])), Err(ApplyError::LeaseNotFound));
+    assert_eq!(world.txn(then([future(), orphan()])), Err(ApplyError::FutureRevision));
+    assert_eq!(world.txn(then([nested(future()), orphan()])), Err(ApplyError::FutureRevision));
+    assert_eq!(world.txn(then([orphan(), nested(future())])), Err(ApplyError::LeaseNotFound));
 }
 
 #[test]
