@@ -422,3 +422,6 @@ fn entry_data(batch: &[Pending]) -> Vec<u8> {
     }
     data
 }
+
+#[cfg(test)]
+mod tests;
