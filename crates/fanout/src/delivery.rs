@@ -397,13 +397,13 @@ impl Delivery {
         let room = room.min(self.core.config.response_bytes_max);
         let watcher = self.watchers.get_mut(&watch_id).expect("only known watchers take a step");
         self.slices.clear();
-        // The bytes shared for the compacted revision were made before previous versions were hidden there.
-        let take = if watcher.group.key.prev_kv && watcher.next == published.snapshot.compacted {
+        let shared = if watcher.group.key.prev_kv && watcher.next == published.snapshot.compacted {
+            // What its group shares may have been encoded when this revision's previous versions were still visible.
             Take::Missed(watcher.next)
         } else {
             watcher.group.take(watcher.next, to, room, &mut self.slices)
         };
-        match take {
+        match shared {
             Take::Drained => {
                 // Everything up to `to` was matched against its group and nothing is left of it.
                 watcher.next = watcher.next.max(to.next());

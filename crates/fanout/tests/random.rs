@@ -142,14 +142,15 @@ fn run(seed: u64) {
         if client.ended {
             continue;
         }
+        // Cancels may still wait to be answered.
+        client.poll_until("requests are answered", |client| client.ended || client.control.backlog() == 0);
+        while client.poll() {}
         // A watcher that starts in the future keeps the stream silent.
-        let expects = {
-            let now = fanout.snapshot().cursor.revision.0;
-            !client.watchers.is_empty() && client.watchers.values().all(|w| !w.compacted && w.create.start.0 <= now)
-        };
+        let now = fanout.snapshot().cursor.revision.0;
+        let expects =
+            !client.watchers.is_empty() && client.watchers.values().all(|w| !w.compacted && w.create.start.0 <= now);
         if expects {
             client.control.progress();
-            let now = fanout.snapshot().cursor.revision.0;
             client.poll_until("progress is told", |client| client.progress.last() == Some(&now));
         }
         assert!(client.progress.is_sorted(), "progress goes back: {:?}", client.progress);

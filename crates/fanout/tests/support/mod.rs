@@ -221,6 +221,8 @@ pub struct Watching {
     /// Index of the event after the last one that was received or passed over.
     next: usize,
     pub received: usize,
+    /// Events with a previous version.
+    pub prevs: usize,
     /// In the middle of a fragmented revision.
     fragment: bool,
     pub progress: Option<i64>,
@@ -333,8 +335,16 @@ impl Client {
             if !response.canceled {
                 let start = if create.start.0 == 0 { header.revision + 1 } else { create.start.0 };
                 let next = state.events.partition_point(|e| e.revision().0 < start);
-                let watching =
-                    Watching { create, start, next, received: 0, fragment: false, progress: None, compacted: false };
+                let watching = Watching {
+                    create,
+                    start,
+                    next,
+                    received: 0,
+                    prevs: 0,
+                    fragment: false,
+                    progress: None,
+                    compacted: false,
+                };
                 assert!(self.watchers.insert(id, watching).is_none(), "id {id} was in use");
             }
             self.answers.push(response);
@@ -414,6 +424,7 @@ impl Watching {
             let (revision, sub) = (expected.revision(), expected.sub());
             self.next = state.events.partition_point(|e| (e.revision(), e.sub()) <= (revision, sub));
             self.received += 1;
+            self.prevs += usize::from(event.prev_kv.is_some());
         }
         assert!(header >= last, "the header is behind the events");
         self.fragment = response.fragment;
