@@ -35,7 +35,7 @@ pub(crate) fn channel(url: &str) -> Channel {
 
 /// Whether the full counts are asked for.
 pub(crate) fn full() -> bool {
-    std::env::var("API_FULL").is_ok_and(|value| value == "1")
+    ["API_FULL", "ACCEPTANCE"].iter().any(|name| std::env::var(name).is_ok_and(|value| value == "1"))
 }
 
 impl Api {

@@ -1,7 +1,7 @@
 //! Tests through the public API of one server process, each named after where its case comes from.
 //!
-//! They run on a tailwater; `API_SERVER=etcd` runs them on an etcd, which tests the tests. `API_FULL=1` takes the full
-//! counts. `API_ENDPOINT` is the URL of a running, empty server to use instead.
+//! They run on a tailwater; `API_SERVER=etcd` runs them on an etcd, which tests the tests. `API_FULL=1` or `ACCEPTANCE=1`
+//! takes the full counts. `API_ENDPOINT` is the URL of a running, empty server to use instead.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod client;

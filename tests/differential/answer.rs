@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use prost::Message;
 use tailwater_api::etcdserverpb as pb;
+use tailwater_api::etcdserverpb::request_op::Request as Asked;
 use tailwater_api::etcdserverpb::response_op::Response as Op;
 use tailwater_api::mvccpb::KeyValue;
 use tailwater_tests::Failure;
@@ -180,6 +181,7 @@ impl Names {
 pub(crate) fn same(operation: &Operation, reference: &Answer, subject: &Answer) -> bool {
     match (operation, reference, subject) {
         (Operation::Range(request), Answer::Range(a), Answer::Range(b)) => same_range(request, a, b),
+        (Operation::Txn(request), Answer::Txn(a), Answer::Txn(b)) => same_txn(request, a, b),
         (_, Answer::TimeToLive(a), Answer::TimeToLive(b)) => {
             let mut b = b.clone();
             if a.ttl > 0 && b.ttl > 0 && a.ttl.abs_diff(b.ttl) <= 1 {
@@ -200,6 +202,26 @@ pub(crate) fn same(operation: &Operation, reference: &Answer, subject: &Answer) 
 
 fn is_decoding(failure: &Failure) -> bool {
     failure.message.starts_with("grpc: error unmarshalling request:")
+}
+
+/// Equal but for what [`same_range`] allows in each of its ranges.
+fn same_txn(request: &pb::TxnRequest, a: &pb::TxnResponse, b: &pb::TxnResponse) -> bool {
+    let ops = if a.succeeded { &request.success } else { &request.failure };
+    let ends = |txn: &pb::TxnResponse| (txn.header, txn.succeeded, txn.responses.len());
+    if ends(a) != ends(b) || a.responses.len() != ops.len() {
+        return a == b;
+    }
+    ops.iter().zip(a.responses.iter().zip(&b.responses)).all(|(op, (a, b))| {
+        match (&op.request, &a.response, &b.response) {
+            (Some(Asked::RequestRange(request)), Some(Op::ResponseRange(a)), Some(Op::ResponseRange(b))) => {
+                same_range(request, a, b)
+            }
+            (Some(Asked::RequestTxn(request)), Some(Op::ResponseTxn(a)), Some(Op::ResponseTxn(b))) => {
+                same_txn(request, a, b)
+            }
+            (_, a, b) => a == b,
+        }
+    })
 }
 
 /// Equal but for the order within a tie, and for which keys of the last tie a limit lets through.

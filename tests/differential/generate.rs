@@ -257,8 +257,16 @@ impl Generator {
             3 => TargetUnion::Value(self.value()),
             _ => TargetUnion::Lease(if self.one_in(2) { 0 } else { self.lease() }),
         };
+        let result = if self.one_in(30) { 7 } else { self.rng.random_range(0..4) };
+        // Of an id that each server chose itself it is known only whether a key has it: EQUAL and NOT_EQUAL.
+        let is_assigned = matches!(union, TargetUnion::Lease(id) if id >= ASSIGNED_LEASES);
+        let result = match result {
+            1 if is_assigned => 0,
+            2 if is_assigned => 3,
+            _ => result,
+        };
         pb::Compare {
-            result: if self.one_in(30) { 7 } else { self.rng.random_range(0..4) },
+            result,
             target: if self.one_in(60) { 9 } else { target },
             range_end: if self.one_in(3) { self.range_end(&key) } else { Bytes::new() },
             key,
@@ -305,14 +313,18 @@ impl Generator {
             2 => vec![0, 1],
             _ => vec![],
         };
+        let range_end = self.range_end(&key);
+        let (progress_notify, prev_kv) = (self.one_in(6), self.one_in(2));
+        let watch_id = if self.one_in(3) { self.rng.random_range(-2..10) } else { 0 };
         pb::WatchCreateRequest {
-            range_end: self.range_end(&key),
+            range_end,
             key,
             start_revision,
-            progress_notify: self.one_in(6),
+            // Notifications of a watcher -1 look like answers to progress requests, and come when they like.
+            progress_notify: progress_notify && watch_id != -1,
             filters,
-            prev_kv: self.one_in(2),
-            watch_id: if self.one_in(3) { self.rng.random_range(-2..10) } else { 0 },
+            prev_kv,
+            watch_id,
             fragment: self.one_in(5),
         }
     }

@@ -1,11 +1,12 @@
 //! Random operations on a real etcd and on another server, every answer compared.
 //!
 //! * `DIFF_REFERENCE`, `DIFF_SUBJECT`: URLs of running servers; without them an etcd and a tailwater are started.
-//! * `DIFF_SEEDS` (3) and `DIFF_OPS` (300): how many runs, of how many operations. The full count is 50 and 2000.
+//! * `DIFF_SEEDS` (3) and `DIFF_OPS` (300): how many runs, of how many operations; with `ACCEPTANCE=1` 50 and 2000.
 //! * `SEED`: replays one run. `DIFF_ETCD=1`: the subject is a second etcd, which tests the test.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod answer;
+mod expiry;
 mod generate;
 mod operation;
 mod run;
@@ -16,16 +17,24 @@ use run::Difference;
 use tailwater_tests::proxy::{Deviation, Proxy};
 use tailwater_tests::{Kind, Options, Server, left_out, program};
 
+/// Runs at a time.
+const LANES: usize = 3;
+
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is not a number")))
 }
 
-fn seeds(default: u64) -> std::ops::Range<u64> {
-    number("SEED").map_or(0..number("DIFF_SEEDS").unwrap_or(default), |seed| seed..seed + 1)
+fn is_full() -> bool {
+    std::env::var("ACCEPTANCE").is_ok_and(|value| value == "1")
+}
+
+fn seeds() -> std::ops::Range<u64> {
+    let count = number("DIFF_SEEDS").unwrap_or(if is_full() { 50 } else { 3 });
+    number("SEED").map_or(0..count, |seed| seed..seed + 1)
 }
 
 fn operations() -> usize {
-    usize::try_from(number("DIFF_OPS").unwrap_or(300)).unwrap()
+    usize::try_from(number("DIFF_OPS").unwrap_or(if is_full() { 2000 } else { 300 })).unwrap()
 }
 
 /// An endpoint from `variable`, else of a server started here.
@@ -53,18 +62,28 @@ fn missing(test: &str, kinds: &[(&str, Kind)]) -> bool {
     false
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_as_etcd_does() {
+/// The two servers that are compared, or none when they are missing.
+async fn servers() -> Option<[(String, Option<Server>); 2]> {
     let subject = if number("DIFF_ETCD").is_some() { Kind::Etcd } else { Kind::Tailwater };
     let needed = [("DIFF_REFERENCE", Kind::Etcd), ("DIFF_SUBJECT", subject)];
     if missing("differential", &needed) {
-        return;
+        return None;
     }
-    let (reference, _etcd) = endpoint("DIFF_REFERENCE", Kind::Etcd).await.unwrap();
-    let (subject, _server) = endpoint("DIFF_SUBJECT", subject).await.unwrap();
+    Some([endpoint("DIFF_REFERENCE", Kind::Etcd).await.unwrap(), endpoint("DIFF_SUBJECT", subject).await.unwrap()])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_expire_as_in_etcd() {
+    let Some([(reference, _etcd), (subject, _server)]) = servers().await else { return };
+    expiry::run(&reference, &subject).await.unwrap();
+}
+
+/// Runs `seeds` one after the other on two servers; the differences, each with how to replay it.
+async fn differences(seeds: Vec<u64>) -> Vec<String> {
+    let Some([(reference, _etcd), (subject, _server)]) = servers().await else { return Vec::new() };
     let operations = operations();
     let mut differences = Vec::new();
-    for seed in seeds(3) {
+    for seed in seeds {
         if let Err(error) = run::run(&reference, &subject, seed, operations).await {
             let replay = format!(
                 "replay: SEED={seed} DIFF_OPS={operations} cargo test -p tailwater-tests --test differential answers"
@@ -72,16 +91,30 @@ async fn answers_as_etcd_does() {
             differences.push(format!("{error:#}\n{replay}"));
         }
     }
+    differences
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_as_etcd_does() {
+    // A run mostly waits, so several go on beside each other, each on servers of its own.
+    let is_given = ["DIFF_REFERENCE", "DIFF_SUBJECT"].iter().any(|variable| std::env::var(variable).is_ok());
+    let lanes = if is_given { 1 } else { LANES };
+    let mut runs = tokio::task::JoinSet::new();
+    for lane in 0..lanes {
+        let seeds: Vec<u64> = seeds().skip(lane).step_by(lanes).collect();
+        if !seeds.is_empty() {
+            runs.spawn(differences(seeds));
+        }
+    }
+    let differences = runs.join_all().await.concat();
     assert!(differences.is_empty(), "{} runs differ:\n\n{}", differences.len(), differences.join("\n\n"));
 }
 
 /// Runs seeds on an etcd and on a second one behind a proxy that deviates; how many seeds until it was found.
-async fn seeds_until_found(deviation: Deviation, seeds_max: u64) -> Option<u64> {
-    let (reference, _a) = endpoint("DIFF_REFERENCE", Kind::Etcd).await.unwrap();
-    let (upstream, _b) = endpoint("DIFF_UPSTREAM", Kind::Etcd).await.unwrap();
-    let proxy = Proxy::start(&upstream, deviation).await.unwrap();
+async fn seeds_until_found(reference: &str, upstream: &str, deviation: Deviation, seeds_max: u64) -> Option<u64> {
+    let proxy = Proxy::start(upstream, deviation).await.unwrap();
     for seed in 0..seeds_max {
-        match run::run(&reference, proxy.url(), seed, operations()).await {
+        match run::run(reference, proxy.url(), seed, operations()).await {
             Ok(()) => {}
             Err(error) => match error.downcast::<Difference>() {
                 Ok(_) => return Some(seed + 1),
@@ -97,7 +130,10 @@ async fn each_planted_deviation_is_found() {
     if missing("planted deviations", &[("DIFF_REFERENCE", Kind::Etcd)]) {
         return;
     }
-    assert_eq!(seeds_until_found(Deviation::Nothing, 2).await, None, "the proxy alone makes a difference");
+    let (reference, _a) = endpoint("DIFF_REFERENCE", Kind::Etcd).await.unwrap();
+    let (upstream, _b) = endpoint("DIFF_UPSTREAM", Kind::Etcd).await.unwrap();
+    let untouched = seeds_until_found(&reference, &upstream, Deviation::Nothing, if is_full() { 5 } else { 1 }).await;
+    assert_eq!(untouched, None, "the proxy alone makes a difference");
     for deviation in [
         Deviation::CountLimited,
         Deviation::KeysOnlyWithoutLease,
@@ -105,7 +141,7 @@ async fn each_planted_deviation_is_found() {
         Deviation::ProgressTooHigh,
         Deviation::VersionNotReset,
     ] {
-        let found = seeds_until_found(deviation, 50).await;
+        let found = seeds_until_found(&reference, &upstream, deviation, 50).await;
         #[expect(clippy::print_stdout, reason = "how soon each is found tells how strong the test is")]
         {
             println!("{deviation:?} found after {found:?} seeds");

@@ -42,7 +42,8 @@ impl std::error::Error for Difference {}
 pub(crate) struct Side {
     client: RawClient,
     names: Arc<Mutex<Names>>,
-    bound: Arc<AtomicI64>,
+    /// The highest revision that may be seen.
+    pub(crate) bound: Arc<AtomicI64>,
     /// Sees every event of the run.
     pub(crate) all: WatchStream,
     pub(crate) streams: [Option<WatchStream>; STREAMS],
@@ -145,7 +146,7 @@ pub(crate) async fn run(reference: &str, subject: &str, seed: u64, operations: u
 
 impl Run {
     /// Brings both servers to the same state: empty, at one revision, compacted there.
-    async fn start(reference: &str, subject: &str) -> anyhow::Result<Self> {
+    pub(crate) async fn start(reference: &str, subject: &str) -> anyhow::Result<Self> {
         let (reference, subject) = (Side::new(reference).await?, Side::new(subject).await?);
         let (mut a, mut b) = (reference.clear().await?, subject.clear().await?);
         while a != b {
@@ -175,7 +176,7 @@ impl Run {
         Ok(Self { reference, subject, at, watchers: Vec::new(), history: History::beginning(first, "pad") })
     }
 
-    async fn step(&mut self, number: usize, operation: &Operation) -> anyhow::Result<()> {
+    pub(crate) async fn step(&mut self, number: usize, operation: &Operation) -> anyhow::Result<()> {
         // A compaction may overtake the reading of history for a watcher, and of previous values: both are allowed.
         if matches!(operation, Operation::Compact(_)) || number.is_multiple_of(SETTLE_OPERATIONS) {
             self.settle().await?;

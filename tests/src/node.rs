@@ -1,11 +1,14 @@
 //! One server on a directory that survives it.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tempfile::TempDir;
+
+use crate::Kind;
+use crate::process::{command, free_urls};
 
 /// A server that is started, killed and started again on the same data and ports.
 pub struct Node {
@@ -16,17 +19,13 @@ pub struct Node {
     child: Option<Child>,
 }
 
-fn url() -> anyhow::Result<String> {
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    Ok(format!("http://127.0.0.1:{port}"))
-}
-
 impl Node {
     /// Not started yet.
     pub fn new() -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("tailwater-crash-").tempdir()?;
         std::fs::create_dir(dir.path().join("root"))?;
-        Ok(Self { dir, client: url()?, peer: url()?, arguments: Vec::new(), child: None })
+        let [client, peer] = free_urls()?;
+        Ok(Self { dir, client, peer, arguments: Vec::new(), child: None })
     }
 
     /// Adds arguments of `tailwater serve`.
@@ -76,21 +75,10 @@ impl Node {
 
     /// As [`Node::start`]; `false` when the server refused to start.
     pub async fn try_start(&mut self, environment: Vec<(String, String)>) -> anyhow::Result<bool> {
-        let log = std::fs::File::create(self.dir.path().join("log"))?;
-        let binary = crate::program(crate::Kind::Tailwater)?;
-        let mut child = Command::new(&binary)
-            .args(["serve", "--name", "default", "--data-dir"])
-            .arg(self.data())
-            .args(["--listen-client-urls", &self.client, "--advertise-client-urls", &self.client])
-            .args(["--listen-peer-urls", &self.peer, "--initial-advertise-peer-urls", &self.peer])
-            .args(["--initial-cluster", &format!("default={}", self.peer)])
-            .args(&self.arguments)
-            .envs(environment)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("starting {}", binary.display()))?;
+        let log = self.dir.path().join("log");
+        let mut command = command(Kind::Tailwater, &self.data(), &self.client, &self.peer, &log)?;
+        command.args(&self.arguments).envs(environment);
+        let mut child = command.spawn().with_context(|| format!("starting {command:?}"))?;
         let begin = Instant::now();
         while !self.log().contains("ready to serve client requests") {
             if child.try_wait()?.is_some() {

@@ -65,33 +65,14 @@ impl Server {
     /// # Errors
     /// As [`Server::tailwater`].
     pub async fn start(kind: Kind, options: &Options) -> anyhow::Result<Self> {
-        let program = program(kind)?;
         let dir = TempDir::new()?;
-        let [client, peer] = free_ports()?.map(|port| format!("http://127.0.0.1:{port}"));
-        let mut command = Command::new(&program);
-        if kind == Kind::Tailwater {
-            command.arg("serve");
-        }
-        command.args(["--name", "default", "--data-dir"]).arg(dir.path().join("data"));
-        for (flag, url) in [
-            ("listen-client-urls", &client),
-            ("advertise-client-urls", &client),
-            ("listen-peer-urls", &peer),
-            ("initial-advertise-peer-urls", &peer),
-        ] {
-            command.arg(format!("--{flag}={url}"));
-        }
-        command.arg(format!("--initial-cluster=default={peer}")).args(&options.flags);
+        let [client, peer] = free_urls()?;
+        let mut command = command(kind, &dir.path().join("data"), &client, &peer, &dir.path().join("log"))?;
+        command.args(&options.flags);
         if kind == Kind::Etcd {
             command.args(&options.etcd_flags);
         }
-        let log = File::create(dir.path().join("log"))?;
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("starting {}", program.display()))?;
+        let child = command.spawn().with_context(|| format!("starting {command:?}"))?;
         let mut server = Self { kind, child, url: client, dir };
         server.wait_until_serving().await?;
         Ok(server)
@@ -161,6 +142,27 @@ impl Drop for Server {
     }
 }
 
+/// The command that serves `data`, alone in its cluster, at two URLs, and writes what it says to a new file `log`.
+pub(crate) fn command(kind: Kind, data: &Path, client: &str, peer: &str, log: &Path) -> anyhow::Result<Command> {
+    let mut command = Command::new(program(kind)?);
+    if kind == Kind::Tailwater {
+        command.arg("serve");
+    }
+    command.args(["--name", "default", "--data-dir"]).arg(data);
+    for (flag, url) in [
+        ("listen-client-urls", client),
+        ("advertise-client-urls", client),
+        ("listen-peer-urls", peer),
+        ("initial-advertise-peer-urls", peer),
+    ] {
+        command.arg(format!("--{flag}={url}"));
+    }
+    let log = File::create(log)?;
+    command.arg(format!("--initial-cluster=default={peer}"));
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    Ok(command)
+}
+
 /// The program of `kind`: env `TAILWATER` or `ETCD`; else `tailwater` of this build, or `etcd` on PATH.
 ///
 /// # Errors
@@ -203,8 +205,9 @@ fn on_path(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file: &PathBuf| Path::is_file(file))
 }
 
-/// Two ports that were free a moment ago, held together so that they differ.
-fn free_ports() -> anyhow::Result<[u16; 2]> {
+/// Two loopback URLs whose ports were free a moment ago, held together so that they differ.
+pub(crate) fn free_urls() -> anyhow::Result<[String; 2]> {
     let listeners = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
-    Ok([listeners[0].local_addr()?.port(), listeners[1].local_addr()?.port()])
+    let url = |listener: &TcpListener| anyhow::Ok(format!("http://{}", listener.local_addr()?));
+    Ok([url(&listeners[0])?, url(&listeners[1])?])
 }

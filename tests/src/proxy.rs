@@ -61,8 +61,12 @@ impl Proxy {
         let forward = Forward { client: RawClient::new(upstream)?, deviation, memory };
         let task = tokio::spawn(async move {
             let server = tonic::transport::Server::builder();
+            let connections = TcpListenerStream::new(listener).map(|connection| {
+                // Else small messages wait for the client's acknowledgements, 40 ms each.
+                connection.and_then(|stream| stream.set_nodelay(true).map(|()| stream))
+            });
             // It ends only with the listener, which nothing closes.
-            drop(server.serve_with_incoming(forward, TcpListenerStream::new(listener)).await);
+            drop(server.serve_with_incoming(forward, connections).await);
         });
         Ok(Self { url, task })
     }

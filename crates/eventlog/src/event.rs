@@ -73,7 +73,7 @@ pub struct Envelope {
     /// The lease that the key is attached to; 0 for none and for a delete.
     pub lease: LeaseId,
     /// Where the newest version of the key *below this revision* is stored, if the key was live then: what prev_kv
-    /// is read from. An earlier event of the same revision is never meant.
+    /// is read from. An earlier event of the same revision is never meant, and a put that creates the key has none.
     pub prev: Option<(Revision, u32)>,
 }
 

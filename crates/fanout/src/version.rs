@@ -30,9 +30,12 @@ impl Version {
     }
 
     /// The put that was visible just below this version's revision. An earlier event of the same revision is never
-    /// meant.
+    /// meant. None for a put that creates the key, also where the same revision deleted it before: so etcd has it.
     pub(crate) fn before(&self) -> Option<Arc<Event>> {
         let revision = self.revision();
+        if self.is_put() && self.event.envelope().create_revision == revision {
+            return None;
+        }
         let mut older = self.older.load_full();
         while let Some(version) = older {
             if version.revision() < revision {
@@ -101,5 +104,36 @@ impl KeyNode {
             older = version.older.load_full();
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tailwater_eventlog::{Envelope, LeaseId};
+
+    use super::*;
+
+    fn put(revision: i64, sub: u32, create_revision: i64) -> Arc<Event> {
+        let envelope = Envelope {
+            kind: EventKind::Put,
+            revision: Revision(revision),
+            sub,
+            create_revision: Revision(create_revision),
+            version: 1,
+            lease: LeaseId(0),
+            prev: None,
+        };
+        Arc::new(Event::put(envelope, b"k", b"v"))
+    }
+
+    #[test]
+    fn a_put_that_creates_has_none_before_it() {
+        let node = KeyNode::new(put(2, 0, 2));
+        node.push(Arc::new(Event::delete(Revision(3), 0, b"k", Some((Revision(2), 0)))));
+        assert_eq!(node.newest().before().map(|event| event.revision()), Some(Revision(2)));
+        node.push(put(3, 1, 3));
+        assert!(node.newest().before().is_none());
+        node.push(put(4, 0, 3));
+        assert_eq!(node.newest().before().map(|event| event.revision()), Some(Revision(3)));
     }
 }

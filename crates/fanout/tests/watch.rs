@@ -152,7 +152,7 @@ fn past_then_live(window: usize, value: usize) {
     while fanout.snapshot().cursor.revision < Revision(99) {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let (control, mut stream) = fanout.open_stream(false);
+    let (control, mut stream) = fanout.open_stream();
     control.create(watch(2), None);
     let mut responses = pull(&mut stream, 98);
     for revision in 100..150 {
@@ -185,4 +185,27 @@ fn replay_from_history_meets_live_without_gap_or_duplicate() {
 fn events_larger_than_a_piece_arrive_whole() {
     past_then_live(1 << 24, 10_000);
     past_then_live(1000, 10_000);
+}
+
+#[test]
+fn what_a_group_shares_hides_previous_versions_at_the_compacted_revision() {
+    let (source, fanout) = start(1 << 20);
+    let (control, mut stream) = fanout.open_stream();
+    control.create(watch(2), None);
+    pull(&mut stream, 0);
+    for revision in 2..5 {
+        source.put(revision, "k", b"v");
+    }
+    // Now the group holds the bytes of all three, with what was visible before the compaction.
+    pull(&mut stream, 3);
+    let facts = vec![Fact::Compacted(Revision(3))];
+    source.tail.publish(vec![Arc::new(Frame { position: Position(5), revision: Revision(4), events: vec![], facts })]);
+    while fanout.snapshot().compacted < Revision(3) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    control.create(watch(3), None);
+    let responses = pull(&mut stream, 2);
+    let prev = responses.iter().flat_map(|r| &r.events).map(|e| e.prev_kv.as_ref().map(|p| p.mod_revision));
+    assert_eq!(prev.collect::<Vec<_>>(), [None, Some(3)]);
+    fanout.stop();
 }

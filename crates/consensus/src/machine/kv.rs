@@ -99,7 +99,8 @@ impl Machine {
             create_revision: previous.as_ref().map_or(revision, |meta| meta.create_revision),
             version: previous.as_ref().map_or(1, |meta| meta.version + 1),
             lease,
-            prev: self.before(step, &request.key, previous.as_ref()),
+            // A put that creates the key has none, also where this very revision deleted it.
+            prev: previous.as_ref().and_then(|meta| self.before(step, meta)),
         };
         let old_lease = previous.map_or(LeaseId(0), |meta| meta.lease);
         self.record(Event::put(envelope, &request.key, &value));
@@ -147,20 +148,18 @@ impl Machine {
 
     /// Deletes one live key.
     pub(super) fn delete_key(&mut self, step: &mut Step, meta: &KeyMeta) {
-        let prev = self.before(step, &meta.key, Some(meta));
+        let prev = self.before(step, meta);
         self.record(Event::delete(step.begin.next(), step.sub, &meta.key, prev));
         step.sub += 1;
         self.attach(&meta.key, meta.lease, LeaseId(0));
     }
 
-    /// Where the key's newest version below the revision in the making is, given its newest of all.
-    fn before(&self, step: &Step, key: &[u8], newest: Option<&KeyMeta>) -> Option<(Revision, u32)> {
-        match newest {
-            Some(meta) if meta.mod_revision <= step.begin => Some((meta.mod_revision, meta.sub)),
-            // Only a txn that has written can have touched the key in this very revision.
-            _ if step.sub > 0 => self.index.get(key, step.begin).map(|meta| (meta.mod_revision, meta.sub)),
-            _ => None,
+    /// Where a key's newest version below the revision in the making is, given its newest of all.
+    fn before(&self, step: &Step, newest: &KeyMeta) -> Option<(Revision, u32)> {
+        if newest.mod_revision <= step.begin {
+            return Some((newest.mod_revision, newest.sub));
         }
+        self.index.get(&newest.key, step.begin).map(|meta| (meta.mod_revision, meta.sub))
     }
 }
 

@@ -32,9 +32,7 @@ impl Machine {
         waiting: bool,
     ) -> Result<Answer, MachineError> {
         let path = self.path(values, &request)?;
-        // etcd looks at all puts of the path before it looks at the ranges.
-        self.check_puts(&path, &request)?;
-        self.check_ranges(&path, &request)?;
+        self.check_ops(&path, &request)?;
         let mut step = self.begin();
         let mut response = self.execute(values, &mut step, &path, request, waiting)?;
         response.header = header(self.end(&step));
@@ -59,30 +57,18 @@ impl Machine {
         Ok(path)
     }
 
-    fn check_puts(&self, path: &Path, txn: &pb::TxnRequest) -> Result<(), MachineError> {
+    /// The path's puts and ranges in their order, nested txns in their place: the first error is the txn's.
+    fn check_ops(&self, path: &Path, txn: &pb::TxnRequest) -> Result<(), MachineError> {
         let mut nested = path.nested.iter();
         for op in path.branch(txn) {
             match &op.request {
+                Some(Request::RequestRange(range)) => self.check_range(range)?,
                 Some(Request::RequestPut(put)) => {
                     self.check_exists(put)?;
                     self.check_lease(put.lease)?;
                 }
                 Some(Request::RequestTxn(inner)) => {
-                    self.check_puts(nested.next().expect("one path per nested txn"), inner)?;
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn check_ranges(&self, path: &Path, txn: &pb::TxnRequest) -> Result<(), MachineError> {
-        let mut nested = path.nested.iter();
-        for op in path.branch(txn) {
-            match &op.request {
-                Some(Request::RequestRange(range)) => self.check_range(range)?,
-                Some(Request::RequestTxn(inner)) => {
-                    self.check_ranges(nested.next().expect("one path per nested txn"), inner)?;
+                    self.check_ops(nested.next().expect("one path per nested txn"), inner)?;
                 }
                 _ => {}
             }
