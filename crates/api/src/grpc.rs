@@ -189,9 +189,28 @@ where
     pub async fn message(&mut self) -> Result<Option<Bytes>, FrameError> {
         std::future::poll_fn(|cx| self.poll_message(cx)).await
     }
+
+    /// Drops what still comes until the client ends its side.
+    ///
+    /// # Errors
+    /// `Transport`.
+    async fn drain(&mut self) -> Result<(), FrameError> {
+        std::future::poll_fn(|cx| {
+            while !self.ended {
+                match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                    None => self.ended = true,
+                    Some(Err(error)) => return Poll::Ready(Err(FrameError::Transport(error.to_string()))),
+                    Some(Ok(_)) => {}
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
+    }
 }
 
-/// Reads the message of a unary call. What a client sends after it is not looked at, as in grpc-go.
+/// Reads the message of a unary call. What a client sends after it is not looked at, as in grpc-go; but it is read to
+/// its end, since the transport would otherwise reset a stream whose end is only on its way.
 ///
 /// # Errors
 /// See [`FrameError`].
@@ -201,7 +220,9 @@ where
     B::Error: std::fmt::Display,
 {
     let mut requests = RequestStream::new(body, message_bytes_max);
-    requests.message().await?.ok_or(FrameError::Missing)
+    let message = requests.message().await?.ok_or(FrameError::Missing)?;
+    requests.drain().await?;
+    Ok(message)
 }
 
 /// The trailers that end a call: `grpc-status`, and `grpc-message` unless it is empty.

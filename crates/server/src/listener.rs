@@ -21,6 +21,9 @@ const SOCKET_BUFFER_BYTES: usize = 128 * 1024;
 /// What a client may send on one stream, and on all streams of a connection, before we have read it.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// Calls that a client may have given up before we have looked at them. Go's clients do so in bursts, whenever a context
+/// that many calls share ends; beyond it the connection is closed, as a defence against floods.
+const RESET_STREAMS_MAX: usize = 8192;
 /// etcd's keepalive: asked after two hours of silence, gone after 20 s without an answer.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2 * 3600);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -151,6 +154,7 @@ impl Connections {
             .max_send_buf_size(self.send_buffer_bytes)
             // Unlimited, as etcd's default.
             .max_concurrent_streams(None)
+            .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
             .keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT);
         builder.http1().timer(TokioTimer::new());

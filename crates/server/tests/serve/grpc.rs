@@ -116,3 +116,29 @@ async fn a_half_closed_watch_goes_on_and_a_half_closed_keepalive_ends() {
     assert_eq!((answer.id, answer.ttl), (77, 0));
     assert_eq!(stream.message().await.unwrap(), None);
 }
+
+/// Clients give up calls in bursts, for instance when a context ends that many of them share; the connection that
+/// carries them, and the watches on it, must not suffer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_of_cancelled_calls_leaves_the_connection_alone() {
+    let server = Server::start(&[]);
+    let channel = server.channel().await;
+    let requests = tokio_stream::iter([create("k")]);
+    let mut stream = pb::watch_client::WatchClient::new(channel.clone()).watch(requests).await.unwrap().into_inner();
+    assert!(stream.message().await.unwrap().unwrap().created);
+    let mut kv = pb::kv_client::KvClient::new(channel);
+    for _ in 0..20 {
+        let calls = (0..200).map(|_| {
+            let mut kv = kv.clone();
+            let range = pb::RangeRequest { key: "k".into(), ..Default::default() };
+            tokio::spawn(
+                async move { tokio::time::timeout(Duration::from_micros(300), kv.range(range)).await.is_err() },
+            )
+        });
+        for call in calls.collect::<Vec<_>>() {
+            call.await.unwrap();
+        }
+    }
+    kv.put(pb::PutRequest { key: "k".into(), value: "v".into(), ..Default::default() }).await.unwrap();
+    assert_eq!(stream.message().await.unwrap().unwrap().events.len(), 1);
+}
