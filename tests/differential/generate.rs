@@ -166,7 +166,7 @@ impl Generator {
     fn put(&mut self) -> pb::PutRequest {
         let (ignore_value, ignore_lease) = (self.one_in(15), self.one_in(15));
         let value = if ignore_value && !self.one_in(4) { Bytes::new() } else { self.value() };
-        let with_lease = self.one_in(4) && !(ignore_lease && !self.one_in(4));
+        let with_lease = self.one_in(4) && (!ignore_lease || self.one_in(4));
         let lease = if with_lease { self.lease() } else { 0 };
         pb::PutRequest { key: self.key(), value, lease, prev_kv: self.one_in(3), ignore_value, ignore_lease }
     }
