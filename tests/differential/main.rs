@@ -7,6 +7,7 @@
 
 mod answer;
 mod expiry;
+mod garbage;
 mod generate;
 mod operation;
 mod run;
@@ -76,6 +77,12 @@ async fn servers() -> Option<[(String, Option<Server>); 2]> {
 async fn leases_expire_as_in_etcd() {
     let Some([(reference, _etcd), (subject, _server)]) = servers().await else { return };
     expiry::run(&reference, &subject).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_of_garbage_end_as_in_etcd() {
+    let Some([(reference, _etcd), (subject, _server)]) = servers().await else { return };
+    garbage::run(&reference, &subject).await.unwrap();
 }
 
 /// Runs `seeds` one after the other on two servers; the differences, each with how to replay it.
