@@ -8,4 +8,5 @@ mod client;
 mod compaction;
 mod fairness;
 mod lists;
+mod status;
 mod watching;

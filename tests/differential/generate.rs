@@ -89,7 +89,7 @@ impl Generator {
             0..280 => Operation::Put(self.put()),
             280..480 => Operation::Range(self.range()),
             480..560 => Operation::Delete(self.delete()),
-            560..700 => Operation::Txn(self.txn(0)),
+            560..700 => Operation::Txn(without_panic(self.txn(0))),
             700..720 => Operation::Compact(self.compact()),
             720..750 => self.grant(),
             750..765 => Operation::Revoke(self.lease()),
@@ -166,7 +166,7 @@ impl Generator {
     fn put(&mut self) -> pb::PutRequest {
         let (ignore_value, ignore_lease) = (self.one_in(15), self.one_in(15));
         let value = if ignore_value && !self.one_in(4) { Bytes::new() } else { self.value() };
-        let with_lease = self.one_in(4) && !(ignore_lease && !self.one_in(4));
+        let with_lease = self.one_in(4) && (!ignore_lease || self.one_in(4));
         let lease = if with_lease { self.lease() } else { 0 };
         pb::PutRequest { key: self.key(), value, lease, prev_kv: self.one_in(3), ignore_value, ignore_lease }
     }
@@ -326,6 +326,30 @@ impl Generator {
             prev_kv,
             watch_id,
             fragment: self.one_in(5),
+        }
+    }
+}
+
+/// A put that keeps the value or the lease of a key that its own txn has deleted makes etcd panic, at each restart
+/// again. No such put is sent where anything is deleted.
+fn without_panic(mut txn: pb::TxnRequest) -> pb::TxnRequest {
+    let mut deletes = false;
+    each_op(&mut txn, &mut |op| deletes |= matches!(op, Op::RequestDeleteRange(_)));
+    each_op(&mut txn, &mut |op| {
+        if let Op::RequestPut(put) = op {
+            put.ignore_value &= !deletes;
+            put.ignore_lease &= !deletes;
+        }
+    });
+    txn
+}
+
+/// Every operation of both branches, nested txns' included.
+fn each_op(txn: &mut pb::TxnRequest, visit: &mut dyn FnMut(&mut Op)) {
+    for op in txn.success.iter_mut().chain(&mut txn.failure).filter_map(|op| op.request.as_mut()) {
+        visit(op);
+        if let Op::RequestTxn(inner) = op {
+            each_op(inner, visit);
         }
     }
 }

@@ -7,6 +7,7 @@
 
 mod answer;
 mod expiry;
+mod garbage;
 mod generate;
 mod operation;
 mod run;
@@ -78,20 +79,35 @@ async fn leases_expire_as_in_etcd() {
     expiry::run(&reference, &subject).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_of_garbage_end_as_in_etcd() {
+    let Some([(reference, _etcd), (subject, _server)]) = servers().await else { return };
+    garbage::run(&reference, &subject).await.unwrap();
+}
+
 /// Runs `seeds` one after the other on two servers; the differences, each with how to replay it.
 async fn differences(seeds: Vec<u64>) -> Vec<String> {
-    let Some([(reference, _etcd), (subject, _server)]) = servers().await else { return Vec::new() };
+    let Some([(reference, etcd), (subject, server)]) = servers().await else { return Vec::new() };
     let operations = operations();
     let mut differences = Vec::new();
     for seed in seeds {
-        if let Err(error) = run::run(&reference, &subject, seed, operations).await {
-            let replay = format!(
-                "replay: SEED={seed} DIFF_OPS={operations} cargo test -p tailwater-tests --test differential answers"
-            );
-            differences.push(format!("{error:#}\n{replay}"));
+        let Err(error) = run::run(&reference, &subject, seed, operations).await else { continue };
+        let replay = format!(
+            "replay: SEED={seed} DIFF_OPS={operations} cargo test -p tailwater-tests --test differential answers"
+        );
+        differences.push(format!("{error:#}\n{replay}"));
+        if !error.is::<Difference>() {
+            // A server is gone, and every further run would only say so.
+            differences.extend([etcd, server].iter().flatten().map(|server| last_lines(&server.log())));
+            break;
         }
     }
     differences
+}
+
+fn last_lines(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    format!("the end of a server's log:\n{}", lines[lines.len().saturating_sub(5)..].join("\n"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
