@@ -241,6 +241,11 @@ impl Delivery {
         self.answers.len()
     }
 
+    /// Bytes of the pieces that must go out next.
+    pub(crate) fn under_way_bytes(&self) -> usize {
+        self.under_way.iter().map(Bytes::len).sum()
+    }
+
     fn answer(&mut self, head: Head) {
         if self.answers.len() >= ANSWERS_MAX {
             return self.inbox.end(StreamEnd::Status(RESOURCE_EXHAUSTED, text::TOO_MANY.into()));
