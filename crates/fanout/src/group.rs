@@ -149,7 +149,9 @@ impl Group {
         let mut recent = self.recent.lock();
         let first = recent.chunks.front().map_or(from, Chunk::first).min(from);
         recent.chunks.clear();
-        recent.drop_range((first, to));
+        if first <= to {
+            recent.drop_range((first, to));
+        }
     }
 
     /// What a watcher at `next` gets out of the shared chunks, up to and including revision `to`, which is published;
