@@ -17,7 +17,7 @@ use crate::window::Window;
 use crate::{FanoutConfig, StreamEnd, metrics};
 
 /// The smallest piece that a stream hands out under memory pressure.
-const CHUNK_BYTES_MIN: usize = 4 << 10;
+const CHUNK_BYTES_MIN: usize = 1 << 10;
 
 /// Shared by reference; each part says who writes it.
 pub(crate) struct Core {
@@ -72,7 +72,7 @@ impl Core {
             streams: self.memory.streams.load(Ordering::Relaxed),
             watchers: self.memory.watchers.load(Ordering::Relaxed),
             catching_up: self.memory.catching_up.load(Ordering::Relaxed),
-            held: self.memory.held.load(Ordering::Relaxed),
+            held: self.memory.bytes(),
             held_max: self.config.watch_memory_bytes_max,
             groups: self.registry.lock().groups(),
         }
@@ -81,12 +81,15 @@ impl Core {
     /// Bytes of the next piece of a stream.
     pub(crate) fn chunk_bytes(&self) -> usize {
         let most = self.config.stream_chunk_bytes.max(CHUNK_BYTES_MIN);
-        let half = self.config.watch_memory_bytes_max / 2;
-        if self.memory.held.load(Ordering::Relaxed) <= half {
+        let quarter = self.config.watch_memory_bytes_max / 4;
+        let held = self.memory.held.load(Ordering::Relaxed);
+        if held <= quarter {
             return most;
         }
+        // A part of what is left, so that however many take theirs and stall, it is not used up. Shared chunks have the
+        // last quarter.
         let streams = self.memory.streams.load(Ordering::Relaxed).max(1);
-        (half / streams).clamp(CHUNK_BYTES_MIN, most)
+        ((3 * quarter).saturating_sub(held) / streams).clamp(CHUNK_BYTES_MIN, most)
     }
 }
 
@@ -94,12 +97,20 @@ impl Core {
 #[derive(Debug, Default)]
 pub(crate) struct StreamMemory {
     pub(crate) streams: AtomicUsize,
+    /// The pieces that streams handed out last, and those that must follow.
     pub(crate) held: AtomicUsize,
+    /// Chunks that groups share; written by the tail thread.
+    pub(crate) shared: AtomicUsize,
     pub(crate) watchers: AtomicUsize,
     pub(crate) catching_up: AtomicUsize,
 }
 
 impl StreamMemory {
+    /// Everything that is held.
+    pub(crate) fn bytes(&self) -> usize {
+        self.held.load(Ordering::Relaxed) + self.shared.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn watcher_added(&self) {
         self.watchers.fetch_add(1, Ordering::Relaxed);
     }

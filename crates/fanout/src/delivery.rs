@@ -241,6 +241,11 @@ impl Delivery {
         self.answers.len()
     }
 
+    /// Bytes of the pieces that must go out next.
+    pub(crate) fn under_way_bytes(&self) -> usize {
+        self.under_way.iter().map(Bytes::len).sum()
+    }
+
     fn answer(&mut self, head: Head) {
         if self.answers.len() >= ANSWERS_MAX {
             return self.inbox.end(StreamEnd::Status(RESOURCE_EXHAUSTED, text::TOO_MANY.into()));
@@ -428,6 +433,8 @@ impl Delivery {
 
     /// A response made of the shared slices.
     fn put_shared(&mut self, watch_id: i64, published: &Published, bytes: usize, out: &mut BytesMut) {
+        // Room for all at once: growing step by step would allocate several times per response.
+        out.reserve(HEAD_BYTES_MAX + if bytes <= COPY_BYTES_MAX { bytes } else { 0 });
         answer(published, watch_id).put(out, self.core.ids(), bytes);
         if bytes <= COPY_BYTES_MAX {
             self.slices.drain(..).for_each(|slice| out.extend_from_slice(&slice));

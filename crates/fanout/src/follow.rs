@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tailwater_eventlog::{Cursor, Frame, KeyRange, Position, StorageError, TailError};
@@ -13,7 +14,7 @@ use crate::core::Core;
 use crate::delivery::{UNAVAILABLE, text};
 use crate::group::Group;
 use crate::metrics;
-use crate::registry::Matched;
+use crate::registry::{Matched, ShareBounds};
 use crate::store::{Store, segment_bytes};
 use crate::{FanoutConfig, StreamEnd};
 
@@ -127,24 +128,28 @@ impl Follower {
             if !frames.is_empty() {
                 self.batch(&frames, now);
             }
-            self.recent.shrink(self.core.config.watch_memory_bytes_max / 4, now);
+            self.recent.shrink(self.core.config.watch_memory_bytes_max / 8, now);
+            self.core.memory.shared.store(self.recent.bytes, Ordering::Relaxed);
         }
     }
 
     fn batch(&mut self, frames: &[Arc<Frame>], now: Instant) {
         let core = self.core.clone();
-        let FanoutConfig { window_bytes_max, stream_chunk_bytes, .. } = core.config;
+        let FanoutConfig { window_bytes_max, stream_chunk_bytes, watch_memory_bytes_max, .. } = core.config;
+        // An eighth of the memory for what groups shared before, an eighth for what this batch adds.
+        self.recent.shrink(watch_memory_bytes_max / 8, now);
+        let bounds = ShareBounds { chunk_bytes: stream_chunk_bytes, batch_bytes: watch_memory_bytes_max / 8 };
         let mut events = Vec::new();
         for frame in frames {
             events.extend(frame.events.iter().map(|event| self.store.apply(event.clone())));
             self.step(frame);
         }
         let Cursor { revision, position, .. } = self.store.cursor();
-        let (matched, pairs) =
-            core.registry.lock().match_batch(&events, revision, self.store.compacted(), stream_chunk_bytes);
+        let (matched, pairs) = core.registry.lock().match_batch(&events, revision, self.store.compacted(), bounds);
         metrics::batch(events.len(), pairs);
         core.window.append(events, segment_bytes(window_bytes_max));
         let groups = self.recent.keep(matched, now);
+        core.memory.shared.store(self.recent.bytes, Ordering::Relaxed);
         core.published.store(Arc::new(self.store.publish()));
         self.reached.send_modify(|reached| reached.position = position);
         core.wakeups.published(groups);

@@ -11,6 +11,7 @@ use tailwater_eventlog::{Event, KeyRange, Revision};
 use crate::WatchFilter;
 use crate::encode::{event_field_len, put_event_field};
 use crate::inbox::Inbox;
+use crate::registry::ShareBounds;
 
 /// Ranges of revisions that a group remembers to have dropped; beyond it neighbours are merged, which costs a late
 /// watcher only a longer scan.
@@ -148,7 +149,9 @@ impl Group {
         let mut recent = self.recent.lock();
         let first = recent.chunks.front().map_or(from, Chunk::first).min(from);
         recent.chunks.clear();
-        recent.drop_range((first, to));
+        if first <= to {
+            recent.drop_range((first, to));
+        }
     }
 
     /// What a watcher at `next` gets out of the shared chunks, up to and including revision `to`, which is published;
@@ -233,14 +236,15 @@ pub(crate) struct ChunkBuilder {
 
 impl ChunkBuilder {
     /// Adds an event; events come in order.
-    pub(crate) fn push(&mut self, event: &Event, prev: Option<&Event>, chunk_bytes: usize) {
+    pub(crate) fn push(&mut self, event: &Event, prev: Option<&Event>, bounds: &mut ShareBounds) {
+        let chunk_bytes = bounds.chunk_bytes;
         if self.dropped_from.is_some() {
             return;
         }
         let revision = event.revision();
         let len = event_field_len(event, prev);
         let whole = self.marks.iter().rev().find(|m| m.0 < revision).map_or(0, |m| m.1);
-        if self.buffer.len() - whole + len > chunk_bytes {
+        if self.buffer.len() - whole + len > chunk_bytes || len > bounds.batch_bytes {
             self.buffer.truncate(whole);
             self.marks.retain(|m| m.0 < revision);
             self.dropped_from = Some(revision);
@@ -252,6 +256,7 @@ impl ChunkBuilder {
             self.close();
             self.buffer = rest;
         }
+        bounds.batch_bytes -= len;
         put_event_field(&mut self.buffer, event, prev);
         let end = self.buffer.len();
         match self.marks.last_mut() {

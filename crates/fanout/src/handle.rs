@@ -106,7 +106,7 @@ impl Fanout {
         }
         let plan = Plan::new(&self.core, query)?;
         if plan.is_small(&self.core)
-            && let Some(answer) = plan.from_memory(&self.core)
+            && let Some(answer) = plan.read_memory(&self.core)
         {
             return Ok(answer);
         }
@@ -124,6 +124,14 @@ impl Fanout {
     #[must_use]
     pub fn open_stream(&self) -> (WatchControl, WatchStream) {
         crate::watch::open(&self.core)
+    }
+
+    /// Bytes that watch streams hold for their clients, chunks that they share included; the metric is
+    /// [`metrics::STREAM_BYTES`]. Stays within [`FanoutConfig::watch_memory_bytes_max`], but for an event that is larger
+    /// than a piece: a stream may hold one such event by reference.
+    #[must_use]
+    pub fn stream_bytes(&self) -> usize {
+        self.core.memory.bytes()
     }
 
     /// Stops following and ends every stream.

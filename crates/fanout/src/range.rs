@@ -54,13 +54,12 @@ impl Plan {
         }
         let limit = self.fetch_limit();
         let is_newest = self.at == self.published.revision();
-        (self.query.count_only && is_newest)
-            || (limit <= INLINE_KEYS_MAX && is_newest)
+        (is_newest && (self.query.count_only || limit <= INLINE_KEYS_MAX))
             || self.published.keys.count(&self.query.range) <= INLINE_KEYS_MAX
     }
 
     /// Reads from memory. `None`: memory does not reach back to the revision.
-    pub(crate) fn from_memory(&self, core: &Core) -> Option<RangeAnswer> {
+    pub(crate) fn read_memory(&self, core: &Core) -> Option<RangeAnswer> {
         let range = &self.query.range;
         let counted = || {
             let (at, newest) = (self.at, self.published.revision());
@@ -86,7 +85,7 @@ impl Plan {
 
     /// Reads where blocking is allowed: from memory, else with the source's help.
     pub(crate) fn read(&self, core: &Core) -> Result<RangeAnswer, ReadError> {
-        if let Some(answer) = self.from_memory(core) {
+        if let Some(answer) = self.read_memory(core) {
             return Ok(answer);
         }
         let mut live: BTreeMap<Bytes, Arc<Event>> = BTreeMap::new();

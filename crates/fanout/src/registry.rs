@@ -29,6 +29,15 @@ pub(crate) struct Matched {
     pub(crate) dropped: Option<(Revision, Revision)>,
 }
 
+/// How much groups may share of one batch; the rest is read from the window.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ShareBounds {
+    /// Of one chunk.
+    pub(crate) chunk_bytes: usize,
+    /// Of all groups together; shrinks while the batch is matched.
+    pub(crate) batch_bytes: usize,
+}
+
 /// All groups and their index.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
@@ -152,7 +161,7 @@ impl Registry {
         events: &[WindowEvent],
         last: Revision,
         compacted: Revision,
-        chunk_bytes: usize,
+        mut bounds: ShareBounds,
     ) -> (Vec<Matched>, usize) {
         let mut hits = std::mem::take(&mut self.hits);
         let mut pairs = 0;
@@ -161,7 +170,7 @@ impl Registry {
             self.find(event.version.event().key(), &mut hits);
             pairs += hits.len();
             for &at in &hits {
-                self.offer(at, event, compacted, chunk_bytes);
+                self.offer(at, event, compacted, &mut bounds);
             }
         }
         self.hits = hits;
@@ -173,7 +182,7 @@ impl Registry {
         (matched, pairs)
     }
 
-    fn offer(&mut self, at: usize, event: &WindowEvent, compacted: Revision, chunk_bytes: usize) {
+    fn offer(&mut self, at: usize, event: &WindowEvent, compacted: Revision, bounds: &mut ShareBounds) {
         let slot = self.slots[at].as_mut().expect("an indexed slot is in use");
         let key = &slot.group.key;
         if !key.filter.wants(event.version.event()) {
@@ -185,7 +194,7 @@ impl Registry {
             self.touched.push(at);
             Box::default()
         });
-        builder.push(event.version.event(), prev.as_deref(), chunk_bytes);
+        builder.push(event.version.event(), prev.as_deref(), bounds);
     }
 
     fn finish(&mut self, at: usize, last: Revision) -> Matched {

@@ -123,7 +123,7 @@ impl Drop for WatchControl {
 /// the order in which they must be sent. It is pulled: nothing is prepared before the transport has room.
 pub struct WatchStream {
     shared: Arc<Shared>,
-    /// Bytes of the last piece: the transport holds it until it asks for the next.
+    /// Bytes of the last piece, which the transport holds until it asks for the next, and of those that must follow.
     held: usize,
     ended: Option<StreamEnd>,
 }
@@ -137,10 +137,15 @@ impl WatchStream {
         }
         // The waker is left before anything is looked at: what comes later wakes it.
         let mail = self.shared.inbox.take(cx.waker());
-        let next = self.shared.delivery.lock().next(mail);
+        let (next, under_way) = {
+            let mut delivery = self.shared.delivery.lock();
+            (delivery.next(mail), delivery.under_way_bytes())
+        };
+        // Counted while the stream waits, too: what is under way is held until the client takes it.
+        self.hold(under_way);
         match next {
             Next::Piece(piece) => {
-                self.hold(piece.len());
+                self.hold(piece.len() + under_way);
                 Poll::Ready(Some(piece))
             }
             Next::Idle => Poll::Pending,

@@ -22,7 +22,7 @@ fn key(rng: &mut StdRng) -> Vec<u8> {
 fn write(rng: &mut StdRng, world: &World) {
     let mut changes = BTreeMap::new();
     for _ in 0..rng.random_range(1..4) {
-        changes.insert(key(rng), rng.random_bool(0.6).then(|| vec![rng.random_range(b'a'..b'z'); 20]));
+        changes.insert(key(rng), rng.random_bool(0.6).then(|| vec![rng.random_range(b'a'..=b'z'); 20]));
     }
     world.commit(&changes.into_iter().collect::<Vec<_>>());
 }

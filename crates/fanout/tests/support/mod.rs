@@ -435,6 +435,9 @@ impl Watching {
     }
 
     fn check_prev(&self, state: &State, event: &Event, prev: Option<&tailwater_api::mvccpb::KeyValue>) {
+        if prev.is_none() && !self.create.prev_kv {
+            return;
+        }
         let below = state.events.partition_point(|e| e.revision() < event.revision());
         let expected = state.events[..below].iter().rev().find(|e| e.key() == event.key());
         let expected = expected.filter(|e| self.create.prev_kv && e.kind() == EventKind::Put);
