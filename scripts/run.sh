@@ -28,8 +28,13 @@ tailwater serves the etcd v3 API on 127.0.0.1:2379 (data in $data_dir; Ctrl-C st
 
 TEXT
 fi
-# The first wait ends when a signal arrives; the second waits for the drain.
+# A wait also ends when a signal arrives, with a code above 128; the next one waits for the drain and tells how the
+# server ended.
+status=0
 wait "$server" || status=$?
-if kill -0 "$server" 2>/dev/null; then wait "$server" || status=$?; fi
+if [ "$status" -gt 128 ]; then
+  status=0
+  wait "$server" || status=$?
+fi
 rm -f "$log"
-exit "${status:-0}"
+exit "$status"

@@ -15,7 +15,7 @@ if command -v go >/dev/null; then
   tests/etcd/build.sh "$target/reference"
   export ETCD=${ETCD:-$target/reference/etcd} ETCDCTL=${ETCDCTL:-$target/reference/etcdctl}
 else
-  left_out+=("Go is not installed: the comparison with a real etcd, etcdctl's transcript and the Go client's suite did not run")
+  left_out+=("the comparison with a real etcd (Go is not installed)")
 fi
 
 cargo build -p tailwater-server
@@ -24,10 +24,9 @@ export TAILWATER=${TAILWATER:-$target/debug/tailwater}
 cargo test --workspace --no-fail-fast 2>&1 | tee "$output"
 while IFS= read -r line; do left_out+=("${line#LEFT OUT: }"); done < <(grep -h '^LEFT OUT: ' "$output" | sort -u || true)
 
-if [ -n "${ETCDCTL:-}" ] && [ -x "$ETCDCTL" ]; then
-  TAILWATER_BIN=$TAILWATER TARGET_DIR=$target tests/clients/run.sh 2>&1 | tee "$output"
-  while IFS= read -r line; do left_out+=("${line#LEFT OUT: }"); done < <(grep -h '^LEFT OUT: ' "$output" | sort -u || true)
-fi
+# It leaves out by itself what it has no tools for.
+TAILWATER_BIN=$TAILWATER TARGET_DIR=$target tests/clients/run.sh 2>&1 | tee "$output"
+while IFS= read -r line; do left_out+=("${line#LEFT OUT: }"); done < <(grep -h '^LEFT OUT: ' "$output" | sort -u || true)
 
 if [ ${#left_out[@]} -gt 0 ]; then
   printf '\nLeft out on this machine:\n'

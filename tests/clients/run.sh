@@ -28,14 +28,13 @@ stop_server() {
 }
 trap 'stop_server; rm -rf "$work"' EXIT
 
-free_ports() {
-    python3 - <<'PY'
-import socket
-sockets = [socket.socket() for _ in range(2)]
-for s in sockets:
-    s.bind(("127.0.0.1", 0))
-print(*[s.getsockname()[1] for s in sockets])
-PY
+# A port below those that the kernel hands out by itself, where nothing listens.
+free_port() {
+    local port
+    while port=$((20000 + RANDOM % 12000)) && (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do
+        :
+    done
+    echo "$port"
 }
 
 # start_server NAME: sets endpoint to a fresh server's address.
@@ -45,7 +44,11 @@ start_server() {
         return
     fi
     local client peer command
-    read -r client peer <<<"$(free_ports)"
+    client=$(free_port)
+    peer=$(free_port)
+    while [[ $peer == "$client" ]]; do
+        peer=$(free_port)
+    done
     endpoint=127.0.0.1:$client
     if [[ ${REFERENCE:-} == 1 ]]; then
         command=("${ETCD:-etcd}")
@@ -104,19 +107,21 @@ run_go() {
 }
 run_etcdctl() { cd "$here/etcdctl" && ETCDCTL=$etcdctl go test -count=1 -timeout 10m ./...; }
 run_python() {
+    # Once installed, nothing is downloaded again.
     python3 -m venv "$build/venv" &&
         "$build/venv/bin/pip" -q --disable-pip-version-check install -r "$here/python/requirements.txt" &&
         PYTHONDONTWRITEBYTECODE=1 "$build/venv/bin/python" "$here/python/smoke.py"
 }
 run_node() {
-    mkdir -p "$build/node" && cp "$here"/node/{package.json,package-lock.json,smoke.js} "$build/node/" &&
-        cd "$build/node" && npm ci --silent --no-audit --no-fund && node smoke.js
+    mkdir -p "$build/node" && cp "$here"/node/{package.json,smoke.js} "$build/node/" && cd "$build/node" || return 1
+    # Written last, so that an installation that is cut short is not taken for a whole one.
+    if ! cmp -s "$here/node/package-lock.json" installed.lock; then
+        cp "$here/node/package-lock.json" . && npm ci --silent --no-audit --no-fund &&
+            cp package-lock.json installed.lock || return 1
+    fi
+    node smoke.js
 }
 
-if ! command -v python3 >/dev/null; then
-    echo "$0: python3 is needed to find free ports" >&2
-    exit 1
-fi
 etcdctl=$(command -v "${ETCDCTL:-etcdctl}" || true)
 # Subshells keep each suite's change of directory to itself.
 in_subshell() { ("$@"); }
@@ -132,8 +137,12 @@ else
     fi
     suite go in_subshell run_go
 fi
-suite python in_subshell run_python
-if command -v node >/dev/null && command -v npm >/dev/null; then
+if python3 -c 'import ensurepip, venv' 2>/dev/null; then
+    suite python in_subshell run_python
+else
+    left_out "python (python3 with its venv module is not installed)"
+fi
+if node --version >/dev/null 2>&1 && npm --version >/dev/null 2>&1; then
     suite node in_subshell run_node
 else
     left_out "node (Node or npm is not installed)"

@@ -139,7 +139,7 @@ async fn a_thousand_clients_share_a_slow_sync() {
     let mut node = Node::new().expect("a directory");
     let disk = SyncedDisk::new(node.root(), true)
         .expect("it compiles")
-        .with_delay(Duration::from_millis(if acceptance() { 20 } else { 200 }));
+        .with_delay(Duration::from_millis(if acceptance() { 20 } else { 500 }));
     disk.reset().expect("an empty directory");
     node.start(disk.environment()).await.expect("it starts");
     let mut channels = Vec::new();

@@ -156,7 +156,7 @@ pub(crate) fn start(config: ConsensusConfig) -> Result<(Consensus, LocalSource),
         apply: Arc::new(Mutex::new(Some(apply_tx))),
     };
     let tail = wait_for_tail(&consensus, &tail_rx)?;
-    Ok((consensus, LocalSource { log: events, tail }))
+    Ok((consensus, LocalSource::new(events, tail)))
 }
 
 fn wait_for_tail(consensus: &Consensus, made: &crossbeam::channel::Receiver<Tail>) -> Result<Tail, StartError> {

@@ -1,6 +1,7 @@
 //! What a fanout follows: state at B, then the tail from B+1, and history behind it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,20 +29,30 @@ pub trait Source: History {
 
     /// Frames after `cursor`, waiting up to `timeout` for the first; from memory, else from the log as long as its
     /// history reaches back. An empty answer means that none came. Frames from the log hold many records each; one that
-    /// does not reach the end keeps the cursor's *position* and only moves its revision.
+    /// does not reach the end keeps the cursor's *position* and only moves its revision. A frame of facts alone may stand
+    /// at the cursor's own position: what the source learned without anything being applied. One reader's calls only.
     ///
     /// # Errors
     /// [`TailError::Behind`] when the log was compacted past the cursor: transfer again.
     fn follow(&self, cursor: Cursor, bytes_max: usize, timeout: Duration) -> Result<Vec<Arc<Frame>>, TailError>;
 }
 
-/// The source inside the process that holds the log.
-#[derive(Clone)]
+/// The source inside the process that holds the log. Each reader follows on a clone of its own, which remembers which
+/// facts without a position of their own the reader has been given.
 pub struct LocalSource {
     /// Storage.
     pub log: EventLog,
     /// Its hot end.
     pub tail: Tail,
+    /// Number of the newest notice given out; only its reader's calls change it.
+    noticed: AtomicU64,
+}
+
+impl Clone for LocalSource {
+    /// For a new reader, which begins with what the tail tells it.
+    fn clone(&self) -> Self {
+        Self::new(self.log.clone(), self.tail.clone())
+    }
 }
 
 /// A read that finds little looks at most at this many times the bytes that were asked for.
@@ -50,6 +61,19 @@ const SCANNED_PER_ASKED: usize = 16;
 const SCANNED_BYTES_MIN: usize = 1 << 20;
 
 impl LocalSource {
+    /// For one reader of this storage and its hot end.
+    #[must_use]
+    pub fn new(log: EventLog, tail: Tail) -> Self {
+        Self { log, tail, noticed: AtomicU64::new(0) }
+    }
+
+    /// Where the tail ends, and the facts there: nothing up to it has to be noticed any more.
+    fn snapshot(&self) -> (Cursor, Vec<Fact>) {
+        let (end, facts, noticed) = self.tail.snapshot_noticing();
+        self.noticed.store(noticed, Ordering::Relaxed);
+        (end, facts)
+    }
+
     /// The key's version below the event's revision. As in etcd, which reads the key at `mod_revision - 1`: an event
     /// at the compacted revision has none; above it, the version may itself be older than the compacted revision.
     fn prev_of(&self, event: &Event, compacted: Revision) -> Result<Option<Arc<Event>>, StorageError> {
@@ -66,7 +90,7 @@ impl LocalSource {
     /// The records after `cursor` from the log, whole, as one frame. Positions inside the log are not known, so a frame
     /// that does not reach the end of the tail keeps the cursor's position; the last one carries the end's, and all facts.
     fn follow_log(&self, cursor: Cursor, bytes_max: usize) -> Result<Vec<Arc<Frame>>, TailError> {
-        let (end, facts) = self.tail.snapshot();
+        let (end, facts) = self.snapshot();
         let mut events: Vec<Arc<Event>> = Vec::new();
         let mut bytes = 0;
         let mut scan = self.log.scan((cursor.revision.next(), 0), end.revision);
@@ -131,7 +155,7 @@ impl History for LocalSource {
 
 impl Source for LocalSource {
     fn transfer_begin(&self) -> (Cursor, Vec<Fact>) {
-        self.tail.snapshot()
+        self.snapshot()
     }
 
     fn transfer(
@@ -144,9 +168,13 @@ impl Source for LocalSource {
     }
 
     fn follow(&self, cursor: Cursor, bytes_max: usize, timeout: Duration) -> Result<Vec<Arc<Frame>>, TailError> {
-        match self.tail.wait(cursor, bytes_max, timeout) {
+        match self.tail.wait_noticing(cursor, self.noticed.load(Ordering::Relaxed), bytes_max, timeout) {
+            Ok((frames, noticed)) => {
+                self.noticed.store(noticed, Ordering::Relaxed);
+                Ok(frames)
+            }
             Err(TailError::Behind(cursor)) => self.follow_log(cursor, bytes_max),
-            answer => answer,
+            Err(error) => Err(error),
         }
     }
 }

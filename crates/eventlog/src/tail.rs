@@ -1,8 +1,13 @@
 //! The tail: frames in position order, the newest of them in memory.
 //!
-//! Invariants: `begin <= position of the oldest frame kept`; positions of the frames kept grow; a reader whose cursor
-//! is at or above `begin` misses nothing by reading from here.
+//! A *notice* is a frame that only holds facts and stands at the position of the frame before it: it tells what this
+//! source learned without a raft entry, as that its leader is gone. Notices are numbered, because a cursor can't tell
+//! one from the frame it follows; a later notice at the same position takes the earlier one in.
+//!
+//! Invariants: `begin <= position of the oldest frame kept`; positions of the frames kept grow, notices aside, of which
+//! there is at most one at a position; a reader whose cursor is at or above `begin` misses nothing by reading from here.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,9 +83,18 @@ struct Shared {
     grown: Condvar,
 }
 
+struct Slot {
+    frame: Arc<Frame>,
+    bytes: usize,
+    /// Number of a notice; 0 for any other frame.
+    notice: u64,
+}
+
 struct Hot {
-    /// Frames and their bytes, oldest first.
-    frames: VecDeque<(Arc<Frame>, usize)>,
+    /// Oldest first.
+    frames: VecDeque<Slot>,
+    /// Number of the newest notice.
+    notices: u64,
     bytes: usize,
     /// The position before the oldest frame kept: a reader there or above continues from memory.
     begin: Position,
@@ -95,13 +109,21 @@ impl Tail {
     pub fn new(config: TailConfig, start: Cursor, facts: Vec<Fact>) -> Self {
         let mut latest = LatestFacts::default();
         latest.apply(&facts);
-        let hot =
-            Hot { frames: VecDeque::new(), bytes: 0, begin: start.position, end: start, facts: latest, closed: false };
+        let hot = Hot {
+            frames: VecDeque::new(),
+            notices: 0,
+            bytes: 0,
+            begin: start.position,
+            end: start,
+            facts: latest,
+            closed: false,
+        };
         Self { shared: Arc::new(Shared { config, hot: Mutex::new(hot), grown: Condvar::new() }) }
     }
 
-    /// Appends frames and wakes readers once. Positions must grow and revisions must not go back. Does nothing after
-    /// [`Tail::close`].
+    /// Appends frames and wakes readers once. Positions must grow, except that of a frame that holds nothing but facts:
+    /// it may stand at the newest position, and then reaches readers that follow with [`Tail::wait_noticing`]. Revisions
+    /// must not go back. Does nothing after [`Tail::close`].
     ///
     /// # Panics
     /// When a position does not grow or a revision goes back: a reader would miss what the frame holds.
@@ -138,13 +160,19 @@ impl Tail {
         (hot.end, hot.facts.to_vec())
     }
 
+    /// As [`Tail::snapshot`], with the number of the newest notice.
+    pub(crate) fn snapshot_noticing(&self) -> (Cursor, Vec<Fact>, u64) {
+        let hot = self.shared.hot.lock();
+        (hot.end, hot.facts.to_vec(), hot.notices)
+    }
+
     /// Frames after `cursor`, about `bytes_max` bytes of them, at least one if there is any. A cursor ahead of this
     /// tail (its reader came from a faster source) gets nothing until the tail has passed it.
     ///
     /// # Errors
     /// See [`TailError`].
     pub fn read(&self, cursor: Cursor, bytes_max: usize) -> Result<Vec<Arc<Frame>>, TailError> {
-        self.shared.hot.lock().read(cursor, bytes_max)
+        self.shared.hot.lock().read(cursor, u64::MAX, bytes_max).map(|(frames, _)| frames)
     }
 
     /// As [`Tail::read`], but blocks up to `timeout` for the first frame; an empty answer means that none came.
@@ -152,14 +180,39 @@ impl Tail {
     /// # Errors
     /// See [`TailError`].
     pub fn wait(&self, cursor: Cursor, bytes_max: usize, timeout: Duration) -> Result<Vec<Arc<Frame>>, TailError> {
+        self.wait_for(cursor, u64::MAX, bytes_max, timeout).map(|(frames, _)| frames)
+    }
+
+    /// As [`Tail::wait`], and also gives out a notice at the cursor's own position that is newer than number `noticed`.
+    /// Returns the number to go on with; a reader begins with 0.
+    ///
+    /// # Errors
+    /// See [`TailError`].
+    pub fn wait_noticing(
+        &self,
+        cursor: Cursor,
+        noticed: u64,
+        bytes_max: usize,
+        timeout: Duration,
+    ) -> Result<(Vec<Arc<Frame>>, u64), TailError> {
+        self.wait_for(cursor, noticed, bytes_max, timeout)
+    }
+
+    fn wait_for(
+        &self,
+        cursor: Cursor,
+        noticed: u64,
+        bytes_max: usize,
+        timeout: Duration,
+    ) -> Result<(Vec<Arc<Frame>>, u64), TailError> {
         let mut hot: MutexGuard<'_, Hot> = self.shared.hot.lock();
         // Whether it timed out does not matter: the read below answers with what is there.
         let _ = self.shared.grown.wait_while_for(
             &mut hot,
-            |hot| hot.end.history == cursor.history && hot.end.position <= cursor.position && !hot.closed,
+            |hot| hot.end.history == cursor.history && !hot.is_ahead_of(cursor, noticed) && !hot.closed,
             timeout,
         );
-        hot.read(cursor, bytes_max)
+        hot.read(cursor, noticed, bytes_max)
     }
 
     /// Ends it: readers get [`TailError::Closed`] once they have read everything.
@@ -169,10 +222,29 @@ impl Tail {
     }
 }
 
+impl Slot {
+    /// Whether a reader there has this frame or what is before it.
+    fn is_behind(&self, cursor: Cursor, noticed: u64) -> bool {
+        match self.frame.position.cmp(&cursor.position) {
+            Ordering::Less => true,
+            // The frame that a notice follows belongs to the cursor.
+            Ordering::Equal => self.notice <= noticed,
+            Ordering::Greater => false,
+        }
+    }
+}
+
 impl Hot {
-    fn append(&mut self, frame: Arc<Frame>, bytes: usize) {
+    /// Whether there is something for a reader there.
+    fn is_ahead_of(&self, cursor: Cursor, noticed: u64) -> bool {
+        self.end.position > cursor.position || self.frames.back().is_some_and(|slot| !slot.is_behind(cursor, noticed))
+    }
+
+    fn append(&mut self, mut frame: Arc<Frame>, mut bytes: usize) {
+        let is_notice =
+            frame.position == self.end.position && frame.events.is_empty() && frame.revision == self.end.revision;
         assert!(
-            frame.position > self.end.position,
+            is_notice || frame.position > self.end.position,
             "a frame at position {} follows one at {}",
             frame.position,
             self.end.position
@@ -186,40 +258,55 @@ impl Hot {
         self.end.position = frame.position;
         self.end.revision = frame.revision;
         self.facts.apply(&frame.facts);
+        if is_notice {
+            self.notices += 1;
+            let before = self.frames.pop_back_if(|slot| slot.notice > 0 && slot.frame.position == frame.position);
+            if let Some(before) = before {
+                self.bytes -= before.bytes;
+                let mut latest = LatestFacts::default();
+                latest.apply(&before.frame.facts);
+                latest.apply(&frame.facts);
+                frame = Arc::new(Frame { facts: latest.to_vec(), ..Frame::clone(&frame) });
+                bytes = frame.memory_bytes();
+            }
+        }
         self.bytes += bytes;
-        self.frames.push_back((frame, bytes));
+        self.frames.push_back(Slot { frame, bytes, notice: if is_notice { self.notices } else { 0 } });
     }
 
     /// Takes out the oldest frames until the rest fits; the newest stays.
     fn trim(&mut self, bytes_max: usize) -> Vec<Arc<Frame>> {
         let mut dropped = Vec::new();
         while self.bytes > bytes_max && self.frames.len() > 1 {
-            let (frame, bytes) = self.frames.pop_front().expect("there are at least two");
-            self.bytes -= bytes;
-            self.begin = frame.position;
-            dropped.push(frame);
+            let slot = self.frames.pop_front().expect("there are at least two");
+            self.bytes -= slot.bytes;
+            self.begin = slot.frame.position;
+            dropped.push(slot.frame);
         }
         dropped
     }
 
-    fn read(&self, cursor: Cursor, bytes_max: usize) -> Result<Vec<Arc<Frame>>, TailError> {
+    /// Frames for a reader there, and the number of the newest notice that it has with them.
+    fn read(&self, cursor: Cursor, noticed: u64, bytes_max: usize) -> Result<(Vec<Arc<Frame>>, u64), TailError> {
         if cursor.history != self.end.history {
             return Err(TailError::OtherHistory);
         }
         if cursor.position < self.begin {
             return Err(TailError::Behind(cursor));
         }
-        let first = self.frames.partition_point(|(frame, _)| frame.position <= cursor.position);
+        let first = self.frames.partition_point(|slot| slot.is_behind(cursor, noticed));
         let mut answer = Vec::new();
         let mut total = 0;
-        for (frame, bytes) in self.frames.range(first..) {
-            total += bytes;
+        let mut reached = noticed;
+        for slot in self.frames.range(first..) {
+            total += slot.bytes;
             if !answer.is_empty() && total > bytes_max {
                 break;
             }
-            answer.push(Arc::clone(frame));
+            answer.push(Arc::clone(&slot.frame));
+            reached = reached.max(slot.notice);
         }
-        if answer.is_empty() && self.closed { Err(TailError::Closed) } else { Ok(answer) }
+        if answer.is_empty() && self.closed { Err(TailError::Closed) } else { Ok((answer, reached)) }
     }
 }
 

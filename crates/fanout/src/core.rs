@@ -61,7 +61,7 @@ impl Core {
     /// Ends every stream and thread.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
-        self.wakeups.end(StreamEnd::Status(UNAVAILABLE, text::STOPPED.into()), false);
+        self.wakeups.end(StreamEnd::Status(UNAVAILABLE, text::STOPPED.into()));
         self.wakeups.stop();
         self.history.stop();
     }

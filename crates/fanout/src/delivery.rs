@@ -31,7 +31,6 @@ pub(crate) mod text {
     pub(crate) const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
     pub(crate) const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
     pub(crate) const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
-    pub(crate) const NO_LEADER: &str = "etcdserver: no leader";
     pub(crate) const STOPPED: &str = "etcdserver: server stopped";
     pub(crate) const TOO_MANY: &str = "etcdserver: too many requests";
     pub(crate) const UNAVAILABLE: &str = "etcdserver: watch history unavailable, resume elsewhere";

@@ -7,10 +7,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tailwater_eventlog::{Cursor, Fact, Frame, KeyRange, Position, StorageError, TailError};
+use tailwater_eventlog::{Cursor, Frame, KeyRange, Position, StorageError, TailError};
 
 use crate::core::Core;
-use crate::delivery::text;
+use crate::delivery::{UNAVAILABLE, text};
 use crate::group::Group;
 use crate::metrics;
 use crate::registry::Matched;
@@ -65,7 +65,7 @@ impl Follower {
                 }
                 Ended::Tail(TailError::OtherHistory) => {
                     tracing::warn!("source has another history; transferring again");
-                    self.core.wakeups.end(StreamEnd::Status(14, text::UNAVAILABLE.into()), false);
+                    self.core.wakeups.end(StreamEnd::Status(UNAVAILABLE, text::UNAVAILABLE.into()));
                 }
                 Ended::Tail(TailError::Closed) => break "tail closed".to_owned(),
                 Ended::Tail(error @ TailError::Storage(_)) => break error.to_string(),
@@ -135,10 +135,8 @@ impl Follower {
         let core = self.core.clone();
         let FanoutConfig { window_bytes_max, stream_chunk_bytes, .. } = core.config;
         let mut events = Vec::new();
-        let mut leaderless = false;
         for frame in frames {
             events.extend(frame.events.iter().map(|event| self.store.apply(event.clone())));
-            leaderless |= frame.facts.iter().any(|fact| matches!(fact, Fact::Leader(None, _)));
             self.step(frame);
         }
         let Cursor { revision, position, .. } = self.store.cursor();
@@ -149,9 +147,6 @@ impl Follower {
         let groups = self.recent.keep(matched, now);
         core.published.store(Arc::new(self.store.publish()));
         self.reached.send_modify(|reached| reached.position = position);
-        if leaderless {
-            core.wakeups.end(StreamEnd::Status(14, text::NO_LEADER.into()), true);
-        }
         core.wakeups.published(groups);
         self.store.evict(&core.window, window_bytes_max);
         metrics::window(core.window.bytes(), revision.0);

@@ -120,11 +120,10 @@ impl Fanout {
     }
 
     /// Opens a watch stream: the control half takes requests, the stream half yields gRPC frames. Dropping either
-    /// ends it and frees everything that it held. With `require_leader` it ends with UNAVAILABLE "etcdserver: no
-    /// leader" when the tail says that there is none. Call it after [`Fanout::ready`].
+    /// ends it and frees everything that it held. Call it after [`Fanout::ready`].
     #[must_use]
-    pub fn open_stream(&self, require_leader: bool) -> (WatchControl, WatchStream) {
-        crate::watch::open(&self.core, require_leader)
+    pub fn open_stream(&self) -> (WatchControl, WatchStream) {
+        crate::watch::open(&self.core)
     }
 
     /// Stops following and ends every stream.

@@ -20,8 +20,6 @@ const SEGMENT_BYTES: usize = 64 << 10;
 pub(crate) struct Published {
     pub(crate) snapshot: Arc<ReadSnapshot>,
     pub(crate) keys: KeyTree,
-    /// The tail has said that there is no leader.
-    pub(crate) no_leader: bool,
 }
 
 impl Published {
@@ -35,7 +33,6 @@ impl Published {
 pub(crate) struct Store {
     keys: KeyTree,
     snapshot: ReadSnapshot,
-    no_leader: bool,
     /// The highest mod_revision among transferred rows: own history starts when the tail has passed it.
     transferred: Revision,
 }
@@ -122,10 +119,7 @@ impl Store {
             Fact::Auth(auth) => snapshot.auth = auth.clone(),
             Fact::Alarms(alarms) => snapshot.alarms.clone_from(alarms),
             Fact::Members(members) => snapshot.members.clone_from(members),
-            Fact::Leader(leader, term) => {
-                (snapshot.leader, snapshot.term) = (*leader, *term);
-                self.no_leader = leader.is_none();
-            }
+            Fact::Leader(leader, term) => (snapshot.leader, snapshot.term) = (*leader, *term),
             Fact::ClusterVersion(version) => snapshot.cluster_version.clone_from(version),
         }
     }
@@ -140,7 +134,7 @@ impl Store {
     }
 
     pub(crate) fn publish(&self) -> Published {
-        Published { snapshot: Arc::new(self.snapshot.clone()), keys: self.keys.clone(), no_leader: self.no_leader }
+        Published { snapshot: Arc::new(self.snapshot.clone()), keys: self.keys.clone() }
     }
 
     /// Shrinks the window to its bound and forgets keys that are deleted for every reader of memory.

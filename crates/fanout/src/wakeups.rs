@@ -19,14 +19,13 @@ struct Work {
     /// Each group at most once: see [`Group::mark`].
     groups: Vec<Arc<Group>>,
     published: bool,
-    /// End every stream, or those that require a leader.
-    end: Option<(StreamEnd, bool)>,
+    /// End every stream.
+    end: Option<StreamEnd>,
     stopped: bool,
 }
 
 struct Stream {
     inbox: Arc<Inbox>,
-    require_leader: bool,
     next_tick: Instant,
 }
 
@@ -42,9 +41,9 @@ pub(crate) struct Wakeups {
 }
 
 impl Wakeups {
-    pub(crate) fn add_stream(&self, id: u64, inbox: Arc<Inbox>, require_leader: bool, interval: Duration) {
+    pub(crate) fn add_stream(&self, id: u64, inbox: Arc<Inbox>, interval: Duration) {
         let next_tick = Instant::now() + interval;
-        self.streams.lock().insert(id, Stream { inbox, require_leader, next_tick });
+        self.streams.lock().insert(id, Stream { inbox, next_tick });
         self.ticks.lock().insert((next_tick, id), ());
     }
 
@@ -68,12 +67,9 @@ impl Wakeups {
         self.changed.notify_one();
     }
 
-    /// Ends all streams, or only those that require a leader.
-    pub(crate) fn end(&self, end: StreamEnd, only_require_leader: bool) {
-        let mut work = self.work.lock();
-        if !matches!(work.end, Some((_, false))) {
-            work.end = Some((end, only_require_leader));
-        }
+    /// Ends all streams; the first reason stays.
+    pub(crate) fn end(&self, end: StreamEnd) {
+        self.work.lock().end.get_or_insert(end);
         self.changed.notify_one();
     }
 
@@ -100,11 +96,9 @@ impl Wakeups {
             for group in work.groups {
                 group.wake();
             }
-            if let Some((end, only_require_leader)) = work.end {
+            if let Some(end) = work.end {
                 for stream in self.streams.lock().values() {
-                    if stream.require_leader || !only_require_leader {
-                        stream.inbox.end(end.clone());
-                    }
+                    stream.inbox.end(end.clone());
                 }
             }
             let now = Instant::now();

@@ -182,18 +182,16 @@ impl Drop for WatchStream {
 }
 
 /// Opens a stream on `core`.
-pub(crate) fn open(core: &Arc<Core>, require_leader: bool) -> (WatchControl, WatchStream) {
+pub(crate) fn open(core: &Arc<Core>) -> (WatchControl, WatchStream) {
     static NEXT_ID: AtomicU64 = AtomicU64::new(1);
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
     let inbox = Arc::new(Inbox::default());
     core.memory.streams.fetch_add(1, Ordering::Relaxed);
     let interval = core.config.progress_interval.max(Duration::from_millis(100));
-    core.wakeups.add_stream(id, inbox.clone(), require_leader, interval);
+    core.wakeups.add_stream(id, inbox.clone(), interval);
     // Looked at after the stream is known to the worker: whoever comes later ends it there.
     if core.is_stopped() {
         inbox.end(StreamEnd::Status(UNAVAILABLE, text::STOPPED.into()));
-    } else if require_leader && core.published.load().no_leader {
-        inbox.end(StreamEnd::Status(UNAVAILABLE, text::NO_LEADER.into()));
     }
     let delivery = Mutex::new(Delivery::new(core.clone(), id, inbox.clone()));
     let shared = Arc::new(Shared { core: core.clone(), id, inbox, delivery });

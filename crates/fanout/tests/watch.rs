@@ -152,7 +152,7 @@ fn past_then_live(window: usize, value: usize) {
     while fanout.snapshot().cursor.revision < Revision(99) {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let (control, mut stream) = fanout.open_stream(false);
+    let (control, mut stream) = fanout.open_stream();
     control.create(watch(2), None);
     let mut responses = pull(&mut stream, 98);
     for revision in 100..150 {
@@ -190,7 +190,7 @@ fn events_larger_than_a_piece_arrive_whole() {
 #[test]
 fn what_a_group_shares_hides_previous_versions_at_the_compacted_revision() {
     let (source, fanout) = start(1 << 20);
-    let (control, mut stream) = fanout.open_stream(false);
+    let (control, mut stream) = fanout.open_stream();
     control.create(watch(2), None);
     pull(&mut stream, 0);
     for revision in 2..5 {

@@ -19,7 +19,7 @@ const SAMPLES_PER_INTERVAL: u32 = 10;
 pub async fn run_auto_compaction(gateway: Gateway) {
     let (mut plan, interval) = match gateway.config().auto_compaction {
         AutoCompaction::Off => return std::future::pending().await,
-        AutoCompaction::Periodic(period) => (Plan::periodic(period), period.min(PERIOD_MAX) / SAMPLES_PER_INTERVAL),
+        AutoCompaction::Periodic(period) => (Plan::periodic(period), sample_interval(period)),
         AutoCompaction::Revisions(kept) => (Plan::revisions(kept), REVISION_INTERVAL),
     };
     loop {
@@ -39,6 +39,11 @@ pub async fn run_auto_compaction(gateway: Gateway) {
             Err(fault) => tracing::warn!(revision, reason = fault.status().1, "failed auto compaction"),
         }
     }
+}
+
+/// Between samples of the revision; a period of nothing must not become a busy loop.
+fn sample_interval(period: Duration) -> Duration {
+    (period.min(PERIOD_MAX) / SAMPLES_PER_INTERVAL).max(Duration::from_millis(1))
 }
 
 /// When to compact what; it counts ticks and knows no clock.
@@ -63,7 +68,7 @@ enum Mode {
 
 impl Plan {
     fn periodic(period: Duration) -> Self {
-        let interval = (period.min(PERIOD_MAX) / SAMPLES_PER_INTERVAL).max(Duration::from_nanos(1));
+        let interval = sample_interval(period);
         let samples = period.as_nanos() / interval.as_nanos() + 1;
         // Longer periods are cut at about 11 years, so that the samples stay bounded.
         let samples_max = usize::try_from(samples).unwrap_or(usize::MAX).min(1_000_000);

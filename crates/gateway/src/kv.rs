@@ -51,8 +51,8 @@ impl Gateway {
         }
     }
 
-    /// `KV.Compact`. It returns when the compaction is applied, which makes it effective for every reader; folding
-    /// goes on in the background, also for a physical compaction, since no reader can tell.
+    /// `KV.Compact`. It returns when the compaction is applied, which makes it effective for every reader, and a physical
+    /// one when the log is folded below it.
     pub(crate) async fn compact(&self, request: pb::CompactionRequest) -> Result<pb::CompactionResponse, Fault> {
         match self.propose(request.encoded_len(), Command::Compact(request)).await? {
             Applied::Compact(mut response) => {

@@ -57,7 +57,7 @@ struct LeaderWatch {
 impl WatchCall {
     /// Opens the stream.
     pub(crate) fn open(gateway: Gateway, method: Method, body: axum::body::Body, requires_leader: bool) -> Self {
-        let (control, stream) = gateway.fanout().open_stream(false);
+        let (control, stream) = gateway.fanout().open_stream();
         let leader = requires_leader.then(|| {
             let mut interval = tokio::time::interval(gateway.config().election_timeout);
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);

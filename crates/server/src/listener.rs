@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tailwater_gateway::Gateway;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -24,6 +24,8 @@ const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// etcd's keepalive: asked after two hours of silence, gone after 20 s without an answer.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2 * 3600);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// The kernel's own probes of a silent connection: the first after this, and as far apart, as etcd's listener asks.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 /// Pause after a failed accept, for instance when file descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -38,6 +40,8 @@ pub(crate) fn bind(address: SocketAddr) -> anyhow::Result<std::net::TcpListener>
         socket.set_reuse_address(true)?;
         socket.set_send_buffer_size(SOCKET_BUFFER_BYTES)?;
         socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES)?;
+        // Accepted connections inherit it: a client whose machine vanished is noticed long before HTTP/2 asks.
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(TCP_KEEPALIVE).with_interval(TCP_KEEPALIVE))?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;

@@ -37,7 +37,7 @@ fn count(files: usize) -> f64 {
     files as f64
 }
 
-/// Field `number` of /proc/<pid>/stat, counted from 1 as in proc(5). The second, the program's name, may hold blanks.
+/// Field `number` of a process's `stat`, counted from 1 as in proc(5). The second, the program's name, may hold blanks.
 fn stat_field(stat: &str, number: usize) -> Option<f64> {
     let (_, after_name) = stat.rsplit_once(") ")?;
     after_name.split(' ').nth(number.checked_sub(3)?)?.trim().parse().ok()
@@ -53,7 +53,7 @@ fn start_seconds(stat: &str, machine: &str) -> Option<f64> {
     Some(boot + stat_field(stat, 22)? / TICKS_PER_SECOND)
 }
 
-/// A line of /proc/<pid>/status that tells KiB.
+/// A line of a process's `status` that tells KiB.
 fn status_bytes(status: &str, label: &str) -> Option<f64> {
     let line = status.lines().find_map(|line| line.strip_prefix(label))?;
     let kib: f64 = line.split_whitespace().next()?.parse().ok()?;

@@ -4,6 +4,8 @@
 // standard input (\n is a line break); the lines up to the next command are what it must print, standard output
 // first, then standard error without the client's own log lines, then "exit N" when it fails. "#" starts a comment.
 //
+// An empty line of output is written {empty}: blank lines of a transcript only set its steps apart.
+//
 // In an expected line {name} stands for something that changes from run to run: the first time it is seen its text
 // is kept under that name, from then on it must be the same, and commands may use it as $name. {_} matches anything,
 // {int} a whole number.
@@ -33,6 +35,8 @@ const (
 var patterns = map[string]string{
 	"_":   `.*`,
 	"int": `\d+`,
+	// A whole line that is empty, for instance an empty value.
+	"empty": ``,
 }
 
 // Names that are kept for the whole transcript, with what they may stand for.
@@ -86,13 +90,24 @@ func replay(t *testing.T, file string, environment []string) {
 		if os.Getenv("TRANSCRIPT_RECORD") == "1" {
 			// What is already written down still gives later commands their names.
 			_ = compare(step.want, got, known)
-			fmt.Printf("$ %s\n%s\n", step.command, strings.Join(got, "\n"))
+			record(step, got)
 			continue
 		}
 		if problem := compare(step.want, got, known); problem != "" {
 			t.Fatalf("%s:%d: $ %s\n%s\n--- got\n%s\n--- want\n%s", file, step.line, step.command, problem,
 				strings.Join(got, "\n"), strings.Join(step.want, "\n"))
 		}
+	}
+}
+
+// record prints a step as it would be written down.
+func record(step step, got []string) {
+	fmt.Printf("$ %s\n", step.command)
+	for _, line := range got {
+		if line == "" {
+			line = "{empty}"
+		}
+		fmt.Println(line)
 	}
 }
 
@@ -113,13 +128,11 @@ func parse(t *testing.T, file string) []step {
 				t.Fatalf("%s:%d: output before the first command", file, number+1)
 			}
 		default:
-			last := &steps[len(steps)-1]
-			last.want = append(last.want, line)
+			if line = strings.TrimRight(line, " "); line != "" {
+				last := &steps[len(steps)-1]
+				last.want = append(last.want, line)
+			}
 		}
-	}
-	// Blank lines before a comment or a command only set steps apart.
-	for i := range steps {
-		steps[i].want = trimBlank(steps[i].want)
 	}
 	return steps
 }
@@ -145,8 +158,8 @@ func run(t *testing.T, step step, environment []string, known map[string]string)
 		t.Fatalf("$ %s: not done after %v; it printed\n%s%s", step.command, timeout, stdout.String(), stderr.String())
 	}
 
-	lines := strings.Split(stdout.String(), "\n")
-	for _, line := range strings.Split(stderr.String(), "\n") {
+	lines := splitLines(stdout.String())
+	for _, line := range splitLines(stderr.String()) {
 		if !strings.HasPrefix(line, `{"level":`) {
 			lines = append(lines, line)
 		}
@@ -154,18 +167,19 @@ func run(t *testing.T, step step, environment []string, known map[string]string)
 	if err != nil {
 		lines = append(lines, fmt.Sprintf("exit %d", command.ProcessState.ExitCode()))
 	}
-	return trimBlank(lines)
+	return lines
 }
 
-// trimBlank drops blank lines at the end and the blanks at the end of every line.
-func trimBlank(lines []string) []string {
-	kept := make([]string, 0, len(lines))
-	for _, line := range lines {
-		if line = strings.TrimRight(line, " \r"); line != "" {
-			kept = append(kept, line)
-		}
+// splitLines cuts text into its lines without the blanks at their ends; a line break ends a line and begins none.
+func splitLines(text string) []string {
+	if text == "" {
+		return nil
 	}
-	return kept
+	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+	for i, line := range lines {
+		lines[i] = strings.TrimRight(line, " \r")
+	}
+	return lines
 }
 
 // compare matches line by line and keeps what new names stand for; it gives "" or what is wrong.

@@ -11,6 +11,8 @@ use tailwater_api::write;
 
 use super::*;
 
+const TTL_ABOVE_MAX: i64 = 9_000_000_001;
+
 /// Rows by (revision, sub), and the state rows.
 #[derive(Default)]
 struct Memory {
@@ -281,6 +283,44 @@ fn revoking_deletes_attached_keys_in_order_in_one_revision() {
     assert_eq!(deleted, [b"b".to_vec(), b"z".to_vec()]);
     assert_eq!(world.revision(), 6);
     assert_eq!(world.run(revoke), Err(ApplyError::LeaseNotFound));
+}
+
+#[test]
+fn keys_come_to_a_lease_and_leave_it_as_in_etcd() {
+    let mut world = World::new();
+    let grant = |id, ttl| Command::LeaseGrant(pb::LeaseGrantRequest { id, ttl });
+    for id in [1, 2] {
+        world.run(grant(id, 10)).unwrap();
+    }
+    // The TTL is checked before the id.
+    assert_eq!(world.run(grant(1, TTL_ABOVE_MAX)), Err(ApplyError::LeaseTtlTooLarge));
+    world.run(grant(3, TTL_ABOVE_MAX - 1)).unwrap();
+    let leased = |key, lease| Command::Put(pb::PutRequest { lease, ..put(key, "1") });
+    let keys = |world: &World, id| world.machine.lease_keys(LeaseId(id)).unwrap();
+    for key in ["a", "b", "c", "d"] {
+        world.run(leased(key, 1)).unwrap();
+    }
+    world.put("a", "2");
+    world.run(leased("b", 2)).unwrap();
+    world.run(Command::DeleteRange(delete("c", ""))).unwrap();
+    let kept = pb::PutRequest { ignore_lease: true, ..put("d", "2") };
+    world.run(Command::Put(kept)).unwrap();
+    assert_eq!((keys(&world, 1), keys(&world, 2)), (vec![Bytes::from("d")], vec![Bytes::from("b")]));
+    assert_eq!(world.run(leased("a", 9)), Err(ApplyError::LeaseNotFound));
+    // In a txn: out of one lease and into another, and out by a delete.
+    let moved = pb::PutRequest { lease: 2, ..put("d", "3") };
+    world.txn(then([Request::RequestPut(moved), Request::RequestDeleteRange(delete("b", ""))])).unwrap();
+    assert_eq!((keys(&world, 1), keys(&world, 2)), (vec![], vec![Bytes::from("d")]));
+    // A lease without keys goes without a revision.
+    let before = world.revision();
+    world.run(Command::LeaseRevoke(pb::LeaseRevokeRequest { id: 1 })).unwrap();
+    assert_eq!(world.revision(), before);
+    // Expiry is a revision for each lease that had keys; one that is gone already is passed over.
+    world.run(leased("e", 3)).unwrap();
+    world.run(Command::LeaseExpire(write::LeaseExpire { ids: vec![3, 1, 2] })).unwrap();
+    let deleted: Vec<_> = world.last.write.events.iter().map(|event| (event.key(), event.revision().0)).collect();
+    assert_eq!(deleted, [(&b"e"[..], before + 2), (&b"d"[..], before + 3)]);
+    assert!(world.machine.leases().is_empty());
 }
 
 #[test]

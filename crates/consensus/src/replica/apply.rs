@@ -52,7 +52,7 @@ pub(crate) struct Applier {
     pub(crate) tail: Option<Tail>,
     /// Told of the tail when it is made.
     pub(crate) tail_made: Sender<Tail>,
-    /// Facts that wait for a position to travel with.
+    /// Facts that wait for the end of the round.
     facts: Vec<Fact>,
     answers: Vec<Answered>,
     /// Physical compactions by the fold point that answers them, which grows.
@@ -237,6 +237,11 @@ impl Applier {
             self.shared.applying_bytes.fetch_sub(entry_bytes, Ordering::Relaxed);
             self.shared.applied.store(state.applied.0, Ordering::Release);
             self.shared.wake();
+        } else if let Some(tail) = self.tail.as_ref().filter(|_| !self.facts.is_empty()) {
+            // A leader that is gone shows no entry to travel with, and who follows must know now.
+            let (state, facts) = (self.machine.state(), std::mem::take(&mut self.facts));
+            let (position, revision) = (state.applied, state.revision);
+            tail.publish(vec![Arc::new(Frame { position, revision, events: Vec::new(), facts })]);
         }
         for (waiter, position, answer) in self.answers.drain(..) {
             answer_waiter(waiter, position, answer);

@@ -199,10 +199,11 @@ impl Lessor {
         Renewal::Renewed { ttl, checkpointed }
     }
 
-    /// Granted TTL and whole seconds left; `None` when there is no such lease.
+    /// Granted TTL and whole seconds left; `None` when there is no such lease. Some of the running tick is over, so a
+    /// lease of 100 s has 99 left at once, as in etcd.
     pub(crate) fn time_to_live(&self, id: LeaseId) -> Option<(i64, i64)> {
         let lease = self.leases.get(&id)?;
-        Some((lease.ttl, self.left(lease.expiry, |ms, second| ms / second)))
+        Some((lease.ttl, self.left(lease.expiry, |ms, second| ms.saturating_sub(1) / second)))
     }
 
     /// All leases, the first to expire first.

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tailwater_api::etcdserverpb as pb;
 use tailwater_api::write::command::Command;
-use tailwater_eventlog::{Cursor, Fact, LeaseId, LocalSource, Member, MemberId, Revision, Source};
+use tailwater_eventlog::{Cursor, Fact, LeaseId, LocalSource, Member, MemberId, Revision, Source, Term};
 
+use super::apply::ApplyJob;
 use crate::{Answer, Applied, Consensus, ConsensusConfig, ProposeError};
 
 fn config(dir: &Path) -> ConsensusConfig {
@@ -326,6 +327,23 @@ fn nobody_waits_for_a_replica_that_has_stopped() {
         let answer = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(5), waiting).await });
         assert!(matches!(answer.expect("answered").unwrap(), Ok(()) | Err(ProposeError::Stopped)));
     }
+}
+
+#[test]
+fn a_leader_that_is_gone_is_told_without_an_entry() {
+    let dir = tempfile::tempdir().unwrap();
+    let (consensus, source) = Consensus::start(config(dir.path())).unwrap();
+    runtime().block_on(consensus.propose(put("a", 0))).unwrap();
+    let end = source.tail.end();
+    let gone = Fact::Leader(None, Term(99));
+    consensus.apply.lock().as_ref().unwrap().send(ApplyJob::Leader(None, Term(99))).unwrap();
+    let told = source.follow(end, 1 << 20, Duration::from_secs(10)).unwrap();
+    assert_eq!(told.iter().flat_map(|frame| frame.facts.clone()).next_back(), Some(gone));
+    assert_eq!(source.tail.end(), end);
+    assert!(source.follow(end, 1 << 20, Duration::ZERO).unwrap().is_empty(), "once");
+    runtime().block_on(consensus.propose(put("b", 0))).unwrap();
+    assert_eq!(source.follow(end, 1 << 20, Duration::from_secs(10)).unwrap().len(), 1);
+    consensus.stop();
 }
 
 mod crash;

@@ -37,7 +37,19 @@ pub(super) fn check_format(path: &Path) -> Result<(), StorageError> {
         let path = path.display();
         return Err(StorageError::Inconsistent(format!("{path}: tables without the file CURRENT that leads to them")));
     }
-    Ok(())
+    if has_database { check_current(path) } else { Ok(()) }
+}
+
+/// RocksDB's own message for a damaged CURRENT names the file that it then can't find, not CURRENT.
+fn check_current(path: &Path) -> Result<(), StorageError> {
+    let file = path.join(CURRENT_FILE);
+    let named = read_if_there(&file)?.unwrap_or_default();
+    let manifest = named.strip_suffix('\n').filter(|name| name.starts_with("MANIFEST-"));
+    if manifest.is_some_and(|name| path.join(name).is_file()) {
+        return Ok(());
+    }
+    let (file, named) = (file.display(), named.escape_debug());
+    Err(StorageError::Inconsistent(format!("{file} at byte 0: \"{named}\" names no MANIFEST that is there")))
 }
 
 /// Stores what a flush has made durable.

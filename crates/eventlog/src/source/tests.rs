@@ -23,7 +23,7 @@ impl World {
         let writer = Writer::open(dir.path());
         let start = Cursor { history: HistoryId(7), revision: Revision(1), position: Position(0) };
         let tail = Tail::new(TailConfig { hot_bytes_max }, start, vec![]);
-        let source = LocalSource { log: writer.log.clone(), tail };
+        let source = LocalSource::new(writer.log.clone(), tail);
         Self { writer, source, published: 0, _dir: dir }
     }
 

@@ -59,7 +59,7 @@ fn memory_is_bounded_and_a_reader_before_it_is_told() {
     }
     let hot = tail.shared.hot.lock();
     assert!(hot.bytes <= 3000 && hot.frames.len() >= 2);
-    assert_eq!(hot.bytes, hot.frames.iter().map(|(frame, _)| frame.memory_bytes()).sum::<usize>());
+    assert_eq!(hot.bytes, hot.frames.iter().map(|slot| slot.frame.memory_bytes()).sum::<usize>());
     let begin = hot.begin.0;
     drop(hot);
     assert_eq!(tail.read(cursor(10, begin - 1), 1).unwrap_err(), TailError::Behind(cursor(10, begin - 1)));
@@ -118,4 +118,60 @@ fn wait_ends_without_a_frame() {
 #[should_panic(expected = "a frame at position 11 follows one at 11")]
 fn position_that_does_not_grow_is_a_broken_invariant() {
     tail(1000).publish(vec![frame(11, 1), frame(11, 1)]);
+}
+
+fn notice(position: u64, facts: Vec<Fact>) -> Arc<Frame> {
+    let revision = Revision(i64::try_from(position).unwrap());
+    Arc::new(Frame { position: Position(position), revision, events: vec![], facts })
+}
+
+#[test]
+fn a_notice_at_the_newest_position_reaches_each_reader_once() {
+    let tail = tail(1 << 20);
+    tail.publish(vec![frame(11, 10)]);
+    let gone = Fact::Leader(None, Term(3));
+    tail.publish(vec![notice(11, vec![gone.clone()])]);
+    assert_eq!(tail.end(), cursor(11, 11));
+    let wait = |at, noticed, bytes_max| tail.wait_noticing(at, noticed, bytes_max, Duration::ZERO).unwrap();
+
+    // Who has the frame gets the notice alone; who has neither gets both, also one by one.
+    let (frames, noticed) = wait(cursor(11, 11), 0, 1 << 20);
+    assert_eq!((frames.len(), frames[0].facts.as_slice(), noticed), (1, [gone].as_slice(), 1));
+    let (frames, noticed) = wait(cursor(11, 11), noticed, 1 << 20);
+    assert_eq!((frames.len(), noticed), (0, 1));
+    assert_eq!(positions(&wait(cursor(10, 10), 0, 1 << 20).0), [11, 11]);
+    let (first, noticed) = wait(cursor(10, 10), 0, 1);
+    assert_eq!((first[0].events.len(), noticed), (1, 0));
+    assert_eq!(wait(cursor(11, 11), noticed, 1).1, 1);
+
+    // A later one at the same position takes it in; others go on.
+    let back = Fact::Leader(Some(MemberId(1)), Term(4));
+    tail.publish(vec![notice(11, vec![back.clone()]), frame(12, 10)]);
+    let (frames, noticed) = wait(cursor(11, 11), 1, 1 << 20);
+    assert_eq!((positions(&frames), frames[0].facts.as_slice(), noticed), (vec![11, 12], [back].as_slice(), 2));
+    assert_eq!(positions(&tail.read(cursor(11, 11), 1 << 20).unwrap()), [12], "readers by cursor alone get none");
+}
+
+#[test]
+fn notices_do_not_pile_up() {
+    let tail = tail(1 << 20);
+    let before = tail.shared.hot.lock().bytes;
+    for term in 0..1000 {
+        tail.publish(vec![notice(10, vec![Fact::Leader(None, Term(term))])]);
+    }
+    let hot = tail.shared.hot.lock();
+    assert_eq!((hot.frames.len(), hot.notices), (1, 1000));
+    assert!(hot.bytes - before < 1000);
+}
+
+#[test]
+fn a_notice_wakes_a_reader_that_waits() {
+    let tail = tail(1 << 20);
+    let reader = std::thread::spawn({
+        let tail = tail.clone();
+        move || tail.wait_noticing(cursor(10, 10), 0, 1, Duration::from_secs(60)).unwrap()
+    });
+    std::thread::sleep(Duration::from_millis(20));
+    tail.publish(vec![notice(10, vec![Fact::Leader(None, Term(1))])]);
+    assert_eq!(reader.join().unwrap().1, 1);
 }

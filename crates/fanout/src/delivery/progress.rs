@@ -2,19 +2,26 @@
 
 use tailwater_eventlog::Revision;
 
-use super::{Delivery, NO_WATCH, answer};
+use super::{Delivery, NO_WATCH, Watcher, answer};
+use crate::encode::Head;
 use crate::store::Published;
 
-/// A progress request of the whole stream that is not answered yet; later ones join it.
+/// Progress requests of the whole stream that are not answered yet.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     /// The revision that was published when it was asked, and the first watcher not yet found to be past it.
     wanted: Option<(Revision, i64)>,
+    /// Requests that came meanwhile are answered as one, next, with the revision of the newest.
+    later: Option<Revision>,
 }
 
 impl Progress {
     pub(super) fn request(&mut self, published: Revision) {
-        self.wanted.get_or_insert((published, i64::MIN));
+        if self.wanted.is_some() {
+            self.later = Some(published);
+        } else {
+            self.wanted = Some((published, i64::MIN));
+        }
     }
 
     /// A watcher was added, perhaps below those that were already looked at.
@@ -34,22 +41,21 @@ impl Delivery {
     /// Answers a progress request once every watcher was handed everything up to the revision it was asked at.
     /// Events above that revision may have been sent before; that breaks no promise.
     pub(super) fn put_progress(&mut self, published: &Published) {
-        let Some((wanted, mut from)) = self.progress.wanted else { return };
-        if wanted > published.revision() {
-            return;
-        }
-        for (watch_id, watcher) in self.watchers.range(from..) {
-            if !watcher.group.is_drained(watcher.next, wanted) {
-                from = *watch_id;
-                self.progress.wanted = Some((wanted, from));
+        while let Some((wanted, from)) = self.progress.wanted {
+            if wanted > published.revision() {
                 return;
             }
-        }
-        self.progress.wanted = None;
-        if self.may_tell_progress(published.revision()) {
-            let mut head = answer(published, NO_WATCH);
-            head.revision = wanted;
-            self.answers.push_back(head);
+            let lags = |(_, watcher): &(&i64, &Watcher)| !watcher.group.is_drained(watcher.next, wanted);
+            if let Some((&watch_id, _)) = self.watchers.range(from..).find(lags) {
+                self.progress.wanted = Some((wanted, watch_id));
+                // One that was long silent may have to scan what its group no longer knows.
+                self.enqueue(watch_id);
+                return;
+            }
+            self.progress.wanted = self.progress.later.take().map(|later| (later, i64::MIN));
+            if self.may_tell_progress(wanted) {
+                self.answers.push_back(Head { revision: wanted, ..answer(published, NO_WATCH) });
+            }
         }
     }
 

@@ -170,10 +170,16 @@ impl Delivery {
             }
             Phase::Produce(left) => {
                 // A previous version that was there when the length was taken and is not any more, or the like.
-                *left = left.checked_sub(bytes).filter(|left| (*left == 0) == done).ok_or_else(unavailable)?;
+                *left = left.checked_sub(bytes).ok_or_else(unavailable)?;
+                if *left == 0 {
+                    // What is left of the revision does not concern this watcher.
+                    piece.next = None;
+                } else if done {
+                    return Err(unavailable());
+                }
                 self.push_events(&piece.events, BytesMut::new(), chunk);
             }
-            Phase::Fragment(begun) if *begun || bytes > 0 => {
+            Phase::Fragment(begun) if bytes > 0 || (*begun && done) => {
                 *begun = true;
                 let head = Head { fragment: !done, ..answer(published, message.watch_id) };
                 let mut out = BytesMut::new();
