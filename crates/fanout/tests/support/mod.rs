@@ -440,7 +440,9 @@ impl Watching {
         }
         let below = state.events.partition_point(|e| e.revision() < event.revision());
         let expected = state.events[..below].iter().rev().find(|e| e.key() == event.key());
-        let expected = expected.filter(|e| self.create.prev_kv && e.kind() == EventKind::Put);
+        // A put that makes the key has none, as in etcd, also in the revision that deleted it.
+        let creates = event.kind() == EventKind::Put && event.envelope().create_revision == event.revision();
+        let expected = expected.filter(|e| self.create.prev_kv && e.kind() == EventKind::Put && !creates);
         match prev {
             Some(prev) => {
                 let expected = expected.expect("prev_kv: there was none");
