@@ -33,7 +33,7 @@ impl Published {
 pub(crate) struct Store {
     keys: KeyTree,
     snapshot: ReadSnapshot,
-    /// The highest mod_revision among transferred rows: own history starts when the tail has passed it.
+    /// What the source had reached when the last row was read: own history starts when the tail has passed it.
     transferred: Revision,
 }
 
@@ -58,6 +58,12 @@ impl Store {
     /// Whether the tail has passed everything that the transfer brought.
     pub(crate) fn is_whole(&self) -> bool {
         self.snapshot.cursor.revision >= self.transferred
+    }
+
+    /// The transfer ended when the source was at `end`. The rows' own revisions do not tell: a key that was deleted
+    /// while rows were read left none, and its state before the delete is in no row and in no frame from B on.
+    pub(crate) fn transferred(&mut self, end: Revision) {
+        self.transferred = self.transferred.max(end);
     }
 
     /// A transferred row. It may be newer than what the tail will bring next; the higher mod_revision wins.

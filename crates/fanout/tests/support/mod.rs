@@ -448,7 +448,14 @@ impl Watching {
                 let expected = expected.expect("prev_kv: there was none");
                 assert_eq!((prev.mod_revision, &prev.value[..]), (expected.revision().0, expected.value()), "prev_kv");
             }
-            None => assert!(expected.is_none() || event.revision().0 <= state.compacted, "prev_kv is missing"),
+            None => assert!(
+                expected.is_none() || event.revision().0 <= state.compacted,
+                "prev_kv is missing: {:?} without {:?}; compacted {}, at {}",
+                event.envelope(),
+                expected.map(|e| e.envelope()),
+                state.compacted,
+                state.revision
+            ),
         }
     }
 }
