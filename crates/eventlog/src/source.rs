@@ -16,6 +16,10 @@ pub trait Source: History {
     /// B: where a transfer that begins now stands, and the facts at B.
     fn transfer_begin(&self) -> (Cursor, Vec<Fact>);
 
+    /// Asked after the last row: what storage has reached. The reader's own history starts when its tail has passed
+    /// this, since a key that was deleted while rows were read left no row. It may be ahead of the tail's end.
+    fn transfer_end(&self) -> Revision;
+
     /// Live keys after `resume_after`; rows may be newer than B (see [`EventLog::live`]).
     ///
     /// # Errors
@@ -156,6 +160,10 @@ impl History for LocalSource {
 impl Source for LocalSource {
     fn transfer_begin(&self) -> (Cursor, Vec<Fact>) {
         self.snapshot()
+    }
+
+    fn transfer_end(&self) -> Revision {
+        self.log.state().revision
     }
 
     fn transfer(

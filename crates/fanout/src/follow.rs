@@ -94,8 +94,7 @@ impl Follower {
                 break;
             }
         }
-        let (end, _) = self.core.source.transfer_begin();
-        self.store.transferred(end.revision);
+        self.store.transferred(self.core.source.transfer_end());
         while !self.store.is_whole() {
             for frame in self.frames()? {
                 frame.events.iter().for_each(|event| self.store.settle(event.clone()));

@@ -52,6 +52,10 @@ impl Source for Memory {
     fn transfer_begin(&self) -> (Cursor, Vec<Fact>) {
         self.tail.snapshot()
     }
+
+    fn transfer_end(&self) -> Revision {
+        self.transfer_begin().0.revision
+    }
     fn transfer(&self, _: &KeyRange, _: Option<&Bytes>, _: usize) -> Result<LiveChunk, StorageError> {
         Ok(LiveChunk { events: Vec::new(), resume_after: None })
     }

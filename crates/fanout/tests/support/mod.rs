@@ -166,6 +166,10 @@ impl Source for World {
         self.tail.snapshot()
     }
 
+    fn transfer_end(&self) -> Revision {
+        Revision(self.revision())
+    }
+
     fn transfer(&self, _: &KeyRange, after: Option<&Bytes>, _: usize) -> Result<LiveChunk, StorageError> {
         let state = self.state.lock().unwrap();
         let rest = state.live.iter().filter(|(key, _)| after.is_none_or(|after| after.as_ref() < key.as_slice()));
