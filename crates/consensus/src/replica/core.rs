@@ -93,6 +93,8 @@ pub(crate) struct CoreConfig {
     pub(crate) barrier_retry_ticks: u64,
     pub(crate) applied: Position,
     pub(crate) bootstrapped: bool,
+    /// Of election timeouts.
+    pub(crate) seed: u64,
 }
 
 /// Where raft stands, as others see it.
@@ -232,10 +234,21 @@ impl ReplicaCore {
     /// One tick of the clock.
     pub(crate) fn tick(&mut self) {
         self.ticks += 1;
+        self.choose_election_timeout();
         self.node.tick();
         if self.in_flight.as_ref().is_some_and(|(_, asked, _)| self.ticks - asked >= self.config.barrier_retry_ticks) {
             self.ask_again();
         }
+    }
+
+    /// Between one and two election timeouts, as raft wants it, but from the member's own seed rather than from a global
+    /// generator: a simulation repeats it.
+    fn choose_election_timeout(&mut self) {
+        let raft = &mut self.node.raft;
+        let spread = self.config.seed ^ raft.term.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let spread = usize::try_from((spread ^ spread >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93) >> 40).unwrap_or(0);
+        let ticks = self.config.election_ticks;
+        raft.set_randomized_election_timeout(ticks + spread % ticks);
     }
 
     /// A message of another member. Errors mean that it does not concern this member now.
@@ -247,6 +260,16 @@ impl ReplicaCore {
         if let Err(error) = self.node.step(message) {
             tracing::debug!(%error, "raft message passed over");
         }
+    }
+
+    /// A message to this member was lost.
+    pub(crate) fn report_unreachable(&mut self, member: MemberId) {
+        self.node.report_unreachable(member.0);
+    }
+
+    /// Lets another voter take over, if this member leads.
+    pub(crate) fn move_leader(&mut self, to: MemberId) {
+        self.node.transfer_leader(to.0);
     }
 
     /// Queues a command; it is proposed once this member leads and serves.

@@ -12,12 +12,12 @@ use tailwater_api::etcdserverpb as pb;
 use tailwater_api::write::{self, command::Command};
 use tailwater_eventlog::{LeaseId, MemberId, Position};
 
-use super::Transport;
 use super::apply::{ApplyJob, entry_bytes};
 use super::core::{Outputs, Pending, ReplicaCore, Standing};
 use super::log::LogJob;
 use super::shared::Shared;
-use crate::ProposeError;
+use crate::peers::send_all;
+use crate::{PeerTransport, ProposeError};
 
 /// Bytes of committed entries that wait to be applied; beyond it nothing is proposed.
 const APPLYING_BYTES_MAX: usize = 64 << 20;
@@ -31,7 +31,7 @@ pub(crate) struct Driver {
     pub(crate) apply: Sender<ApplyJob>,
     /// Jobs for which the apply thread's queue had no room, oldest first.
     pub(crate) backlog: VecDeque<ApplyJob>,
-    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) peers: Arc<dyn PeerTransport>,
     /// Encoded command that founds the history, should that be needed.
     pub(crate) bootstrap: Bytes,
     pub(crate) standing: Standing,
@@ -45,22 +45,31 @@ impl Driver {
     pub(crate) fn run(mut self) -> Result<(), String> {
         let interval = self.shared.config.heartbeat_interval;
         let mut next_tick = Instant::now() + interval;
+        self.perform()?;
         loop {
-            self.perform()?;
             // A timeout is a tick; a wake token that is gone can only mean the end, which `stopping` tells.
             let _ = self.wake.recv_deadline(next_tick);
             if self.shared.stopping() {
                 break;
             }
             let now = Instant::now();
-            if now >= next_tick {
-                self.tick();
+            let is_tick = now >= next_tick;
+            if is_tick {
                 // After a pause the ticks that were missed are not made up for: nothing may expire by them.
                 next_tick = (next_tick + interval).max(now);
             }
-            self.take_inputs();
+            self.step(is_tick)?;
         }
         Ok(())
+    }
+
+    /// One turn: the tick if it is time for one, what came, and what follows from it.
+    pub(crate) fn step(&mut self, is_tick: bool) -> Result<(), String> {
+        if is_tick {
+            self.tick();
+        }
+        self.take_inputs();
+        self.perform()
     }
 
     fn tick(&mut self) {
@@ -101,6 +110,8 @@ impl Driver {
         let applied = Position(self.shared.applied.load(Ordering::Acquire));
         self.core.on_applied(applied, self.shared.bootstrapped.load(Ordering::Acquire));
         inbox.messages.into_iter().for_each(|message| self.core.step(message));
+        inbox.unreachable.into_iter().for_each(|member| self.core.report_unreachable(member));
+        inbox.move_leader.into_iter().for_each(|member| self.core.move_leader(member));
         // Held back while no leader is known; another leader's are the gateway's to route.
         let elsewhere = self.standing.leader != MemberId(0) && !self.standing.is_leader;
         let mut proposals = inbox.proposals;
@@ -153,9 +164,7 @@ impl Driver {
 
     fn carry_out(&mut self, outputs: Outputs) -> Result<(), String> {
         // 1. What rests on nothing unsynced: the leader replicates while it syncs.
-        if !outputs.messages.is_empty() {
-            self.transport.send(outputs.messages);
-        }
+        send_all(&*self.peers, outputs.messages);
         // 2. What must be durable.
         if let Some(append) = outputs.append {
             self.log.send(LogJob::Append(append)).map_err(|_| "the log thread is gone".to_owned())?;

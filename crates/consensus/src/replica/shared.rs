@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use crossbeam::channel::{Sender, TrySendError};
 use parking_lot::Mutex;
 use raft::eraftpb::Message;
+use tailwater_eventlog::MemberId;
 use tokio::sync::{oneshot, watch};
 
 use super::core::{BarrierWaiter, Pending};
@@ -23,6 +24,10 @@ pub(crate) struct Inbox {
     pub(crate) proposals: Vec<Pending>,
     pub(crate) barriers: Vec<BarrierWaiter>,
     pub(crate) messages: Vec<Message>,
+    /// Peers to which a message was lost.
+    pub(crate) unreachable: Vec<MemberId>,
+    /// Whom leadership is to be handed to.
+    pub(crate) move_leader: Option<MemberId>,
 }
 
 /// Who waits for a command's answer.
