@@ -16,11 +16,15 @@ use super::apply::{ApplyJob, entry_bytes};
 use super::core::{Outputs, Pending, ReplicaCore, Standing};
 use super::log::LogJob;
 use super::shared::Shared;
+use crate::machine::Group;
 use crate::peers::send_all;
 use crate::{PeerTransport, ProposeError};
 
 /// Bytes of committed entries that wait to be applied; beyond it nothing is proposed.
 const APPLYING_BYTES_MAX: usize = 64 << 20;
+
+/// Why a member stops that has left the group.
+pub(crate) const REMOVED: &str = "this member was removed from the cluster";
 
 /// The thread's state.
 pub(crate) struct Driver {
@@ -38,6 +42,8 @@ pub(crate) struct Driver {
     /// Term in which bootstrap was proposed, and in which the lessor was promoted.
     pub(crate) bootstrap_term: u64,
     pub(crate) promoted_term: u64,
+    /// Ticks after which a member that was removed stops; until then it tells the others what is committed.
+    pub(crate) removed_ticks: Option<usize>,
 }
 
 impl Driver {
@@ -69,10 +75,15 @@ impl Driver {
             self.tick();
         }
         self.take_inputs();
-        self.perform()
+        self.perform()?;
+        match self.removed_ticks {
+            Some(0) => Err(REMOVED.to_owned()),
+            _ => Ok(()),
+        }
     }
 
     fn tick(&mut self) {
+        self.removed_ticks = self.removed_ticks.map(|left| left.saturating_sub(1));
         self.core.tick();
         let ticks = self.shared.ticks.fetch_add(1, Ordering::Relaxed) + 1;
         let no_leader = self.standing.leader == MemberId(0);
@@ -100,14 +111,18 @@ impl Driver {
     /// Proposes what nobody waits for. If it is lost, the clock names the lease again, or does without its checkpoint.
     fn propose_own(&mut self, command: Command) {
         let command = write::Command { command: Some(command), ..Default::default() };
-        self.core.propose(Pending { proposal_id: 0, command: command.encode_to_vec().into() });
+        self.core.propose(Pending { proposal_id: 0, command: command.encode_to_vec().into(), change: None });
     }
 
     fn take_inputs(&mut self) {
-        let inbox = std::mem::take(&mut *self.shared.inbox.lock());
-        self.core.on_persisted(self.shared.persisted.load(Ordering::Acquire));
-        // Read after the position: a founded history must not be seen later than what founded it.
+        // Read before the inbox: raft must know of each change of the group up to there.
         let applied = Position(self.shared.applied.load(Ordering::Acquire));
+        let mut inbox = std::mem::take(&mut *self.shared.inbox.lock());
+        self.core.on_persisted(self.shared.persisted.load(Ordering::Acquire));
+        for (index, group) in std::mem::take(&mut inbox.groups) {
+            self.group_changed(index, group);
+        }
+        // Read after the position: a founded history must not be seen later than what founded it.
         self.core.on_applied(applied, self.shared.bootstrapped.load(Ordering::Acquire));
         inbox.messages.into_iter().for_each(|message| self.core.step(message));
         inbox.unreachable.into_iter().for_each(|member| self.core.report_unreachable(member));
@@ -131,6 +146,18 @@ impl Driver {
                 false => self.core.barrier(waiter),
             }
         }
+    }
+
+    fn group_changed(&mut self, index: u64, group: Group) {
+        let own = self.shared.config.member_id;
+        let member = group.members.iter().find(|member| member.id == own);
+        self.shared.status.lock().is_learner = member.is_some_and(|member| member.is_learner);
+        if group.removed.contains(&own) && self.removed_ticks.is_none() {
+            tracing::warn!("this member was removed from the cluster and will stop");
+            self.removed_ticks = Some(self.shared.config.election_ticks);
+        }
+        *self.shared.group.lock() = group.clone();
+        self.core.reconfigure(index, group);
     }
 
     /// Does what the core asks until nothing is left.
@@ -175,9 +202,12 @@ impl Driver {
             self.shared.applying_bytes.fetch_add(bytes, Ordering::Relaxed);
             self.send_apply(ApplyJob::Entries(outputs.committed))?;
         }
-        // 4. What raft refused.
-        for proposal in outputs.dropped {
-            self.shared.fail_waiter(proposal, ProposeError::TooManyRequests);
+        if outputs.settled {
+            self.log.send(LogJob::Settle).map_err(|_| "the log thread is gone".to_owned())?;
+        }
+        // 4. What was not proposed.
+        for (proposal, error) in outputs.refused {
+            self.shared.fail_waiter(proposal, error);
         }
         Ok(())
     }
@@ -218,7 +248,9 @@ impl Driver {
             self.shared.lessor.lock().demote();
         }
         if before.is_leader || elsewhere {
-            self.core.abandon();
+            for proposal in self.core.abandon() {
+                self.shared.fail_waiter(proposal, ProposeError::NoLeader);
+            }
             self.shared.fail_waiters(|_| true, || ProposeError::LeaderChanged);
         }
         if before.leader != standing.leader {
@@ -231,7 +263,9 @@ impl Driver {
         self.send_apply(ApplyJob::Leader(leader, standing.term))
     }
 
-    fn publish_status(&self) {
+    fn publish_status(&mut self) {
+        let catch_up = self.core.catch_up();
+        self.shared.catch_up.send_if_modified(|told| std::mem::replace(told, catch_up) != catch_up);
         let committed = self.core.committed();
         self.shared.committed.store(committed, Ordering::Relaxed);
         self.shared.replicated.store(self.core.replicated(), Ordering::Relaxed);

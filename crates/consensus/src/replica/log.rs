@@ -20,6 +20,8 @@ pub(crate) enum LogJob {
     Append(Append),
     /// Let go of entries up to an index.
     Trim(u64),
+    /// Nothing was lost by what was cut when the log was opened.
+    Settle,
 }
 
 /// The thread's state.
@@ -58,6 +60,7 @@ impl LogWriter {
                     sync |= append.sync;
                     messages.extend(append.messages);
                 }
+                LogJob::Settle => self.log.settle().map_err(|error| error.to_string())?,
                 LogJob::Trim(index) => self.log.trim_to(index).map_err(|error| error.to_string())?,
             }
         }
