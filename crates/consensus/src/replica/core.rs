@@ -22,6 +22,8 @@ pub(crate) const ENTRY_FORMAT: u8 = 1;
 const MESSAGE_BYTES_MAX: u64 = 1 << 20;
 /// Append messages on their way to one peer.
 const INFLIGHT_MESSAGES_MAX: usize = 64;
+/// Fewer queued commands than these are never kept waiting for more.
+const GATHERED_MIN: usize = 64;
 /// Bytes of committed entries handed to apply at once.
 const COMMITTED_BYTES_MAX: u64 = 16 << 20;
 
@@ -143,6 +145,7 @@ pub(crate) struct ReplicaCore {
     applied: Position,
     bootstrapped: bool,
     held_back: bool,
+    gathering: bool,
     ticks: u64,
     barriers: Vec<BarrierWaiter>,
     in_flight: Option<(u64, u64, Vec<BarrierWaiter>)>,
@@ -184,6 +187,7 @@ impl ReplicaCore {
             bootstrapped: config.bootstrapped,
             config,
             held_back: false,
+            gathering: false,
             ticks: 0,
             barriers: Vec::new(),
             in_flight: None,
@@ -361,6 +365,11 @@ impl ReplicaCore {
         }
     }
 
+    /// While it gathers, a batch that is worth it waits for more commands.
+    pub(crate) fn gather(&mut self, gathering: bool) {
+        self.gathering = gathering;
+    }
+
     /// Leadership is lost or has changed: what is queued is not proposed, and reads whose confirmation is open fail.
     /// Confirmed reads stay: they were confirmed before, and are answered once applied.
     pub(crate) fn abandon(&mut self) {
@@ -374,6 +383,9 @@ impl ReplicaCore {
     /// One batch at a time: what comes while it is synced becomes the next.
     fn propose_queued(&mut self) {
         if self.held_back || self.queue.is_empty() || !self.serves() || self.persisted < self.appended {
+            return;
+        }
+        if self.gathering && self.queue.len() >= GATHERED_MIN {
             return;
         }
         let mut batch = Vec::new();
