@@ -34,6 +34,11 @@ while IFS= read -r line; do left_out+=("${line#LEFT OUT: }"); done < <(grep -h '
 TAILWATER_BIN=$TAILWATER TARGET_DIR=$target tests/clients/run.sh 2>&1 | tee "$output"
 while IFS= read -r line; do left_out+=("${line#LEFT OUT: }"); done < <(grep -h '^LEFT OUT: ' "$output" | sort -u || true)
 
+if [ "${ACCEPTANCE:-}" = 1 ]; then
+  scripts/instructions.sh 2>&1 | tee "$output"
+  while IFS= read -r line; do left_out+=("${line#LEFT OUT: }"); done < <(grep -h '^LEFT OUT: ' "$output" || true)
+fi
+
 if [ ${#left_out[@]} -gt 0 ]; then
   printf '\nLeft out on this machine:\n'
   printf '  - %s\n' "${left_out[@]}"
