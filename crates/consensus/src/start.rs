@@ -387,6 +387,7 @@ fn shared(config: ConsensusConfig, proposer_id: u64, machine: &Machine, group: G
         bootstrapped: AtomicBool::new(machine.bootstrapped()),
         ticks: AtomicU64::new(0),
         syncs: AtomicU64::new(0),
+        sync_micros: AtomicU64::new(0),
         disk_bytes: AtomicU64::new(0),
         disk_bytes_in_use: AtomicU64::new(0),
         // A compaction that a crash or stop interrupted goes on.

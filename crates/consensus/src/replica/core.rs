@@ -34,6 +34,8 @@ const MESSAGE_BYTES_MAX: u64 = 1 << 20;
 /// Append messages on their way to one peer: as many full ones as it may be behind in bytes. One entry may be larger than
 /// a message, by as much as a batch of commands is.
 const INFLIGHT_MESSAGES_MAX: usize = 32;
+/// Fewer queued commands than these are never kept waiting for more.
+const GATHERED_MIN: usize = 64;
 /// Bytes of committed entries handed to apply at once.
 const COMMITTED_BYTES_MAX: u64 = 16 << 20;
 
@@ -135,6 +137,7 @@ pub(crate) struct ReplicaCore {
     applied: Position,
     bootstrapped: bool,
     held_back: bool,
+    gathering: bool,
     ticks: u64,
     barriers: Vec<BarrierWaiter>,
     in_flight: Option<(u64, u64, Vec<BarrierWaiter>)>,
@@ -187,6 +190,7 @@ impl ReplicaCore {
             bootstrapped: config.bootstrapped,
             config,
             held_back: false,
+            gathering: false,
             ticks: 0,
             barriers: Vec::new(),
             in_flight: None,
@@ -347,6 +351,11 @@ impl ReplicaCore {
         }
     }
 
+    /// While it gathers, a batch that is worth it waits for more commands.
+    pub(crate) fn gather(&mut self, gathering: bool) {
+        self.gathering = gathering;
+    }
+
     /// Leadership is lost or has changed: what is queued is not proposed, and reads whose confirmation is open fail.
     /// Confirmed reads stay: they were confirmed before, and are answered once applied. Returns the queued proposals,
     /// which never had an effect.
@@ -377,6 +386,9 @@ impl ReplicaCore {
     }
 
     fn propose_batch(&mut self) {
+        if self.gathering && self.queue.len() >= GATHERED_MIN {
+            return;
+        }
         let mut batch = Vec::new();
         let mut bytes = 0;
         while let Some(next) = self.queue.front() {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender, TrySendError};
@@ -20,6 +20,11 @@ use crate::machine::Group;
 use crate::peers::send_all;
 use crate::{PeerTransport, ProposeError};
 
+/// A disk whose syncs take at least this long is slow: what was just answered is worth waiting for.
+const SLOW_SYNC: Duration = Duration::from_millis(4);
+/// After a slow sync the next batch gathers for this part of the sync's duration. Else clients fall into two groups that
+/// take turns, and no batch ever holds more than half of them.
+const GATHERING_PART: u32 = 4;
 /// Bytes of committed entries that wait to be applied; beyond it nothing is proposed.
 const APPLYING_BYTES_MAX: usize = 64 << 20;
 
@@ -51,10 +56,12 @@ impl Driver {
     pub(crate) fn run(mut self) -> Result<(), String> {
         let interval = self.shared.config.heartbeat_interval;
         let mut next_tick = Instant::now() + interval;
+        let (mut persisted, mut gather_until) = (0, Instant::now());
         self.perform()?;
         loop {
+            let gathering = Instant::now() < gather_until;
             // A timeout is a tick; a wake token that is gone can only mean the end, which `stopping` tells.
-            let _ = self.wake.recv_deadline(next_tick);
+            let _ = self.wake.recv_deadline(if gathering { gather_until.min(next_tick) } else { next_tick });
             if self.shared.stopping() {
                 break;
             }
@@ -64,6 +71,12 @@ impl Driver {
                 // After a pause the ticks that were missed are not made up for: nothing may expire by them.
                 next_tick = (next_tick + interval).max(now);
             }
+            let newest = self.shared.persisted.load(Ordering::Acquire);
+            let sync = Duration::from_micros(self.shared.sync_micros.load(Ordering::Relaxed));
+            if std::mem::replace(&mut persisted, newest) != newest && sync >= SLOW_SYNC {
+                gather_until = now + sync / GATHERING_PART;
+            }
+            self.core.gather(now < gather_until);
             self.step(is_tick)?;
         }
         Ok(())

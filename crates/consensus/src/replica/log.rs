@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use crossbeam::channel::Receiver;
 
@@ -65,7 +66,10 @@ impl LogWriter {
             }
         }
         if sync {
+            let began = Instant::now();
             self.log.sync().map_err(|error| error.to_string())?;
+            let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.shared.sync_micros.store(micros, Ordering::Relaxed);
             self.shared.syncs.fetch_add(1, Ordering::Relaxed);
         }
         if number > 0 {

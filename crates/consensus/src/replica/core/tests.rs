@@ -76,7 +76,7 @@ fn node(id: u64) -> Node {
         batch_bytes_max: 1 << 20,
         barrier_retry_ticks: 5,
         applied: Position(0),
-        seed: 1,
+        seed: id,
         bootstrapped: true,
         strict_reconfig_check: true,
         run_id: id,
