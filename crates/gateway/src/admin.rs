@@ -1,4 +1,4 @@
-//! What is served of the Cluster, Maintenance and Health services.
+//! What is served of the Maintenance and Health services.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -10,7 +10,7 @@ use tailwater_api::etcdserverpb as pb;
 use tailwater_api::health::{HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus};
 use tailwater_api::write::command::Command;
 use tailwater_consensus::Answer;
-use tailwater_eventlog::{Alarm, AlarmKind, Revision};
+use tailwater_eventlog::{Alarm, AlarmKind};
 use tokio_stream::wrappers::WatchStream;
 
 use crate::Gateway;
@@ -19,20 +19,6 @@ use crate::kv::mismatched;
 use crate::status::{Code, Fault};
 
 impl Gateway {
-    /// `Cluster.MemberList`. Its header has no revision, as in etcd.
-    pub(crate) async fn member_list(&self, request: pb::MemberListRequest) -> Result<pb::MemberListResponse, Fault> {
-        self.settle(!request.linearizable).await?;
-        let snapshot = self.fanout().snapshot();
-        let members = snapshot.members.iter().map(|member| pb::Member {
-            id: member.id.0,
-            name: member.name.clone(),
-            peer_ur_ls: member.peer_urls.clone(),
-            client_ur_ls: member.client_urls.clone(),
-            is_learner: member.is_learner,
-        });
-        Ok(pb::MemberListResponse { header: Some(self.header(Revision(0))), members: members.collect() })
-    }
-
     /// `Maintenance.Status`: answered without a leader too.
     pub(crate) async fn status(&self) -> Result<pb::StatusResponse, Fault> {
         self.settle(true).await?;

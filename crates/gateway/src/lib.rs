@@ -19,6 +19,7 @@ mod gateway;
 mod http;
 mod kv;
 mod lease;
+mod members;
 mod methods;
 mod metrics;
 mod range;

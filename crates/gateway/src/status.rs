@@ -149,6 +149,14 @@ faults! {
     NotEnoughStarted => Unknown, "etcdserver: re-configuration failed due to not enough started members";
     /// Members that vote are not heard from.
     Unhealthy => Unavailable, "etcdserver: unhealthy cluster";
+    /// A peer URL without a scheme, a host or a port, or none at all.
+    MemberBadUrls => InvalidArgument, "etcdserver: given member URLs are invalid";
+    /// Only the leader does this.
+    NotLeader => FailedPrecondition, "etcdserver: not leader";
+    /// The successor did not take over in time. Not in etcd's table, so its code is Unknown.
+    TransferTimeout => Unknown, "etcdserver: request timed out, leader transfer took too long";
+    /// A learner serves status, serializable reads and snapshots.
+    NotSupportedForLearner => FailedPrecondition, "etcdserver: rpc not supported for learner";
     /// Leadership for a learner or a stranger.
     BadLeaderTransferee => FailedPrecondition, "etcdserver: bad leader transferee";
     /// The caller's own deadline passed.

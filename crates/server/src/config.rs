@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tailwater_consensus::ConsensusConfig;
-use tailwater_eventlog::{Member, MemberId};
+use tailwater_eventlog::MemberId;
 use tailwater_fanout::FanoutConfig;
 use tailwater_gateway::{AutoCompaction, GatewayConfig};
 
 use crate::data_dir::Identity;
 use crate::flags::Flags;
-use crate::{duration, ids};
+use crate::duration;
+use crate::founding::Founding;
 
 /// etcd's default quota.
 const QUOTA_BYTES_DEFAULT: u64 = 2 << 30;
@@ -25,10 +26,13 @@ pub(crate) struct Config {
     pub(crate) metrics_addresses: Vec<SocketAddr>,
     pub(crate) client_urls: Vec<String>,
     pub(crate) peer_urls: Vec<String>,
-    /// Ids of a new data directory; an existing one has its own.
-    pub(crate) founding: Identity,
+    pub(crate) peer_addresses: Vec<SocketAddr>,
+    /// What a new data directory begins with; an existing one has its own.
+    pub(crate) founding: Founding,
     pub(crate) log_level: tracing::Level,
     pub(crate) reported_version: String,
+    force_new_cluster: bool,
+    strict_reconfig_check: bool,
     heartbeat_interval: Duration,
     election_ticks: usize,
     request_bytes_max: usize,
@@ -49,9 +53,7 @@ impl Config {
     /// One sentence that names the flag and says what to change.
     pub(crate) fn from_flags(flags: &Flags) -> Result<Self, String> {
         let peer_urls = urls("initial-advertise-peer-urls", &flags.initial_advertise_peer_urls)?;
-        urls("listen-peer-urls", &flags.listen_peer_urls)?;
-        check_members(flags, &peer_urls)?;
-        let member_id = ids::member_id(&peer_urls, &flags.initial_cluster_token);
+        let founding = Founding::from_flags(flags, &peer_urls)?;
         let is_default_listen = flags.listen_client_urls == "http://localhost:2379";
         let client_urls = match &flags.advertise_client_urls {
             Some(text) => urls("advertise-client-urls", text)?,
@@ -69,10 +71,13 @@ impl Config {
                 addresses("listen-metrics-urls", &flags.listen_metrics_urls)?
             },
             client_urls,
+            peer_addresses: addresses("listen-peer-urls", &flags.listen_peer_urls)?,
             peer_urls,
-            founding: Identity { member_id, cluster_id: ids::cluster_id(&[member_id]) },
+            founding,
             log_level: log_level(&flags.log_level)?,
             reported_version: reported_version(&flags.reported_version)?,
+            force_new_cluster: flags.force_new_cluster,
+            strict_reconfig_check: flags.strict_reconfig_check,
             heartbeat_interval,
             election_ticks,
             request_bytes_max: flags.max_request_bytes as usize,
@@ -95,29 +100,23 @@ impl Config {
         self.heartbeat_interval * u32::try_from(self.election_ticks).unwrap_or(u32::MAX)
     }
 
-    fn request_timeout(&self) -> Duration {
+    /// A proposal without an answer fails after this.
+    pub(crate) fn request_timeout(&self) -> Duration {
         Duration::from_secs(5) + 2 * self.election_timeout()
     }
 
     /// For the write plane.
     pub(crate) fn consensus(&self, identity: Identity) -> ConsensusConfig {
-        let founder = Member {
-            id: MemberId(identity.member_id),
-            name: self.name.clone(),
-            peer_urls: self.peer_urls.clone(),
-            client_urls: Vec::new(),
-            is_learner: false,
-        };
         // etcd's rule: one and a half election timeouts, in whole seconds.
         let lease_ttl_min = (3 * self.election_timeout().as_millis() / 2).div_ceil(1000);
         ConsensusConfig {
             data_dir: self.data_dir.clone(),
             member_id: MemberId(identity.member_id),
             cluster_id: identity.cluster_id,
-            initial_members: vec![founder],
-            founding: true,
-            force_new_cluster: false,
-            strict_reconfig_check: true,
+            initial_members: self.founding.members.clone(),
+            founding: !self.founding.joins,
+            force_new_cluster: self.force_new_cluster,
+            strict_reconfig_check: self.strict_reconfig_check,
             heartbeat_interval: self.heartbeat_interval,
             election_ticks: self.election_ticks,
             request_bytes_max: self.request_bytes_max,
@@ -203,54 +202,6 @@ fn addresses(flag: &str, text: &str) -> Result<Vec<SocketAddr>, String> {
         found.extend(resolved.into_iter().take(1));
     }
     Ok(found)
-}
-
-/// The founding members must hold this one with the URLs that it advertises; this build runs it alone.
-fn check_members(flags: &Flags, peer_urls: &[String]) -> Result<(), String> {
-    match flags.initial_cluster_state.as_str() {
-        "new" => {}
-        "existing" => {
-            return Err(
-                "--initial-cluster-state=existing is not served yet: this version runs one member; use new".into()
-            );
-        }
-        other => return Err(format!("--initial-cluster-state: {other:?} must be new or existing")),
-    }
-    let Some(text) = &flags.initial_cluster else { return Ok(()) };
-    let mut own = Vec::new();
-    let mut names = std::collections::BTreeSet::new();
-    for entry in text.split(',') {
-        let Some((name, url)) = entry.trim().split_once('=') else {
-            return Err(format!("--initial-cluster: {entry:?} must have the form name=http://host:port"));
-        };
-        names.insert(name);
-        if name == flags.name {
-            own.push(url.to_owned());
-        }
-    }
-    own.sort();
-    if own.is_empty() {
-        return Err(format!(
-            "--initial-cluster must contain {0:?}; add {0}=<its peer URL> or change --name",
-            flags.name
-        ));
-    }
-    if own != peer_urls {
-        return Err(format!(
-            "--initial-cluster gives {:?} the URLs {}, --initial-advertise-peer-urls {}; make them equal",
-            flags.name,
-            own.join(","),
-            peer_urls.join(",")
-        ));
-    }
-    if names.len() > 1 {
-        return Err(format!(
-            "--initial-cluster names {} members; this version runs one, so name only {:?}",
-            names.len(),
-            flags.name
-        ));
-    }
-    Ok(())
 }
 
 fn ticks(flags: &Flags) -> Result<(Duration, usize), String> {

@@ -11,7 +11,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
 
+use tailwater_eventlog::Member;
+
 use crate::config::Config;
+use crate::join;
 
 const FORMAT: u32 = 1;
 const IDENTITY_FILE: &str = "IDENTITY";
@@ -43,6 +46,8 @@ pub(crate) enum DataDirError {
 #[derive(Debug)]
 pub(crate) struct DataDir {
     pub(crate) identity: Identity,
+    /// The members as far as the command line, or the group that this member joins, tells.
+    pub(crate) members: Vec<Member>,
     /// Whether it held data before.
     pub(crate) is_existing: bool,
     /// Unlocked when dropped.
@@ -58,15 +63,30 @@ struct Stored {
 }
 
 impl DataDir {
-    /// Opens or founds it.
+    /// Opens or founds it. A member that joins asks the group who it is.
     ///
     /// # Errors
-    /// See [`DataDirError`].
-    pub(crate) fn open(config: &Config) -> Result<Self, DataDirError> {
-        Self::open_at(&config.data_dir, config.founding)
+    /// See [`DataDirError`]; the group can't be asked, or does not know this member.
+    pub(crate) fn open(config: &Config) -> anyhow::Result<Self> {
+        let founding = &config.founding;
+        if !founding.joins {
+            return Ok(Self::open_at(&config.data_dir, founding.members.clone(), || Ok(founding.identity))?);
+        }
+        match join::ask(&founding.other_urls()) {
+            Ok(group) => {
+                let identity = || group.identity_of(&config.peer_urls);
+                Self::open_at(&config.data_dir, group.members.clone(), identity)
+            }
+            // One that has joined already may be the first to be started again.
+            Err(error) => Self::open_at(&config.data_dir, founding.members.clone(), || Err(error)),
+        }
     }
 
-    fn open_at(path: &Path, founding: Identity) -> Result<Self, DataDirError> {
+    fn open_at(
+        path: &Path,
+        members: Vec<Member>,
+        founding: impl FnOnce() -> anyhow::Result<Identity>,
+    ) -> anyhow::Result<Self> {
         let unusable = |reason| DataDirError::Unusable { path: path.display().to_string(), reason };
         fs::create_dir_all(path).map_err(unusable)?;
         let identity_file = path.join(IDENTITY_FILE);
@@ -76,15 +96,16 @@ impl DataDir {
         }
         let lock = File::create(path.join(LOCK_FILE)).map_err(unusable)?;
         if lock.try_lock().is_err() {
-            return Err(DataDirError::Locked { path: path.display().to_string() });
+            return Err(DataDirError::Locked { path: path.display().to_string() }.into());
         }
         let identity = if is_existing {
             read(&identity_file)?
         } else {
+            let founding = founding()?;
             write(path, &identity_file, founding).map_err(unusable)?;
             founding
         };
-        Ok(Self { identity, is_existing, _lock: lock })
+        Ok(Self { identity, members, is_existing, _lock: lock })
     }
 }
 
@@ -144,39 +165,39 @@ mod tests {
     fn an_existing_directory_keeps_its_identity() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("made");
-        assert!(!DataDir::open_at(&path, FOUNDING).expect("founded").is_existing);
+        assert!(!DataDir::open_at(&path, Vec::new(), || Ok(FOUNDING)).expect("founded").is_existing);
         let other = Identity { member_id: 1, cluster_id: 2 };
-        let again = DataDir::open_at(&path, other).expect("reused");
+        let again = DataDir::open_at(&path, Vec::new(), || Ok(other)).expect("reused");
         assert_eq!((again.identity, again.is_existing), (FOUNDING, true));
     }
 
     #[test]
     fn two_processes_do_not_share_a_directory() {
         let directory = tempfile::tempdir().expect("a directory");
-        let _first = DataDir::open_at(directory.path(), FOUNDING).expect("founded");
-        let second = DataDir::open_at(directory.path(), FOUNDING).expect_err("locked");
-        assert!(matches!(second, DataDirError::Locked { .. }));
+        let _first = DataDir::open_at(directory.path(), Vec::new(), || Ok(FOUNDING)).expect("founded");
+        let second = DataDir::open_at(directory.path(), Vec::new(), || Ok(FOUNDING)).expect_err("locked");
+        assert!(matches!(second.downcast_ref(), Some(DataDirError::Locked { .. })));
     }
 
     #[test]
     fn what_another_program_wrote_is_refused_by_name() {
         let directory = tempfile::tempdir().expect("a directory");
         fs::create_dir(directory.path().join("member")).expect("made");
-        let error = DataDir::open_at(directory.path(), FOUNDING).expect_err("foreign");
+        let error = DataDir::open_at(directory.path(), Vec::new(), || Ok(FOUNDING)).expect_err("foreign");
         assert!(error.to_string().contains("holds \"member\""), "{error}");
     }
 
     #[test]
     fn any_flipped_byte_of_the_identity_is_noticed() {
         let directory = tempfile::tempdir().expect("a directory");
-        drop(DataDir::open_at(directory.path(), FOUNDING).expect("founded"));
+        drop(DataDir::open_at(directory.path(), Vec::new(), || Ok(FOUNDING)).expect("founded"));
         let file = directory.path().join(IDENTITY_FILE);
         let good = fs::read(&file).expect("readable");
         for at in 0..good.len() - 1 {
             let mut bad = good.clone();
             bad[at] ^= 1;
             fs::write(&file, &bad).expect("written");
-            let found = DataDir::open_at(directory.path(), FOUNDING);
+            let found = DataDir::open_at(directory.path(), Vec::new(), || Ok(FOUNDING));
             assert!(found.is_err(), "byte {at}: {}", String::from_utf8_lossy(&bad));
         }
     }

@@ -50,6 +50,12 @@ pub(crate) struct Flags {
     /// Part of the ids of a new cluster, so that two of them never mix
     #[arg(long, default_value = "etcd-cluster")]
     pub(crate) initial_cluster_token: String,
+    /// Go on alone with the data of this directory, as a group of one with a new history
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub(crate) force_new_cluster: bool,
+    /// Refuse a change of membership that could cost the group its quorum
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub(crate) strict_reconfig_check: bool,
     /// "periodic" or "revision"
     #[arg(long, default_value = "periodic")]
     pub(crate) auto_compaction_mode: String,

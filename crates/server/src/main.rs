@@ -4,9 +4,12 @@ mod config;
 mod data_dir;
 mod duration;
 mod flags;
+mod founding;
 mod ids;
+mod join;
 mod listener;
 mod node;
+mod peer_side;
 mod process;
 mod telemetry;
 

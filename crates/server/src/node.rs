@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use tailwater_api::tail;
 use tailwater_api::write::{SetClusterVersion, command::Command};
-use tailwater_consensus::{Consensus, NoPeers, ProposeError};
+use tailwater_consensus::{Consensus, ProposeError, WritePlane};
+use tailwater_eventlog::{Member, MemberId};
 use tailwater_fanout::Fanout;
 use tailwater_gateway::{Gateway, run_auto_compaction};
 use tokio::runtime::{Builder, Runtime};
@@ -17,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::Config;
 use crate::data_dir::{DataDir, Identity};
 use crate::listener::{Connections, Surface, bind};
+use crate::peer_side::PeerSide;
 use crate::{process, telemetry};
 
 /// What clients have to go away in when the server stops.
@@ -29,8 +31,11 @@ pub(crate) struct Node {
     config: Config,
     identity: Identity,
     consensus: Consensus,
+    /// Where this member's own proposals go: to the leader, wherever it is.
+    write_plane: Arc<dyn WritePlane>,
     fanout: Fanout,
     gateway: Gateway,
+    peer: PeerSide,
     /// Bound before anything else is started, so that a taken port is the first thing to be known.
     client_listeners: Vec<std::net::TcpListener>,
     metrics_listeners: Vec<std::net::TcpListener>,
@@ -43,14 +48,16 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Opens the storage and starts both planes; nothing is served yet.
+    /// Opens the storage, starts both planes and serves the other members; clients are not served yet. Returns once
+    /// this member knows a history: at once where the data directory holds one, else when the group has founded it.
     ///
     /// # Errors
-    /// A port is taken, or the storage can't be used.
+    /// A port is taken, the storage can't be used, or no group was found.
     pub(crate) fn build(config: &Config, data_dir: &DataDir) -> anyhow::Result<Self> {
         let identity = data_dir.identity;
         let client_listeners = bind_all(&config.client_addresses)?;
         let metrics_listeners = bind_all(&config.metrics_addresses)?;
+        let peer_listeners = bind_all(&config.peer_addresses)?;
         let control = Builder::new_multi_thread().worker_threads(1).thread_name("control").enable_all().build()?;
         let clients = Builder::new_multi_thread().thread_name("clients").enable_all().build()?;
         let metrics = telemetry::start_metrics()?;
@@ -64,24 +71,30 @@ impl Node {
             reported_version = config.reported_version,
             "starting a tailwater server"
         );
+        let peer = PeerSide::new(config, identity)?;
         let (consensus, source) = {
             let _inside = control.enter();
-            let (consensus, source) = Consensus::start(config.consensus(identity), Arc::new(NoPeers))
-                .context("cannot start the write plane")?;
-            (consensus, source.wait().context("cannot start the write plane")?)
+            let mut consensus = config.consensus(identity);
+            consensus.initial_members.clone_from(&data_dir.members);
+            Consensus::start(consensus, peer.transport()).context("cannot start the write plane")?
         };
+        peer.serve(&consensus, peer_listeners)?;
+        let source = source.wait().context("cannot start the write plane")?;
+        let write_plane: Arc<dyn WritePlane> = Arc::new(peer.router(&consensus, config));
         let fanout = {
             let _inside = clients.enter();
             Fanout::start(config.fanout(identity), Arc::new(source))
         };
         let render = Box::new(move || metrics.render() + &process::render());
-        let gateway = Gateway::new(Arc::new(consensus.clone()), fanout.clone(), config.gateway(identity), render);
+        let gateway = Gateway::new(write_plane.clone(), fanout.clone(), config.gateway(identity), render);
         Ok(Self {
             config: config.clone(),
             identity,
             consensus,
+            write_plane,
             fanout,
             gateway,
+            peer,
             client_listeners,
             metrics_listeners,
             draining: watch::channel(false).0,
@@ -107,6 +120,7 @@ impl Node {
             };
             tokio::select! {
                 outcome = serving => outcome,
+                () = self.peer.removed() => bail!("this member was removed from the cluster"),
                 reason = self.consensus.stopped() => match reason {
                     Some(reason) => bail!("the write plane stopped: {reason}"),
                     None => Ok(()),
@@ -141,7 +155,7 @@ impl Node {
     /// Proposes until it is answered: the lack of a leader and a long replay are waited out.
     async fn propose(&self, command: Command) -> Result<(), ProposeError> {
         loop {
-            match self.consensus.propose(command.clone()).await {
+            match self.write_plane.propose(command.clone()).await {
                 Ok(applied) => {
                     // What was set is seen by the first client.
                     return self.fanout.reach(applied.position).await.map_err(|_| ProposeError::Stopped);
@@ -183,9 +197,10 @@ impl Node {
         Ok(())
     }
 
-    /// Stops accepting, lets clients go, syncs, and closes the files.
+    /// Hands over leadership, stops accepting, lets clients go, syncs, and closes the files.
     pub(crate) fn drain(self) {
         self.gateway.drain();
+        self.control.block_on(self.hand_over());
         self.draining.send_replace(true);
         self.fanout.stop();
         self.connections.close();
@@ -195,8 +210,25 @@ impl Node {
             tracing::warn!(connections = self.connections.len(), "clients did not leave in time; closing on them");
         }
         self.clients.shutdown_timeout(Duration::from_millis(100));
+        self.peer.stop();
         self.consensus.stop();
         tracing::info!("server stopped");
+    }
+
+    /// A leader that goes names its successor, so that writes need not wait for an election.
+    async fn hand_over(&self) {
+        let own = MemberId(self.identity.member_id);
+        if self.consensus.status().leader != own {
+            return;
+        }
+        let snapshot = self.fanout.snapshot();
+        let active = self.peer.active();
+        let is_successor = |member: &&Member| !member.is_learner && member.id != own && active.contains(&member.id);
+        let Some(successor) = snapshot.members.iter().find(is_successor) else { return };
+        match self.consensus.move_leader(successor.id).await {
+            Ok(()) => tracing::info!(successor = format!("{:x}", successor.id.0), "handed over leadership"),
+            Err(error) => tracing::warn!(%error, "leadership was not handed over"),
+        }
     }
 }
 
