@@ -12,5 +12,7 @@ pub(crate) mod log;
 pub(crate) mod shared;
 pub(crate) mod upkeep;
 
+pub use core::CatchUp;
+
 #[cfg(test)]
 mod tests;
