@@ -39,6 +39,12 @@ pub trait PeerSink: Send + Sync {
 
     /// A message to this member was lost.
     fn report_unreachable(&self, member: MemberId);
+
+    /// Whether a member has left the group for good.
+    fn is_removed(&self, member: MemberId) -> bool;
+
+    /// Another member says that this one was removed.
+    fn report_removed(&self);
 }
 
 impl PeerSink for Consensus {
@@ -48,6 +54,14 @@ impl PeerSink for Consensus {
 
     fn report_unreachable(&self, member: MemberId) {
         Self::report_unreachable(self, member);
+    }
+
+    fn is_removed(&self, member: MemberId) -> bool {
+        Self::is_removed(self, member)
+    }
+
+    fn report_removed(&self) {
+        Self::report_removed(self);
     }
 }
 
@@ -103,7 +117,6 @@ pub(crate) struct Inner {
     greeter: Greeter,
     handle: Handle,
     sink: RwLock<Option<Arc<dyn PeerSink>>>,
-    removed: watch::Sender<bool>,
     stopping: watch::Sender<bool>,
     /// Refusals that were logged: who, and why.
     refusals: Mutex<Vec<(u64, String)>>,
@@ -118,7 +131,6 @@ impl Peers {
             config,
             handle,
             sink: RwLock::default(),
-            removed: watch::channel(false).0,
             stopping: watch::channel(false).0,
             refusals: Mutex::default(),
         };
@@ -164,13 +176,6 @@ impl Peers {
         active
     }
 
-    /// Resolves when another member has said that this one was removed from the group: it can only stop.
-    pub async fn removed(&self) {
-        let mut removed = self.inner.removed.subscribe();
-        // The sender lives in `self`.
-        drop(removed.wait_for(|removed| *removed).await);
-    }
-
     #[cfg(test)]
     fn held_bytes(&self, to: MemberId) -> usize {
         self.links.read().get(&to).map_or(0, Link::held_bytes)
@@ -201,18 +206,23 @@ impl PeerTransport for Peers {
 }
 
 impl Inner {
-    fn receive(&self, message: &[u8]) {
-        let sink = self.sink.read().clone();
-        if let Some(sink) = sink {
-            sink.receive(message);
-        }
+    /// The replica, once it is there.
+    fn sink(&self) -> Option<Arc<dyn PeerSink>> {
+        self.sink.read().clone()
     }
 
     fn report_unreachable(&self, member: MemberId) {
-        let sink = self.sink.read().clone();
-        if let Some(sink) = sink {
+        if let Some(sink) = self.sink() {
             sink.report_unreachable(member);
         }
+    }
+
+    /// Whether a sender may still speak: the replica remembers members that were removed before this process began.
+    fn check_removed(&self, from: MemberId) -> Result<(), Status> {
+        if self.sink().is_some_and(|sink| sink.is_removed(from)) {
+            self.greeter.directory().add_removed([from]);
+        }
+        self.greeter.check_removed(from)
     }
 
     /// Once per sender and reason: a refused sender tries again and again.

@@ -168,7 +168,7 @@ impl LinkShared {
             *refused = Some(text);
         }
         if refusal == RefusalReason::Removed {
-            self.inner.removed.send_replace(true);
+            self.inner.sink().into_iter().for_each(|sink| sink.report_removed());
         }
     }
 }

@@ -48,7 +48,8 @@ impl Peer for PeerService {
         let first = tokio::time::timeout(HELLO_TIMEOUT, batches.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no hello"))??;
         let hello = first.as_ref().and_then(|batch| batch.hello.as_ref());
-        let from = match self.inner.greeter.check(hello) {
+        let checked = self.inner.greeter.check(hello);
+        let from = match checked.and_then(|from| self.inner.check_removed(from).map(|()| from)) {
             Ok(from) => from,
             Err(refusal) => {
                 self.inner.log_refusal(hello, remote, &refusal);
@@ -61,10 +62,11 @@ impl Peer for PeerService {
         let mut taken = 0;
         let acks = batches.map(move |batch| {
             let batch = batch.inspect_err(|_| failures.increment(1))?;
-            inner.greeter.check_removed(from)?;
+            inner.check_removed(from)?;
             let bytes: u64 = batch.messages.iter().map(|message| message.len() as u64).sum();
-            for message in batch.messages {
-                inner.receive(&message);
+            // Before there is a replica, messages are lost; raft mends that.
+            if let Some(sink) = inner.sink() {
+                batch.messages.iter().for_each(|message| sink.receive(message));
             }
             taken += bytes;
             received.increment(bytes);

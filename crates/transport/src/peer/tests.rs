@@ -2,6 +2,7 @@
 
 use std::io::Read as _;
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use tokio::io::AsyncWriteExt as _;
@@ -17,6 +18,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Recorder {
     received: Mutex<Vec<Bytes>>,
     unreachable: Mutex<Vec<MemberId>>,
+    /// Who was removed before this member started.
+    gone: Mutex<Vec<MemberId>>,
+    is_told_removed: AtomicBool,
 }
 
 impl PeerSink for Recorder {
@@ -26,6 +30,14 @@ impl PeerSink for Recorder {
 
     fn report_unreachable(&self, member: MemberId) {
         self.unreachable.lock().push(member);
+    }
+
+    fn is_removed(&self, member: MemberId) -> bool {
+        self.gone.lock().contains(&member)
+    }
+
+    fn report_removed(&self) {
+        self.is_told_removed.store(true, Ordering::SeqCst);
     }
 }
 
@@ -274,21 +286,27 @@ async fn a_removed_member_learns_it() {
     until("a member is heard", || two.sink.of_kind(APPEND) == [1]).await;
     two.peers.set_members(std::slice::from_ref(&two.member));
     let mut i = 1;
-    let told = async {
-        loop {
-            i += 1;
-            one.peers.send(MemberId(2), message(APPEND, i, 100));
-            tokio::select! {
-                () = one.peers.removed() => break,
-                () = tokio::time::sleep(Duration::from_millis(20)) => {}
-            }
-        }
-    };
-    tokio::time::timeout(PATIENCE, told).await.expect("it is told, on the stream that it had");
+    until("it is told, on the stream that it had", || {
+        i += 1;
+        one.peers.send(MemberId(2), message(APPEND, i, 100));
+        one.sink.is_told_removed.load(Ordering::SeqCst)
+    })
+    .await;
     assert_eq!(two.sink.of_kind(APPEND), [1], "nothing of it is heard any more");
     assert!(one.sink.unreachable.lock().contains(&MemberId(2)));
-    one.stop().await;
-    two.stop().await;
+    // One that was removed before this process began is known to the replica alone.
+    let three = Node::start(3, CLUSTER);
+    two.sink.gone.lock().push(MemberId(3));
+    introduce(&[&two, &three]);
+    until("it is told at the door", || {
+        three.peers.send(MemberId(2), message(HEARTBEAT, 1, 20));
+        three.sink.is_told_removed.load(Ordering::SeqCst)
+    })
+    .await;
+    assert_eq!(two.sink.received.lock().len(), 1);
+    for node in [one, two, three] {
+        node.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,8 +1,9 @@
 //! Answers and errors on the wire: every variant there and back without loss.
 
+use tailwater_api::tail;
 use tailwater_api::write::{self as pb, FailureCode, applied, write_response};
 use tailwater_consensus::{Answer, Applied, ApplyError, LeaseInfo, ProposeError};
-use tailwater_eventlog::{LeaseId, MemberId, Position, StorageError};
+use tailwater_eventlog::{LeaseId, Member, MemberId, Position, StorageError};
 
 /// What a leader answered, or another member instead of it.
 #[derive(Debug)]
@@ -40,6 +41,10 @@ pub(super) fn encode_error(error: &ProposeError) -> pb::Failure {
         ProposeError::TooLarge => FailureCode::TooLarge,
         ProposeError::TooManyRequests => FailureCode::TooManyRequests,
         ProposeError::NoLeader => FailureCode::NoLeader,
+        ProposeError::NotEnoughStarted => FailureCode::NotEnoughStarted,
+        ProposeError::UnhealthyCluster => FailureCode::UnhealthyCluster,
+        ProposeError::LearnerNotReady => FailureCode::LearnerNotReady,
+        ProposeError::BadTransferee => FailureCode::BadTransferee,
         ProposeError::LeaderChanged => FailureCode::LeaderChanged,
         ProposeError::Timeout => FailureCode::Timeout,
         ProposeError::Stopped => FailureCode::Stopped,
@@ -59,6 +64,11 @@ fn refusal_code(refused: &ApplyError) -> FailureCode {
         ApplyError::FutureRevision => FailureCode::FutureRevision,
         ApplyError::NoSpace => FailureCode::NoSpace,
         ApplyError::Corrupt => FailureCode::Corrupt,
+        ApplyError::MemberExists => FailureCode::MemberExists,
+        ApplyError::MemberNotFound => FailureCode::MemberNotFound,
+        ApplyError::PeerUrlExists => FailureCode::PeerUrlExists,
+        ApplyError::NotLearner => FailureCode::NotLearner,
+        ApplyError::TooManyLearners => FailureCode::TooManyLearners,
     }
 }
 
@@ -96,6 +106,10 @@ pub(super) fn decode_failure(failure: pb::Failure) -> Failed {
         FailureCode::TooLarge => ProposeError::TooLarge,
         FailureCode::TooManyRequests => ProposeError::TooManyRequests,
         FailureCode::NoLeader => ProposeError::NoLeader,
+        FailureCode::NotEnoughStarted => ProposeError::NotEnoughStarted,
+        FailureCode::UnhealthyCluster => ProposeError::UnhealthyCluster,
+        FailureCode::LearnerNotReady => ProposeError::LearnerNotReady,
+        FailureCode::BadTransferee => ProposeError::BadTransferee,
         FailureCode::Timeout => ProposeError::Timeout,
         FailureCode::Stopped => ProposeError::Stopped,
         FailureCode::StorageEngine | FailureCode::StorageRow => StorageError::Engine(failure.text).into(),
@@ -112,6 +126,11 @@ pub(super) fn decode_failure(failure: pb::Failure) -> Failed {
         FailureCode::FutureRevision => refused(ApplyError::FutureRevision),
         FailureCode::NoSpace => refused(ApplyError::NoSpace),
         FailureCode::Corrupt => refused(ApplyError::Corrupt),
+        FailureCode::MemberExists => refused(ApplyError::MemberExists),
+        FailureCode::MemberNotFound => refused(ApplyError::MemberNotFound),
+        FailureCode::PeerUrlExists => refused(ApplyError::PeerUrlExists),
+        FailureCode::NotLearner => refused(ApplyError::NotLearner),
+        FailureCode::TooManyLearners => refused(ApplyError::TooManyLearners),
     })
 }
 
@@ -125,6 +144,10 @@ pub(super) fn encode_applied(applied: Applied) -> pb::Applied {
         Answer::LeaseGrant(response) => applied::Answer::LeaseGrant(response),
         Answer::LeaseRevoke(response) => applied::Answer::LeaseRevoke(response),
         Answer::Alarm(response) => applied::Answer::Alarm(response),
+        Answer::Members(members) => {
+            let members = members.into_iter().map(encode_member).collect();
+            applied::Answer::Members(tail::Members { members })
+        }
         Answer::Done => applied::Answer::Done(pb::Done {}),
     };
     pb::Applied { position: applied.position.0, answer: Some(answer) }
@@ -141,9 +164,21 @@ pub(super) fn decode_applied(applied: pb::Applied) -> Option<Applied> {
         applied::Answer::LeaseRevoke(response) => Answer::LeaseRevoke(response),
         applied::Answer::Alarm(response) => Answer::Alarm(response),
         applied::Answer::Done(pb::Done {}) => Answer::Done,
-        applied::Answer::Members(_) => return None,
+        applied::Answer::Members(tail::Members { members }) => {
+            Answer::Members(members.into_iter().map(decode_member).collect())
+        }
     };
     Some(Applied { position: Position(applied.position), answer })
+}
+
+fn encode_member(member: Member) -> tail::Member {
+    let Member { id, name, peer_urls, client_urls, is_learner } = member;
+    tail::Member { id: id.0, name, peer_urls, client_urls, is_learner }
+}
+
+fn decode_member(member: tail::Member) -> Member {
+    let tail::Member { id, name, peer_urls, client_urls, is_learner } = member;
+    Member { id: MemberId(id), name, peer_urls, client_urls, is_learner }
 }
 
 /// A lease as a message.

@@ -32,6 +32,13 @@ fn answers() -> Vec<Answer> {
         Answer::LeaseGrant(etcd::LeaseGrantResponse { header: header(7), id: -8, ttl: 9, error: String::new() }),
         Answer::LeaseRevoke(etcd::LeaseRevokeResponse { header: header(10) }),
         Answer::Alarm(etcd::AlarmResponse { header: header(11), alarms: vec![etcd::AlarmMember::default()] }),
+        Answer::Members(vec![Member {
+            id: MemberId(12),
+            name: "n".into(),
+            peer_urls: vec!["http://a:1".into(), "http://b:2".into()],
+            client_urls: vec!["http://c:3".into()],
+            is_learner: true,
+        }]),
         Answer::Done,
     ]
 }
@@ -60,12 +67,21 @@ fn errors() -> Vec<ProposeError> {
         ApplyError::FutureRevision,
         ApplyError::NoSpace,
         ApplyError::Corrupt,
+        ApplyError::MemberExists,
+        ApplyError::MemberNotFound,
+        ApplyError::PeerUrlExists,
+        ApplyError::NotLearner,
+        ApplyError::TooManyLearners,
     ];
     let mut errors: Vec<ProposeError> = refusals.into_iter().map(ProposeError::Refused).collect();
     errors.extend([
         ProposeError::TooLarge,
         ProposeError::TooManyRequests,
         ProposeError::NoLeader,
+        ProposeError::NotEnoughStarted,
+        ProposeError::UnhealthyCluster,
+        ProposeError::LearnerNotReady,
+        ProposeError::BadTransferee,
         ProposeError::LeaderChanged,
         ProposeError::Timeout,
         ProposeError::Stopped,
