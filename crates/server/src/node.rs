@@ -120,7 +120,6 @@ impl Node {
             };
             tokio::select! {
                 outcome = serving => outcome,
-                () = self.peer.removed() => bail!("this member was removed from the cluster"),
                 reason = self.consensus.stopped() => match reason {
                     Some(reason) => bail!("the write plane stopped: {reason}"),
                     None => Ok(()),

@@ -88,11 +88,6 @@ impl PeerSide {
         self.peers.active()
     }
 
-    /// Resolves when another member has said that this one was removed.
-    pub(crate) async fn removed(&self) {
-        self.peers.removed().await;
-    }
-
     /// Ends links and streams.
     pub(crate) fn stop(&self) {
         self.peers.stop();
