@@ -62,7 +62,7 @@ pub async fn connect(url: &str, config: &LinkConfig) -> Result<Channel, ConnectE
         return Err(bad("only http:// is served between nodes".into()));
     }
     let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| bad(error.to_string()))?;
-    let connecting = endpoint
+    let endpoint = endpoint
         .connect_timeout(config.connect_timeout)
         // Small messages must not wait for an acknowledgement.
         .tcp_nodelay(true)
@@ -70,10 +70,9 @@ pub async fn connect(url: &str, config: &LinkConfig) -> Result<Channel, ConnectE
         .keep_alive_timeout(config.keepalive_timeout)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(config.stream_window_bytes)
-        .initial_connection_window_size(config.stream_window_bytes.saturating_mul(2))
-        .connect();
+        .initial_connection_window_size(config.stream_window_bytes.saturating_mul(2));
     // The endpoint's own limit ends with TCP; a listener that accepts and says nothing must not hold us either.
-    match tokio::time::timeout(config.connect_timeout * 2, connecting).await {
+    match tokio::time::timeout(config.connect_timeout * 2, endpoint.connect()).await {
         Ok(connected) => connected.map_err(|source| ConnectError::Unreachable { url: url.to_owned(), source }),
         Err(_) => Err(bad("no answer".into())),
     }
