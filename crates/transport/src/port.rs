@@ -14,8 +14,6 @@ use axum::routing::get;
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use serde::Serialize;
-use tailwater_eventlog::Member;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
@@ -23,6 +21,7 @@ use tonic::server::NamedService;
 use tower::ServiceExt as _;
 
 use crate::Directory;
+use crate::http_client::{CLUSTER_ID_HEADER, MemberView};
 
 /// What another node may send on one stream, and on all of a connection, before we have read it.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
@@ -34,8 +33,6 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after a failed accept, for instance when file descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Names the group in the answer to `/members`, as etcd does.
-const CLUSTER_ID_HEADER: &str = "x-etcd-cluster-id";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// What the plain HTTP paths tell.
@@ -45,32 +42,6 @@ pub struct PortInfo {
     pub directory: Arc<Directory>,
     /// The body of `/version`: the same JSON as on the client port.
     pub version: Arc<dyn Fn() -> String + Send + Sync>,
-}
-
-/// A member as etcd's peer URLs show it.
-#[derive(Serialize)]
-struct MemberView {
-    id: u64,
-    #[serde(rename = "peerURLs")]
-    peer_urls: Vec<String>,
-    #[serde(rename = "isLearner", skip_serializing_if = "is_false")]
-    is_learner: bool,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    name: String,
-    #[serde(rename = "clientURLs", skip_serializing_if = "Vec::is_empty")]
-    client_urls: Vec<String>,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_false(value: &bool) -> bool {
-    !*value
-}
-
-impl From<Member> for MemberView {
-    fn from(member: Member) -> Self {
-        let Member { id, name, peer_urls, client_urls, is_learner } = member;
-        Self { id: id.0, peer_urls, is_learner, name, client_urls }
-    }
 }
 
 /// The services of a peer port.

@@ -36,7 +36,7 @@ pub(super) struct LinkShared {
     /// Sessions that are open now.
     sessions: AtomicUsize,
     /// The last refusal that was logged.
-    refused: Mutex<Option<String>>,
+    refused: Mutex<Option<RefusalReason>>,
     counts: Counts,
 }
 
@@ -161,11 +161,9 @@ impl LinkShared {
             tracing::debug!(to = %self.to, url, lane = kind.name(), %broken, "link to a peer is down");
             return;
         };
-        let text = refusal.to_string();
-        let mut refused = self.refused.lock();
-        if refused.as_ref() != Some(&text) {
-            tracing::error!(to = %self.to, url, reason = %text, "a peer refuses this member");
-            *refused = Some(text);
+        let is_new = self.refused.lock().replace(refusal) != Some(refusal);
+        if is_new {
+            tracing::error!(to = %self.to, url, reason = %refusal, "a peer refuses this member");
         }
         if refusal == RefusalReason::Removed {
             self.inner.sink().into_iter().for_each(|sink| sink.report_removed());
