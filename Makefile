@@ -8,7 +8,7 @@ TARGET ?= $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 DATA_DIR ?= default.tailwater
 export CARGO_TARGET_DIR := $(TARGET)
 
-.PHONY: help prepare build run test lint acceptance bench reference
+.PHONY: help prepare build run cluster test lint acceptance bench reference
 
 help: ## What there is to run.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -22,6 +22,9 @@ build: prepare ## Build the server (release).
 
 run: build ## Build, then serve on 127.0.0.1:2379 with data in $(DATA_DIR).
 	@scripts/run.sh "$(TARGET)/release/tailwater" "$(DATA_DIR)"
+
+cluster: build ## Build, then serve three members on localhost with data in cluster.tailwater.
+	@scripts/cluster.sh "$(TARGET)/release/tailwater" cluster.tailwater
 
 test: prepare ## Every suite, short form.
 	@scripts/test.sh

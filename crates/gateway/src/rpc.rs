@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use prost::Message;
-use tailwater_api::grpc;
+use tailwater_api::{etcdserverpb as pb, grpc};
 
 use crate::Gateway;
 use crate::admin::HealthWatch;
@@ -15,6 +15,16 @@ use crate::methods::{self, Kind, Method};
 use crate::metrics::Observation;
 use crate::status::{Code, Fault};
 use crate::watch::WatchCall;
+
+const RANGE: &str = "/etcdserverpb.KV/Range";
+/// What a member without a vote answers, of ranges the serializable ones; etcd's rule.
+const SERVED_BY_LEARNERS: &[&str] = &[
+    RANGE,
+    "/etcdserverpb.Maintenance/Status",
+    "/etcdserverpb.Maintenance/Snapshot",
+    "/grpc.health.v1.Health/Check",
+    "/grpc.health.v1.Health/Watch",
+];
 
 impl Gateway {
     /// Serves one HTTP request of a client: gRPC is HTTP/2 with its content type, everything else plain HTTP.
@@ -87,6 +97,10 @@ impl Gateway {
         if requires_leader && self.fanout().snapshot().leader.is_none() {
             return Err(Fault::NoLeader);
         }
+        let is_learner = self.write_plane().status().is_learner;
+        if is_learner && !SERVED_BY_LEARNERS.contains(&method.path) {
+            return Err(Fault::NotSupportedForLearner);
+        }
         if method.kind == Kind::BidiStream {
             return Ok(Answer::Stream(match method.path {
                 "/etcdserverpb.Watch/Watch" => Box::new(WatchCall::open(self.clone(), *method, body, requires_leader)),
@@ -95,12 +109,19 @@ impl Gateway {
         }
         let message = grpc::collect_unary(body, self.config().message_bytes_max()).await?;
         observation.received(message.len());
+        if is_learner && method.path == RANGE {
+            // Decoded twice, which only a learner's clients pay for.
+            let request: pb::RangeRequest = decode(message.clone())?;
+            if !request.serializable {
+                return Err(Fault::NotSupportedForLearner);
+            }
+        }
         self.dispatch(method, message).await
     }
 
     async fn dispatch(&self, method: &Method, message: bytes::Bytes) -> Result<Answer, Fault> {
         Ok(match method.path {
-            "/etcdserverpb.KV/Range" => Answer::Range(Box::new(self.range(decode(message)?).await?)),
+            RANGE => Answer::Range(Box::new(self.range(decode(message)?).await?)),
             "/etcdserverpb.KV/Put" => Answer::message(&self.put(decode(message)?).await?),
             "/etcdserverpb.KV/DeleteRange" => Answer::message(&self.delete_range(decode(message)?).await?),
             "/etcdserverpb.KV/Txn" => self.txn(decode(message)?).await?,
