@@ -151,7 +151,6 @@ impl Consensus {
     /// A raft message of another member. One that can't be read, or for which there is no room, is dropped as if it had
     /// been lost on the way.
     pub fn receive(&self, bytes: &[u8]) {
-        // The library's own parser is not there for these types.
         let mut message = Message::default();
         match message.merge_from_bytes(bytes) {
             Ok(()) => self.accept(message, bytes.len()),
