@@ -140,7 +140,7 @@ async fn connection(stream: TcpStream, router: Router, mut stopping: watch::Rece
         return;
     }
     let remote = stream.peer_addr().ok();
-    let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+    let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(tonic::transport::server::TcpConnectInfo { local_addr: None, remote_addr: remote });
         router.clone().oneshot(request)
@@ -188,9 +188,9 @@ async fn not_found(request: Request<Body>) -> Response<Body> {
 }
 
 fn members(directory: &Directory) -> Response<Body> {
-    let mut members: Vec<_> = directory.members().into_iter().map(MemberView::from).collect();
+    let mut members = directory.members();
     members.sort_unstable_by_key(|member| member.id);
-    let mut body = serde_json::to_string(&members).expect("numbers and strings are JSON");
+    let mut body = serde_json::to_string(&members.into_iter().map(MemberView::from).collect::<Vec<_>>()).expect("numbers and strings are JSON");
     body.push('\n');
     let mut response = json(body);
     let cluster_id = format!("{:x}", directory.cluster_id());

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use prost::Message as _;
 use tailwater_api::write::command::Command;
 use tailwater_api::write::write_request::Request;
 use tailwater_api::write::write_response::Response;
