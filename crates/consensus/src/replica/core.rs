@@ -23,7 +23,7 @@ use crate::ProposeError;
 use crate::machine::Group;
 use crate::raft_log::RaftLogView;
 pub(crate) use membership::Change;
-pub(crate) use peers::CatchUp;
+pub use peers::CatchUp;
 use doubt::Doubt;
 use store::RaftStore;
 
