@@ -13,6 +13,7 @@
 
 mod faults;
 mod history;
+mod membership;
 mod oracle;
 mod porcupine;
 mod run;
