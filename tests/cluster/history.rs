@@ -88,8 +88,6 @@ pub(crate) enum Outcome {
 #[derive(Clone, Debug)]
 pub(crate) struct Operation {
     pub(crate) client: usize,
-    /// The slot that was asked, and which of its lives.
-    pub(crate) slot: usize,
     pub(crate) keys: Vec<String>,
     pub(crate) action: Action,
     /// When it began, by the run's clock.

@@ -11,12 +11,18 @@
 //!
 //! The links between members go through proxies; see [`tailwater_tests::cluster::Links`].
 
+mod disk;
 mod faults;
 mod history;
+mod leader_loss;
+mod leases;
 mod membership;
 mod oracle;
+mod planted;
 mod porcupine;
 mod run;
+mod selftest;
+mod stale;
 mod watchers;
 mod workload;
 

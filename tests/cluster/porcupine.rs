@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 
 use anyhow::Context;
 use serde::Serialize;
@@ -16,6 +17,9 @@ use serde::Serialize;
 use crate::history::{Action, Answer, Operation, Outcome, Record, is_put, kv, text};
 use crate::oracle::claimed;
 use crate::workload::PREFIX;
+
+/// Whether the checker has been built.
+static BUILT: Mutex<bool> = Mutex::new(false);
 
 /// One operation on one key, as the checker reads it.
 #[derive(Clone, Debug, Serialize)]
@@ -53,9 +57,15 @@ impl Checker {
             return Ok(None);
         }
         let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("linearizability-checker");
+        // Once in this process: others may be running it already.
+        let mut is_built = BUILT.lock().expect("nobody panics with the lock");
+        if *is_built {
+            return Ok(Some(Self(program)));
+        }
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster/checker");
         let built = Command::new("go").args(["build", "-o"]).arg(&program).arg(".").current_dir(source).output()?;
         anyhow::ensure!(built.status.success(), "the checker does not build: {}", String::from_utf8_lossy(&built.stderr));
+        *is_built = true;
         Ok(Some(Self(program)))
     }
 
@@ -65,7 +75,7 @@ impl Checker {
     /// When it is not linearizable, or the checker did not find out.
     pub(crate) fn check(&self, record: &Record) -> anyhow::Result<()> {
         let lines = serde_json::to_vec(&lines(record))?;
-        let picture = std::env::temp_dir().join(format!("tailwater-not-linearizable-{}.html", std::process::id()));
+        let picture = std::env::temp_dir().join(format!("tailwater-not-linearizable-{:08x}.html", rand::random::<u32>()));
         let mut child = Command::new(&self.0)
             .arg("-picture")
             .arg(&picture)

@@ -8,7 +8,7 @@ use tailwater_api::etcdserverpb as pb;
 use tailwater_api::mvccpb::Event;
 use tailwater_tests::cluster::{Cluster, Setup};
 use tailwater_tests::{Kind, left_out, program};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::Code;
 
 use crate::history::{Clock, Record};
@@ -17,8 +17,9 @@ use crate::porcupine::Checker;
 use crate::watchers::{Watchers, read_log};
 use crate::workload::{Amount, Workload};
 
-/// Clusters run one at a time: they are timed, and a loaded machine makes members lose their leader by itself.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+/// Clusters that run at a time: most of them mostly wait, but on a loaded machine members lose their leader by itself.
+const CLUSTERS: u32 = 2;
+static TURNS: Semaphore = Semaphore::const_new(CLUSTERS as usize);
 /// How long a watcher may take to the end of the log after the last fault.
 const WATCHERS_SECONDS_MAX: u64 = 30;
 
@@ -39,7 +40,16 @@ pub(crate) fn kind() -> Kind {
 }
 
 /// The right to run a cluster, and the setup to start it with; none when this can't run here, which has been said then.
-pub(crate) async fn turn(test: &str, members: usize) -> Option<(MutexGuard<'static, ()>, Setup)> {
+pub(crate) async fn turn(test: &str, members: usize) -> Option<(SemaphorePermit<'static>, Setup)> {
+    share(test, members, 1).await
+}
+
+/// As [`turn`], while no other cluster runs: the test measures.
+pub(crate) async fn turn_alone(test: &str, members: usize) -> Option<(SemaphorePermit<'static>, Setup)> {
+    share(test, members, CLUSTERS).await
+}
+
+async fn share(test: &str, members: usize, turns: u32) -> Option<(SemaphorePermit<'static>, Setup)> {
     if members > 1 && kind() == Kind::Tailwater && !crate::several_members() {
         return None;
     }
@@ -51,8 +61,8 @@ pub(crate) async fn turn(test: &str, members: usize) -> Option<(MutexGuard<'stat
         left_out(test, "the proxies between members need /proc");
         return None;
     }
-    let turn = ONE_AT_A_TIME.lock().await;
-    Some((turn, Setup::new(kind(), members)))
+    let turns = TURNS.acquire_many(turns).await.expect("nobody closes it");
+    Some((turns, Setup::new(kind(), members)))
 }
 
 /// Faults go on for a number of rounds, or with ACCEPTANCE=1 for ten minutes.
@@ -117,7 +127,22 @@ impl Run {
     ///
     /// # Errors
     /// The first violation.
-    pub(crate) async fn end(mut self) -> anyhow::Result<()> {
+    pub(crate) async fn end(self) -> anyhow::Result<()> {
+        let (record, cluster, checker) = self.record().await?;
+        oracle::check(&record)?;
+        if let Some(checker) = checker {
+            tokio::task::block_in_place(|| checker.check(&record))?;
+        }
+        summary(&record);
+        cluster.finish();
+        Ok(())
+    }
+
+    /// Heals everything and ends the load; what was seen.
+    ///
+    /// # Errors
+    /// When the cluster does not recover, or its members differ.
+    pub(crate) async fn record(mut self) -> anyhow::Result<(Record, Cluster, Option<Checker>)> {
         self.cluster.heal().await?;
         // Writes go on after the last fault.
         self.load.next_write(Duration::from_secs(20)).await?;
@@ -125,14 +150,7 @@ impl Run {
         let revision = last_revision(&self.cluster).await?;
         let watched = self.watchers.end(revision, Duration::from_secs(WATCHERS_SECONDS_MAX)).await?;
         let log = Arc::new(same_everywhere(&self.cluster, revision).await?);
-        let record = Record { operations, watched, log, revision };
-        oracle::check(&record)?;
-        if let Some(checker) = self.checker {
-            tokio::task::block_in_place(|| checker.check(&record))?;
-        }
-        summary(&record);
-        self.cluster.finish();
-        Ok(())
+        Ok((Record { operations, watched, log, revision }, self.cluster, self.checker))
     }
 }
 

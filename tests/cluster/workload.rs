@@ -41,35 +41,22 @@ pub(crate) struct Amount {
 pub(crate) struct Workload {
     stop: watch::Sender<bool>,
     clients: JoinSet<Vec<Operation>>,
-    progress: Arc<Progress>,
-    clock: Clock,
-}
-
-/// What the clients have reached, for faults that wait for it.
-#[derive(Debug, Default)]
-pub(crate) struct Progress {
-    /// Writes acknowledged so far.
-    writes: AtomicU64,
     /// The latest call time among the acknowledged writes.
-    newest_call: AtomicU64,
+    newest: Arc<AtomicU64>,
+    clock: Clock,
 }
 
 impl Workload {
     /// Starts the clients on all members.
     pub(crate) fn start(cluster: &Cluster, amount: &Amount, clock: Clock) -> anyhow::Result<Self> {
         let (stop, stopped) = watch::channel(false);
-        let progress = Arc::new(Progress::default());
+        let newest = Arc::new(AtomicU64::new(0));
         let mut clients = JoinSet::new();
         for client in 0..amount.clients {
-            let one = Client::new(client, cluster.urls(), amount, clock, Arc::clone(&progress))?;
+            let one = Client::new(client, cluster.urls(), amount, clock, Arc::clone(&newest))?;
             clients.spawn(one.run(stopped.clone()));
         }
-        Ok(Self { stop, clients, progress, clock })
-    }
-
-    /// Writes acknowledged so far.
-    pub(crate) fn writes(&self) -> u64 {
-        self.progress.writes.load(Ordering::Relaxed)
+        Ok(Self { stop, clients, newest, clock })
     }
 
     /// Waits until a write that began from now on is acknowledged; how long that took.
@@ -79,7 +66,7 @@ impl Workload {
     pub(crate) async fn next_write(&self, limit: Duration) -> anyhow::Result<Duration> {
         let begin = self.clock.now();
         let waited = || Duration::from_nanos(self.clock.now() - begin);
-        while self.progress.newest_call.load(Ordering::Relaxed) < begin {
+        while self.newest.load(Ordering::Relaxed) < begin {
             anyhow::ensure!(waited() < limit, "no write was acknowledged for {limit:?}");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
@@ -110,7 +97,7 @@ struct Client {
     value_bytes: usize,
     clock: Clock,
     random: StdRng,
-    progress: Arc<Progress>,
+    newest: Arc<AtomicU64>,
     /// The mod_revision of each key that it saw last.
     seen: Vec<i64>,
     done: Vec<Operation>,
@@ -122,7 +109,7 @@ impl Client {
         urls: Vec<String>,
         amount: &Amount,
         clock: Clock,
-        progress: Arc<Progress>,
+        newest: Arc<AtomicU64>,
     ) -> anyhow::Result<Self> {
         let channels = urls.iter().map(|url| connect(url)).collect::<anyhow::Result<Vec<_>>>()?;
         Ok(Self {
@@ -135,7 +122,7 @@ impl Client {
             value_bytes: amount.value_bytes,
             clock,
             random: StdRng::seed_from_u64(amount.seed.wrapping_add(index as u64)),
-            progress,
+            newest,
             seen: vec![0; amount.keys],
             done: Vec::new(),
         })
@@ -186,7 +173,7 @@ impl Client {
             Ok(Err(_)) | Err(_) => Outcome::Unknown,
         };
         let operation =
-            Operation { client: self.index, slot: self.slot, keys: names, action, call, end: self.clock.now(), outcome };
+            Operation { client: self.index, keys: names, action, call, end: self.clock.now(), outcome };
         let failed = operation.answer().is_none();
         if let Some(answer) = operation.answer() {
             self.learn(&operation, answer, &keys);
@@ -197,8 +184,7 @@ impl Client {
 
     fn learn(&mut self, operation: &Operation, answer: &Answer, keys: &[usize]) {
         if answer.wrote {
-            self.progress.writes.fetch_add(1, Ordering::Relaxed);
-            self.progress.newest_call.fetch_max(operation.call, Ordering::Relaxed);
+            self.newest.fetch_max(operation.call, Ordering::Relaxed);
         }
         let left = match (&operation.action, answer.wrote) {
             (Action::Delete, _) => 0,

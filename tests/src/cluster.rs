@@ -72,6 +72,7 @@ struct Member {
     proxy: PeerProxy,
     /// `--initial-cluster` and `--initial-cluster-state`.
     initial: (String, &'static str),
+    environment: Vec<(String, String)>,
     child: Option<Child>,
     lives: usize,
 }
@@ -151,6 +152,11 @@ impl Cluster {
     pub fn place_data(&mut self, slot: usize, data: PathBuf) {
         assert_eq!(self.members[slot].lives, 0, "a member keeps its data directory");
         self.members[slot].data = data;
+    }
+
+    /// Sets what the process of `slot` finds in its environment when it is started next.
+    pub fn set_environment(&mut self, slot: usize, environment: Vec<(String, String)>) {
+        self.members[slot].environment = environment;
     }
 
     /// What the member logged in its last life.
@@ -305,7 +311,7 @@ impl Cluster {
         ] {
             command.arg(format!("--{flag}={value}"));
         }
-        command.args(&self.setup.flags).args(extra);
+        command.args(&self.setup.flags).args(extra).envs(member.environment.iter().cloned());
         let log = File::create(member.log(self.dir.path()))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         Ok(command)
@@ -413,6 +419,11 @@ impl Cluster {
 
     /// The test has passed: nothing is kept or shown.
     pub fn finish(mut self) {
+        self.keep_nothing();
+    }
+
+    /// Nothing is kept or shown also when the test fails: it is meant to.
+    pub fn keep_nothing(&mut self) {
         self.passed = true;
     }
 
@@ -445,7 +456,8 @@ impl Member {
         let proxy = PeerProxy::start(listener, slot, peer, links.clone())?;
         let data = dir.join(&name).join("data");
         std::fs::create_dir(dir.join(&name))?;
-        Ok(Self { name, data, client, peer, proxy, initial: (String::new(), "new"), child: None, lives: 0 })
+        let initial = (String::new(), "new");
+        Ok(Self { name, data, client, peer, proxy, initial, environment: Vec::new(), child: None, lives: 0 })
     }
 
     fn named_url(&self) -> String {
