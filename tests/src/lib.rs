@@ -3,10 +3,12 @@
 //!
 //! * [`Server`] starts a Tailwater or an etcd on free loopback ports with a fresh data directory.
 //! * [`Node`] is a Tailwater that is killed and started again on the same directory.
+//! * [`cluster`] starts several members and puts faults between and into them.
 //! * [`SyncedDisk`] keeps what a power cut would leave of that directory.
 //! * [`RawClient`] calls any method with any bytes, so that malformed requests can be sent.
 //! * [`proxy`] forwards every call and changes answers in one chosen way; it shows that a test can fail.
 
+pub mod cluster;
 mod disk;
 mod node;
 mod process;

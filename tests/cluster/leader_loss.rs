@@ -1,0 +1,197 @@
+//! What clients notice when the leader dies under 200 writers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tailwater_api::etcdserverpb as pb;
+use tailwater_tests::cluster::{Cluster, connect};
+use tokio::task::{JoinHandle, JoinSet};
+use tonic::transport::Channel;
+
+use crate::history::{Action, Clock};
+use crate::run::{scaled, turn_alone};
+use crate::watchers::Stream;
+use crate::workload::ask;
+
+const WRITERS: usize = 200;
+/// A write that takes longer is given up, and the writer goes to another member.
+const WRITE_MAX: Duration = Duration::from_secs(1);
+/// The median over the rounds of the time until writes go on, at default ticks.
+const RESUME_MEDIAN_MAX: Duration = Duration::from_secs(2);
+/// Reads and watches on the other members must not wait for the election, which takes at least a second; what they may
+/// wait for is their share of a busy machine.
+const PAUSE_MAX: Duration = Duration::from_millis(800);
+/// How long a reader rests between two reads.
+const REST: Duration = Duration::from_millis(5);
+
+/// When the latest write that was acknowledged began, in nanoseconds of the run's clock.
+#[derive(Clone, Default)]
+struct Newest(Arc<AtomicU64>);
+
+async fn write(index: usize, channels: Vec<Channel>, clock: Clock, newest: Newest) {
+    let keys = [format!("load/{index:03}")];
+    let mut slot = index;
+    for number in 0_u64.. {
+        let action = Action::Put { value: format!("{number:0100}") };
+        let call = clock.now();
+        let channel = channels[slot % channels.len()].clone();
+        if let Ok(Ok(_)) = tokio::time::timeout(WRITE_MAX, ask(channel, &action, &keys)).await {
+            newest.0.fetch_max(call, Ordering::Relaxed);
+        } else {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            slot += 1;
+        }
+    }
+}
+
+/// Somebody who reads again and again, and how long he had to wait at most.
+struct Probe {
+    what: String,
+    stop: Arc<AtomicBool>,
+    task: JoinHandle<anyhow::Result<Duration>>,
+}
+
+impl Probe {
+    /// Serializable reads.
+    fn reads(slot: usize, channel: Channel) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let task = tokio::spawn(async move {
+            let keys = ["load/000".to_owned()];
+            let mut longest = Duration::ZERO;
+            while !stopped.load(Ordering::Relaxed) {
+                let begin = Instant::now();
+                ask(channel.clone(), &Action::Read { serializable: true }, &keys).await?;
+                longest = longest.max(begin.elapsed());
+                tokio::time::sleep(REST).await;
+            }
+            Ok(longest)
+        });
+        Self { what: format!("serializable reads on member {slot}"), stop, task }
+    }
+
+    /// New watches from an old revision, until their first event.
+    fn watches(slot: usize, channel: Channel) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let task = tokio::spawn(async move {
+            let mut longest = Duration::ZERO;
+            while !stopped.load(Ordering::Relaxed) {
+                let begin = Instant::now();
+                let create =
+                    pb::WatchCreateRequest { key: "first".into(), start_revision: 1, ..Default::default() };
+                let mut stream = Stream::open(channel.clone(), create).await?;
+                let answer = stream.answers.message().await?.context("the watch ended")?;
+                anyhow::ensure!(answer.events.len() == 1 && !answer.canceled, "{answer:?}");
+                longest = longest.max(begin.elapsed());
+                tokio::time::sleep(REST).await;
+            }
+            Ok(longest)
+        });
+        Self { what: format!("new watches on member {slot}"), stop, task }
+    }
+
+    /// One watch that goes on: how long it is silent although it is asked for progress.
+    async fn progress(slot: usize, channel: Channel) -> anyhow::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let create = pb::WatchCreateRequest { key: "quiet".into(), ..Default::default() };
+        let mut stream = Stream::open(channel, create).await?;
+        let task = tokio::spawn(async move {
+            let mut longest = Duration::ZERO;
+            while !stopped.load(Ordering::Relaxed) {
+                let begin = Instant::now();
+                stream.ask_for_progress();
+                // etcd leaves a question unanswered while a watch of the stream catches up: ask again.
+                let answer = loop {
+                    match tokio::time::timeout(REST * 4, stream.answers.message()).await {
+                        Ok(answer) => break answer?.context("the watch ended")?,
+                        Err(_elapsed) => stream.ask_for_progress(),
+                    }
+                    anyhow::ensure!(begin.elapsed() < Duration::from_secs(20), "no progress for 20 s");
+                };
+                anyhow::ensure!(!answer.canceled, "the watch was canceled: {answer:?}");
+                longest = longest.max(begin.elapsed());
+                tokio::time::sleep(REST).await;
+            }
+            Ok(longest)
+        });
+        Ok(Self { what: format!("progress on member {slot}"), stop, task })
+    }
+
+    async fn end(self) -> anyhow::Result<(String, Duration)> {
+        self.stop.store(true, Ordering::Relaxed);
+        let longest = self.task.await?.with_context(|| self.what.clone())?;
+        Ok((self.what, longest))
+    }
+}
+
+/// Kills the leader; how long no write went through, and how long each reader on the other members waited at most.
+async fn round(cluster: &mut Cluster, clock: Clock, newest: &Newest) -> anyhow::Result<(Duration, Vec<(String, Duration)>)> {
+    let leader = cluster.leader().await?;
+    let mut probes = Vec::new();
+    for slot in cluster.others(leader) {
+        probes.push(Probe::reads(slot, cluster.channel(slot)?));
+        probes.push(Probe::watches(slot, cluster.channel(slot)?));
+        probes.push(Probe::progress(slot, cluster.channel(slot)?).await?);
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    cluster.kill(leader)?;
+    let killed = clock.now();
+    let waited = || Duration::from_nanos(clock.now() - killed);
+    while newest.0.load(Ordering::Relaxed) < killed {
+        anyhow::ensure!(waited() < Duration::from_secs(20), "no write for 20 s after the leader's end");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let resumed = waited();
+    let mut waits = Vec::new();
+    for probe in probes {
+        waits.push(probe.end().await?);
+    }
+    cluster.restart(leader).await?;
+    Ok((resumed, waits))
+}
+
+async fn rounds(cluster: &mut Cluster) -> anyhow::Result<()> {
+    let (clock, newest) = (Clock::start(), Newest::default());
+    let first = ["first".to_owned()];
+    ask(cluster.channel(0)?, &Action::Put { value: "value".to_owned() }, &first).await?;
+    let mut writers = JoinSet::new();
+    for index in 0..WRITERS {
+        let channels = cluster.urls().iter().map(|url| connect(url)).collect::<anyhow::Result<Vec<_>>>()?;
+        writers.spawn(write(index, channels, clock, newest.clone()));
+    }
+    let mut times = Vec::new();
+    for _ in 0..scaled(3, 15) {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let (resumed, waits) = round(cluster, clock, &newest).await?;
+        times.push(resumed);
+        for (what, longest) in waits {
+            anyhow::ensure!(longest <= PAUSE_MAX, "{what}: a pause of {longest:?} when the leader died");
+            report(&format!("{what}: longest wait {longest:?}"));
+        }
+    }
+    writers.shutdown().await;
+    times.sort_unstable();
+    let median = times[times.len() / 2];
+    report(&format!("writes resumed after {median:?} in the median of {times:?}"));
+    anyhow::ensure!(median <= RESUME_MEDIAN_MAX, "writes resumed after {median:?} in the median of {times:?}");
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "the figures tell more than the pass")]
+fn report(line: &str) {
+    println!("{line}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_resume_soon_and_readers_notice_nothing() {
+    let Some((_turn, setup)) = turn_alone("leader loss", 3).await else { return };
+    let mut cluster = Cluster::start(setup).await.expect("a cluster");
+    if let Err(error) = rounds(&mut cluster).await {
+        panic!("{error:?}");
+    }
+    cluster.finish();
+}
