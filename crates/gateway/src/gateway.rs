@@ -149,8 +149,20 @@ impl Gateway {
             self.shared.calls.proposal_failed();
         }
         let applied = proposed?;
+        self.follow_up(applied.position).await;
         self.remember(applied.position);
         Ok(applied.answer)
+    }
+
+    /// A leader elsewhere answers before this process has what it did. Whoever is answered first would make the reads
+    /// here wait for it, and when that leader dies they would wait for an election. So the answer waits, as in etcd, where
+    /// a member answers after it has applied; in vain if the leader is gone, for what it did is done.
+    async fn follow_up(&self, position: Position) {
+        if self.write_plane().status().applied < position
+            && let Err(fault) = self.reach(position).await
+        {
+            tracing::debug!(reason = fault.status().1, "answered before it is visible here");
+        }
     }
 
     /// Bytes of the raft request that etcd would make of a request: the request as a field, and a header whose id
