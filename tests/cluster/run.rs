@@ -183,7 +183,8 @@ pub(crate) async fn same_everywhere(cluster: &Cluster, revision: i64) -> anyhow:
     let first = read_log(cluster.channel(0)?, revision).await.context("the log of member 0")?;
     let hash = hash(cluster, 0, revision).await?;
     for slot in 1..cluster.size() {
-        let log = read_log(cluster.channel(slot)?, revision).await.with_context(|| format!("the log of member {slot}"))?;
+        let log =
+            read_log(cluster.channel(slot)?, revision).await.with_context(|| format!("the log of member {slot}"))?;
         anyhow::ensure!(log == first, "members 0 and {slot} have different logs");
         let other = self::hash(cluster, slot, revision).await?;
         anyhow::ensure!(hash == other, "HashKV at {revision}: {hash:?} on member 0, {other:?} on member {slot}");

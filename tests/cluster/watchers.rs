@@ -45,8 +45,7 @@ impl Watchers {
             let at = Arc::new(AtomicI64::new(0));
             reached.push(Arc::clone(&at));
             let slot = index % cluster.size();
-            let watcher =
-                Watcher { channels, slot, roams, next: 1, clock, reached: at, watched: Watched::default() };
+            let watcher = Watcher { channels, slot, roams, next: 1, clock, reached: at, watched: Watched::default() };
             tasks.spawn(watcher.run(stopped.clone()));
         }
         Ok(Self { stop, tasks, reached })

@@ -172,8 +172,7 @@ impl Client {
             Ok(Err(error)) if error.downcast_ref::<Status>().is_some_and(is_refusal) => Outcome::Refused,
             Ok(Err(_)) | Err(_) => Outcome::Unknown,
         };
-        let operation =
-            Operation { client: self.index, keys: names, action, call, end: self.clock.now(), outcome };
+        let operation = Operation { client: self.index, keys: names, action, call, end: self.clock.now(), outcome };
         let failed = operation.answer().is_none();
         if let Some(answer) = operation.answer() {
             self.learn(&operation, answer, &keys);
