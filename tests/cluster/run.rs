@@ -20,6 +20,8 @@ use crate::workload::{Amount, Workload};
 /// Clusters that run at a time: most of them mostly wait, but on a loaded machine members lose their leader by itself.
 const CLUSTERS: u32 = 2;
 static TURNS: Semaphore = Semaphore::const_new(CLUSTERS as usize);
+/// After so long without a write there is none left.
+const SILENCE: Duration = Duration::from_millis(300);
 /// How long a watcher may take to the end of the log after the last fault.
 const WATCHERS_SECONDS_MAX: u64 = 30;
 
@@ -167,12 +169,20 @@ fn summary(record: &Record) {
     );
 }
 
-/// The revision of a linearizable read.
+/// The revision after all writes, also after those that a client has given up and that were still on their way.
 async fn last_revision(cluster: &Cluster) -> anyhow::Result<i64> {
     let mut kv = pb::kv_client::KvClient::new(cluster.channel(0)?);
-    let read = pb::RangeRequest { key: "a".into(), ..Default::default() };
-    let answer = kv.range(read).await.context("the last read")?.into_inner();
-    Ok(answer.header.context("an answer has a header")?.revision)
+    let mut last = 0;
+    loop {
+        let read = pb::RangeRequest { key: "a".into(), ..Default::default() };
+        let answer = kv.range(read).await.context("the last read")?.into_inner();
+        let revision = answer.header.context("an answer has a header")?.revision;
+        if revision == last {
+            return Ok(revision);
+        }
+        last = revision;
+        tokio::time::sleep(SILENCE).await;
+    }
 }
 
 /// The log of all keys up to `revision`, after making sure that all members have the same, and the same state.

@@ -198,7 +198,14 @@ async fn write(
         };
         pass(&mut link, next.as_ref().map(|(read_at, _)| *read_at)).await?;
         match next {
-            Some((_, chunk)) => writes.write_all(&chunk).await?,
+            Some((_, chunk)) => {
+                let mut cut = link.clone();
+                tokio::select! {
+                    written = writes.write_all(&chunk) => written?,
+                    // A receiver that stands still must not keep the connection.
+                    _ = cut.wait_for(|link| *link == Link::Cut) => return Err(closed()),
+                }
+            }
             None => return writes.shutdown().await,
         }
     }
