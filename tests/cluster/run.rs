@@ -190,20 +190,33 @@ async fn last_revision(cluster: &Cluster) -> anyhow::Result<i64> {
 /// # Errors
 /// When a member differs.
 pub(crate) async fn same_everywhere(cluster: &Cluster, revision: i64) -> anyhow::Result<Vec<Event>> {
-    let first = read_log(cluster.channel(0)?, revision).await.context("the log of member 0")?;
-    let hash = hash(cluster, 0, revision).await?;
-    for slot in 1..cluster.size() {
-        let log =
-            read_log(cluster.channel(slot)?, revision).await.with_context(|| format!("the log of member {slot}"))?;
-        anyhow::ensure!(log == first, "members 0 and {slot} have different logs");
-        let other = self::hash(cluster, slot, revision).await?;
-        anyhow::ensure!(hash == other, "HashKV at {revision}: {hash:?} on member 0, {other:?} on member {slot}");
+    same_from(cluster, 1, revision).await
+}
+
+/// As [`same_everywhere`], from revision `start` on.
+///
+/// # Errors
+/// When a member differs.
+pub(crate) async fn same_from(cluster: &Cluster, start: i64, revision: i64) -> anyhow::Result<Vec<Event>> {
+    let mut first: Option<(Vec<Event>, Hash)> = None;
+    for slot in 0..cluster.size() {
+        let log = read_log(cluster.channel(slot)?, start, revision);
+        let log = log.await.with_context(|| format!("the log of member {slot}"))?;
+        let hash = hash(cluster, slot, revision).await?;
+        let Some(first) = &first else {
+            first = Some((log, hash));
+            continue;
+        };
+        anyhow::ensure!(log == first.0, "members 0 and {slot} have different logs");
+        anyhow::ensure!(hash == first.1, "HashKV at {revision}: {:?} on member 0, {hash:?} on member {slot}", first.1);
     }
-    Ok(first)
+    Ok(first.context("a cluster has members")?.0)
 }
 
 /// What HashKV says: the hash and the compacted revision; none where it is not there.
-async fn hash(cluster: &Cluster, slot: usize, revision: i64) -> anyhow::Result<Option<(u32, i64)>> {
+type Hash = Option<(u32, i64)>;
+
+async fn hash(cluster: &Cluster, slot: usize, revision: i64) -> anyhow::Result<Hash> {
     let mut client = pb::maintenance_client::MaintenanceClient::new(cluster.channel(slot)?);
     match client.hash_kv(pb::HashKvRequest { revision }).await {
         Ok(answer) => {
