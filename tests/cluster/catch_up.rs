@@ -166,7 +166,7 @@ fn report(line: &str) {
 async fn a_member_that_was_away_catches_up_while_writes_go_on() {
     let Some((_turn, mut setup)) = turn("catch-up", 3).await else { return };
     // So few that the member needs a snapshot; in the full form etcd's own figures do.
-    let entries = scaled(100, 5000);
+    let entries = scaled(500, 5000);
     setup.etcd_flags = vec![format!("--snapshot-count={entries}"), format!("--snapshot-catchup-entries={entries}")];
     setup.flags = vec![format!("--quota-backend-bytes={}", 8_i64 << 30)];
     let mut cluster = Cluster::start(setup).await.expect("a cluster");

@@ -99,10 +99,9 @@ pub(crate) fn scaled<T>(short: T, full: T) -> T {
     if acceptance() { full } else { short }
 }
 
-/// How much the load does: in long runs less per second, so that the history stays small enough to be looked through.
+/// How much the load does.
 pub(crate) fn amount() -> Amount {
-    let think = scaled(Duration::from_millis(10), Duration::from_millis(40));
-    Amount { clients: 9, keys: 5, think, value_bytes: 0, seed: seed() }
+    Amount { clients: 9, keys: 5, think: Duration::from_millis(10), value_bytes: 0, seed: seed() }
 }
 
 /// A cluster under load.
