@@ -18,8 +18,10 @@ use crate::workload::ask;
 const WRITERS: usize = 200;
 /// A write that takes longer is given up, and the writer goes to another member.
 const WRITE_MAX: Duration = Duration::from_secs(1);
-/// The median over the rounds of the time until writes go on, at default ticks.
+/// The median over the rounds of the time until writes go on, at default ticks; the three of the short form are few, and
+/// the machine may do other things meanwhile.
 const RESUME_MEDIAN_MAX: Duration = Duration::from_secs(2);
+const RESUME_MEDIAN_MAX_SHORT: Duration = Duration::from_secs(5);
 /// Reads and watches on the other members must not wait for the election, which takes at least a second; what they may
 /// wait for is their share of a busy machine.
 const PAUSE_MAX: Duration = Duration::from_millis(800);
@@ -80,8 +82,7 @@ impl Probe {
             let mut longest = Duration::ZERO;
             while !stopped.load(Ordering::Relaxed) {
                 let begin = Instant::now();
-                let create =
-                    pb::WatchCreateRequest { key: "first".into(), start_revision: 1, ..Default::default() };
+                let create = pb::WatchCreateRequest { key: "first".into(), start_revision: 1, ..Default::default() };
                 let mut stream = Stream::open(channel.clone(), create).await?;
                 let answer = stream.answers.message().await?.context("the watch ended")?;
                 anyhow::ensure!(answer.events.len() == 1 && !answer.canceled, "{answer:?}");
@@ -129,7 +130,11 @@ impl Probe {
 }
 
 /// Kills the leader; how long no write went through, and how long each reader on the other members waited at most.
-async fn round(cluster: &mut Cluster, clock: Clock, newest: &Newest) -> anyhow::Result<(Duration, Vec<(String, Duration)>)> {
+async fn round(
+    cluster: &mut Cluster,
+    clock: Clock,
+    newest: &Newest,
+) -> anyhow::Result<(Duration, Vec<(String, Duration)>)> {
     let leader = cluster.leader().await?;
     let mut probes = Vec::new();
     for slot in cluster.others(leader) {
@@ -177,7 +182,8 @@ async fn rounds(cluster: &mut Cluster) -> anyhow::Result<()> {
     times.sort_unstable();
     let median = times[times.len() / 2];
     report(&format!("writes resumed after {median:?} in the median of {times:?}"));
-    anyhow::ensure!(median <= RESUME_MEDIAN_MAX, "writes resumed after {median:?} in the median of {times:?}");
+    let limit = scaled(RESUME_MEDIAN_MAX_SHORT, RESUME_MEDIAN_MAX);
+    anyhow::ensure!(median <= limit, "writes resumed after {median:?} in the median of {times:?}");
     Ok(())
 }
 

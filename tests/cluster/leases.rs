@@ -208,7 +208,13 @@ enum Loss {
 }
 
 /// Takes the leader away while leases that nobody keeps run out.
-async fn lose_leader(cluster: &mut Cluster, loss: Loss, first: usize, expired: &Expired, clock: Clock) -> anyhow::Result<usize> {
+async fn lose_leader(
+    cluster: &mut Cluster,
+    loss: Loss,
+    first: usize,
+    expired: &Expired,
+    clock: Clock,
+) -> anyhow::Result<usize> {
     let count = scaled(50, 500);
     let leader = cluster.leader().await?;
     let unkept = grant_all(cluster, first..first + count, clock).await?;
@@ -271,7 +277,8 @@ async fn scenario(cluster: &mut Cluster) -> anyhow::Result<()> {
     tasks.abort_all();
     let mut last = JoinSet::new();
     last.spawn(expired.clone().watch(channels(cluster.urls())?, clock));
-    let deadline = clock.now() + nanoseconds(TTL + EXPIRY_GRACE + scaled(Duration::from_secs(3), Duration::from_secs(20)));
+    let deadline =
+        clock.now() + nanoseconds(TTL + EXPIRY_GRACE + scaled(Duration::from_secs(3), Duration::from_secs(20)));
     while expired.count(0..kept_count) < kept_count && clock.now() < deadline {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -11,6 +11,7 @@
 //!
 //! The links between members go through proxies; see [`tailwater_tests::cluster::Links`].
 
+mod catch_up;
 mod disk;
 mod faults;
 mod history;

@@ -82,10 +82,10 @@ async fn until_accepted<T>(
         anyhow::ensure!(begin.elapsed() < REFUSED_MAX, "a membership change is refused for too long: {refused}");
         tokio::time::sleep(Duration::from_millis(100)).await;
         let list = client.member_list(pb::MemberListRequest { linearizable: true });
-        if let Ok(Ok(list)) = tokio::time::timeout(Duration::from_secs(5), list).await {
-            if is_done(&list.into_inner().members).await {
-                return Ok(());
-            }
+        if let Ok(Ok(list)) = tokio::time::timeout(Duration::from_secs(5), list).await
+            && is_done(&list.into_inner().members).await
+        {
+            return Ok(());
         }
     }
 }

@@ -64,7 +64,11 @@ impl Checker {
         }
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster/checker");
         let built = Command::new("go").args(["build", "-o"]).arg(&program).arg(".").current_dir(source).output()?;
-        anyhow::ensure!(built.status.success(), "the checker does not build: {}", String::from_utf8_lossy(&built.stderr));
+        anyhow::ensure!(
+            built.status.success(),
+            "the checker does not build: {}",
+            String::from_utf8_lossy(&built.stderr)
+        );
         *is_built = true;
         Ok(Some(Self(program)))
     }
@@ -75,7 +79,8 @@ impl Checker {
     /// When it is not linearizable, or the checker did not find out.
     pub(crate) fn check(&self, record: &Record) -> anyhow::Result<()> {
         let lines = serde_json::to_vec(&lines(record))?;
-        let picture = std::env::temp_dir().join(format!("tailwater-not-linearizable-{:08x}.html", rand::random::<u32>()));
+        let picture =
+            std::env::temp_dir().join(format!("tailwater-not-linearizable-{:08x}.html", rand::random::<u32>()));
         let mut child = Command::new(&self.0)
             .arg("-picture")
             .arg(&picture)
@@ -120,8 +125,7 @@ fn each_key(operation: &Operation, answer: &Answer, end: u64) -> impl Iterator<I
         Action::Swap { expected, .. } => ("swap", expected),
         Action::Delete => ("delete", 0),
     };
-    let found =
-        answer.found.as_ref().map(|version| Found { value: version.value.clone(), revision: version.revision });
+    let found = answer.found.as_ref().map(|version| Found { value: version.value.clone(), revision: version.revision });
     operation.keys.iter().map(move |key| Line {
         client: operation.client,
         key: key.clone(),

@@ -20,6 +20,8 @@ use crate::workload::{Amount, Workload};
 /// Clusters that run at a time: most of them mostly wait, but on a loaded machine members lose their leader by itself.
 const CLUSTERS: u32 = 2;
 static TURNS: Semaphore = Semaphore::const_new(CLUSTERS as usize);
+/// After so long without a write there is none left.
+const SILENCE: Duration = Duration::from_millis(300);
 /// How long a watcher may take to the end of the log after the last fault.
 const WATCHERS_SECONDS_MAX: u64 = 30;
 
@@ -97,10 +99,9 @@ pub(crate) fn scaled<T>(short: T, full: T) -> T {
     if acceptance() { full } else { short }
 }
 
-/// How much the load does: in long runs less per second, so that the history stays small enough to be looked through.
+/// How much the load does.
 pub(crate) fn amount() -> Amount {
-    let think = scaled(Duration::from_millis(10), Duration::from_millis(40));
-    Amount { clients: 9, keys: 5, think, value_bytes: 0, seed: seed() }
+    Amount { clients: 9, keys: 5, think: Duration::from_millis(10), value_bytes: 0, seed: seed() }
 }
 
 /// A cluster under load.
@@ -167,12 +168,20 @@ fn summary(record: &Record) {
     );
 }
 
-/// The revision of a linearizable read.
+/// The revision after all writes, also after those that a client has given up and that were still on their way.
 async fn last_revision(cluster: &Cluster) -> anyhow::Result<i64> {
     let mut kv = pb::kv_client::KvClient::new(cluster.channel(0)?);
-    let read = pb::RangeRequest { key: "a".into(), ..Default::default() };
-    let answer = kv.range(read).await.context("the last read")?.into_inner();
-    Ok(answer.header.context("an answer has a header")?.revision)
+    let mut last = 0;
+    loop {
+        let read = pb::RangeRequest { key: "a".into(), ..Default::default() };
+        let answer = kv.range(read).await.context("the last read")?.into_inner();
+        let revision = answer.header.context("an answer has a header")?.revision;
+        if revision == last {
+            return Ok(revision);
+        }
+        last = revision;
+        tokio::time::sleep(SILENCE).await;
+    }
 }
 
 /// The log of all keys up to `revision`, after making sure that all members have the same, and the same state.
@@ -180,19 +189,33 @@ async fn last_revision(cluster: &Cluster) -> anyhow::Result<i64> {
 /// # Errors
 /// When a member differs.
 pub(crate) async fn same_everywhere(cluster: &Cluster, revision: i64) -> anyhow::Result<Vec<Event>> {
-    let first = read_log(cluster.channel(0)?, revision).await.context("the log of member 0")?;
-    let hash = hash(cluster, 0, revision).await?;
-    for slot in 1..cluster.size() {
-        let log = read_log(cluster.channel(slot)?, revision).await.with_context(|| format!("the log of member {slot}"))?;
-        anyhow::ensure!(log == first, "members 0 and {slot} have different logs");
-        let other = self::hash(cluster, slot, revision).await?;
-        anyhow::ensure!(hash == other, "HashKV at {revision}: {hash:?} on member 0, {other:?} on member {slot}");
+    same_from(cluster, 1, revision).await
+}
+
+/// As [`same_everywhere`], from revision `start` on.
+///
+/// # Errors
+/// When a member differs.
+pub(crate) async fn same_from(cluster: &Cluster, start: i64, revision: i64) -> anyhow::Result<Vec<Event>> {
+    let mut first: Option<(Vec<Event>, Hash)> = None;
+    for slot in 0..cluster.size() {
+        let log = read_log(cluster.channel(slot)?, start, revision);
+        let log = log.await.with_context(|| format!("the log of member {slot}"))?;
+        let hash = hash(cluster, slot, revision).await?;
+        let Some(first) = &first else {
+            first = Some((log, hash));
+            continue;
+        };
+        anyhow::ensure!(log == first.0, "members 0 and {slot} have different logs");
+        anyhow::ensure!(hash == first.1, "HashKV at {revision}: {:?} on member 0, {hash:?} on member {slot}", first.1);
     }
-    Ok(first)
+    Ok(first.context("a cluster has members")?.0)
 }
 
 /// What HashKV says: the hash and the compacted revision; none where it is not there.
-async fn hash(cluster: &Cluster, slot: usize, revision: i64) -> anyhow::Result<Option<(u32, i64)>> {
+type Hash = Option<(u32, i64)>;
+
+async fn hash(cluster: &Cluster, slot: usize, revision: i64) -> anyhow::Result<Hash> {
     let mut client = pb::maintenance_client::MaintenanceClient::new(cluster.channel(slot)?);
     match client.hash_kv(pb::HashKvRequest { revision }).await {
         Ok(answer) => {

@@ -152,10 +152,11 @@ fn wrote(operation: &Operation) -> bool {
 /// Makes a read late in the history answer with an old version; which still is the state at the revision it tells.
 fn plant_stale_read(record: &mut Record) {
     let old = record.log.iter().find(|event| is_put(event)).map(kv).expect("something was put").clone();
-    let read = last(record, |operation| operation.action == Action::Read { serializable: false } && operation.answer().is_some());
+    let read = last(record, |operation| {
+        operation.action == Action::Read { serializable: false } && operation.answer().is_some()
+    });
     read.keys = vec![text(&old.key)];
-    read.outcome =
-        Outcome::Ok(Answer { revision: old.mod_revision, wrote: false, found: Some(Version::of(&old)) });
+    read.outcome = Outcome::Ok(Answer { revision: old.mod_revision, wrote: false, found: Some(Version::of(&old)) });
 }
 
 #[test]
@@ -194,8 +195,13 @@ fn planted_faults_of_the_store_are_found() {
     });
     finds("nobody wrote", |record| {
         let revision = record.revision + 1;
-        let pair =
-            KeyValue { key: "kv/new".into(), mod_revision: revision, create_revision: revision, version: 1, ..Default::default() };
+        let pair = KeyValue {
+            key: "kv/new".into(),
+            mod_revision: revision,
+            create_revision: revision,
+            version: 1,
+            ..Default::default()
+        };
         Arc::make_mut(&mut record.log).push(Event { kv: Some(pair), ..Default::default() });
         record.revision = revision;
     });

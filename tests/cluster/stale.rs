@@ -154,9 +154,7 @@ async fn falls_behind(cluster: &mut Cluster) -> anyhow::Result<()> {
     let log = same_everywhere(cluster, last).await?;
     for (start, mut stream) in watches {
         let events = events_to(&mut stream, last).await?;
-        let due = log.iter().filter(|event| {
-            kv(event).key.starts_with(b"behind/") && kv(event).mod_revision >= start
-        });
+        let due = log.iter().filter(|event| kv(event).key.starts_with(b"behind/") && kv(event).mod_revision >= start);
         let same = events.iter().eq(due.clone());
         let first = events.first().map(|event| kv(event).mod_revision);
         anyhow::ensure!(

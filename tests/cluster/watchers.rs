@@ -45,8 +45,7 @@ impl Watchers {
             let at = Arc::new(AtomicI64::new(0));
             reached.push(Arc::clone(&at));
             let slot = index % cluster.size();
-            let watcher =
-                Watcher { channels, slot, roams, next: 1, clock, reached: at, watched: Watched::default() };
+            let watcher = Watcher { channels, slot, roams, next: 1, clock, reached: at, watched: Watched::default() };
             tasks.spawn(watcher.run(stopped.clone()));
         }
         Ok(Self { stop, tasks, reached })
@@ -189,15 +188,15 @@ fn request(union: RequestUnion) -> pb::WatchRequest {
     pb::WatchRequest { request_union: Some(union) }
 }
 
-/// Every event of all keys from the first to `revision`, as one member has them.
+/// Every event of all keys from revision `start` to `revision`, as one member has them.
 ///
 /// # Errors
 /// When they do not come.
-pub(crate) async fn read_log(channel: Channel, revision: i64) -> anyhow::Result<Vec<Event>> {
+pub(crate) async fn read_log(channel: Channel, start: i64, revision: i64) -> anyhow::Result<Vec<Event>> {
     let create = pb::WatchCreateRequest {
         key: vec![0].into(),
         range_end: vec![0].into(),
-        start_revision: 1,
+        start_revision: start,
         prev_kv: true,
         ..Default::default()
     };

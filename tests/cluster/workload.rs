@@ -22,6 +22,8 @@ pub(crate) const PREFIX: &str = "kv/";
 pub(crate) const PREFIX_END: &str = "kv0";
 /// After this long an operation's outcome is unknown.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// After so long all go to other keys: the search for a linear order of a key's operations costs the square of their number.
+const EPOCH_NANOSECONDS: u64 = 20_000_000_000;
 /// How long a client waits after a failure.
 const AFTER_FAILURE: Duration = Duration::from_millis(30);
 
@@ -98,8 +100,9 @@ struct Client {
     clock: Clock,
     random: StdRng,
     newest: Arc<AtomicU64>,
-    /// The mod_revision of each key that it saw last.
+    /// The mod_revision of each key of the epoch that it saw last.
     seen: Vec<i64>,
+    epoch: u64,
     done: Vec<Operation>,
 }
 
@@ -124,6 +127,7 @@ impl Client {
             random: StdRng::seed_from_u64(amount.seed.wrapping_add(index as u64)),
             newest,
             seen: vec![0; amount.keys],
+            epoch: 0,
             done: Vec::new(),
         })
     }
@@ -145,6 +149,11 @@ impl Client {
     }
 
     fn choose(&mut self) -> (Action, Vec<usize>) {
+        let epoch = self.clock.now() / EPOCH_NANOSECONDS;
+        if epoch != self.epoch {
+            self.epoch = epoch;
+            self.seen.fill(0);
+        }
         let key = self.random.random_range(0..self.keys);
         let mut value = format!("{}-{}", self.index, self.done.len());
         let fill = self.value_bytes.saturating_sub(value.len());
@@ -163,7 +172,7 @@ impl Client {
 
     /// Whether it failed.
     async fn perform(&mut self, action: Action, keys: Vec<usize>) -> bool {
-        let names: Vec<String> = keys.iter().map(|key| format!("{PREFIX}{key}")).collect();
+        let names: Vec<String> = keys.iter().map(|key| format!("{PREFIX}{}/{key}", self.epoch)).collect();
         let call = self.clock.now();
         let channel = self.channels[self.slot].clone();
         let answer = tokio::time::timeout(PATIENCE, ask(channel, &action, &names)).await;
@@ -172,8 +181,7 @@ impl Client {
             Ok(Err(error)) if error.downcast_ref::<Status>().is_some_and(is_refusal) => Outcome::Refused,
             Ok(Err(_)) | Err(_) => Outcome::Unknown,
         };
-        let operation =
-            Operation { client: self.index, keys: names, action, call, end: self.clock.now(), outcome };
+        let operation = Operation { client: self.index, keys: names, action, call, end: self.clock.now(), outcome };
         let failed = operation.answer().is_none();
         if let Some(answer) = operation.answer() {
             self.learn(&operation, answer, &keys);

@@ -19,8 +19,8 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tonic::transport::{Channel, Endpoint};
 
-pub use links::{Link, Links};
 use links::PeerProxy;
+pub use links::{Link, Links};
 
 use crate::{Kind, program};
 

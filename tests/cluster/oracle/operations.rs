@@ -31,7 +31,11 @@ pub(crate) fn operations(record: &Record) -> anyhow::Result<()> {
         }
         let Some(answer) = operation.answer().filter(|answer| answer.wrote) else { continue };
         let owner = claimed.get(&answer.revision);
-        anyhow::ensure!(owner == Some(&index), "unique: revision {} acknowledged twice: {operation:?}", answer.revision);
+        anyhow::ensure!(
+            owner == Some(&index),
+            "unique: revision {} acknowledged twice: {operation:?}",
+            answer.revision
+        );
     }
     phantoms(record, &changes, &claimed)?;
     real_time(record)
@@ -119,7 +123,9 @@ fn phantoms(record: &Record, changes: &BTreeMap<i64, Change>, claimed: &BTreeMap
     }
     for (revision, change) in changes.iter().filter(|(revision, _)| !claimed.contains_key(revision)) {
         let left = possible.get_mut(change).filter(|left| **left > 0);
-        let Some(left) = left else { anyhow::bail!("nobody wrote revision {revision}, or it was done twice: {change:?}") };
+        let Some(left) = left else {
+            anyhow::bail!("nobody wrote revision {revision}, or it was done twice: {change:?}")
+        };
         *left -= 1;
     }
     Ok(())

@@ -26,7 +26,12 @@ pub(crate) fn watched(watched: &Watched, record: &Record) -> anyhow::Result<()> 
             }
         }
     }
-    anyhow::ensure!(cursor == log.len(), "reliable: {} events never came, the first is {:?}", log.len() - cursor, log[cursor]);
+    anyhow::ensure!(
+        cursor == log.len(),
+        "reliable: {} events never came, the first is {:?}",
+        log.len() - cursor,
+        log[cursor]
+    );
     Ok(())
 }
 

@@ -85,7 +85,8 @@ impl Links {
 
     /// The slot whose process holds the other end of an accepted connection.
     fn slot_of(&self, source: SocketAddr, accepted_at: SocketAddr) -> Option<usize> {
-        let processes: Vec<(usize, u32)> = self.lock().processes.iter().map(|(&slot, &process)| (slot, process)).collect();
+        let processes: Vec<(usize, u32)> =
+            self.lock().processes.iter().map(|(&slot, &process)| (slot, process)).collect();
         let socket = owner::socket_of(source, accepted_at)?;
         processes.into_iter().find(|(_, process)| owner::holds(*process, socket)).map(|(slot, _)| slot)
     }
@@ -104,7 +105,12 @@ pub(super) struct PeerProxy {
 
 impl PeerProxy {
     /// Accepts on `listener` for the member in `slot`, whose peer port is at `upstream`.
-    pub(super) fn start(listener: TcpListener, slot: usize, upstream: SocketAddr, links: Links) -> anyhow::Result<Self> {
+    pub(super) fn start(
+        listener: TcpListener,
+        slot: usize,
+        upstream: SocketAddr,
+        links: Links,
+    ) -> anyhow::Result<Self> {
         let address = listener.local_addr()?;
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
@@ -192,7 +198,14 @@ async fn write(
         };
         pass(&mut link, next.as_ref().map(|(read_at, _)| *read_at)).await?;
         match next {
-            Some((_, chunk)) => writes.write_all(&chunk).await?,
+            Some((_, chunk)) => {
+                let mut cut = link.clone();
+                tokio::select! {
+                    written = writes.write_all(&chunk) => written?,
+                    // A receiver that stands still must not keep the connection.
+                    _ = cut.wait_for(|link| *link == Link::Cut) => return Err(closed()),
+                }
+            }
             None => return writes.shutdown().await,
         }
     }

@@ -18,7 +18,9 @@ pub(super) fn socket_of(local: SocketAddr, remote: SocketAddr) -> Option<u64> {
 pub(super) fn holds(process: u32, socket: u64) -> bool {
     let Ok(files) = std::fs::read_dir(format!("/proc/{process}/fd")) else { return false };
     let wanted = format!("socket:[{socket}]");
-    files.flatten().any(|file| std::fs::read_link(file.path()).is_ok_and(|target| target.as_os_str() == wanted.as_str()))
+    files
+        .flatten()
+        .any(|file| std::fs::read_link(file.path()).is_ok_and(|target| target.as_os_str() == wanted.as_str()))
 }
 
 /// The kernel prints the four bytes as one number in the machine's byte order.
