@@ -19,7 +19,7 @@ const HOLD: Duration = Duration::from_secs(60);
 
 /// Small memtables, so that much of a copy is on disk before it is whole.
 fn receiver(dir: &Path) -> (EventLog, KeyIndex) {
-    let small = crate::EventLogConfig { memtable_bytes: 8 << 10, ..config(&dir.join("state")) };
+    let small = crate::EventLogConfig { memtable_bytes: 4 << 10, ..config(&dir.join("state")) };
     EventLog::open(&small).unwrap()
 }
 
@@ -101,7 +101,7 @@ fn crash(dir: &Path, staging: Staging) {
 
 #[test]
 fn a_copy_under_writes_folds_and_crashes_is_equal() {
-    let seeds = std::env::var("SEED").map_or(0..8, |seed| {
+    let seeds = std::env::var("SEED").map_or(0..24, |seed| {
         let seed = seed.parse().unwrap();
         seed..seed + 1
     });
@@ -178,7 +178,10 @@ fn a_copy_under_writes_folds_and_crashes_is_equal() {
         check(&again, &index, &writer);
     }
     if std::env::var("SEED").is_err() {
-        assert!(started_over > 0 && resumed > 0 && in_base > 0, "{started_over} {resumed} {in_base}");
+        assert!(
+            started_over > 0 && resumed > 0 && in_base > 0,
+            "started over {started_over}, resumed {resumed}, in base {in_base}"
+        );
     }
 }
 
