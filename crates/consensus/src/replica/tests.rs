@@ -355,4 +355,5 @@ fn a_leader_that_is_gone_is_told_without_an_entry() {
 
 mod cluster;
 mod crash;
+mod install;
 mod members;

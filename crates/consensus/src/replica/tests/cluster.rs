@@ -1,12 +1,13 @@
 //! Whole members without their threads, in one: each gets its turns here, and messages go through memory.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
-use tailwater_eventlog::{Position, Tail};
+use tailwater_eventlog::{CopyStep, LogState, Position, Staged, Tail};
 
 use super::*;
 use crate::raft_log::{Disk, SimDisk, SyncMode};
@@ -84,8 +85,17 @@ impl Node {
         &self.source.as_ref().expect("founded").tail
     }
 
+    pub(super) fn source(&self) -> &LocalSource {
+        self.source.as_ref().expect("founded")
+    }
+
     pub(super) fn applied(&self) -> Position {
         self.consensus.status().applied
+    }
+
+    /// A turn of the apply thread alone.
+    pub(super) fn apply(&mut self) {
+        self.parts.as_mut().unwrap().step_apply().unwrap();
     }
 
     pub(super) fn upkeep(&mut self) {
@@ -279,6 +289,37 @@ impl Cluster {
 
     pub(super) fn put(&mut self, id: u64, key: &str) {
         self.ask(id, put(key.to_owned(), 0)).unwrap();
+    }
+
+    /// A copy of one member's state in the staging directory of another.
+    pub(super) fn copy(&mut self, from: u64, to: u64) -> Staged {
+        let source = self.node(from).consensus.events.clone();
+        let mut staging = self.node(to).consensus.events.staging().unwrap();
+        let hold = source.copy_begin(Duration::from_secs(60));
+        staging.begin(hold.point()).unwrap();
+        let mut at = None;
+        let mut add = |state: &LogState, rows: Vec<_>| {
+            if at.replace(*state).is_none() {
+                staging.begin_state(*state).unwrap();
+            }
+            staging.add_state(&rows).unwrap();
+            ControlFlow::Continue(())
+        };
+        source.copy_state(1 << 20, &mut add).unwrap();
+        let revision = at.unwrap().revision;
+        while staging.complete() < revision {
+            match staging.next_step() {
+                CopyStep::Base { after } => {
+                    let rows = source.copy_base(staging.point(), after.as_ref(), 1 << 20).unwrap();
+                    staging.add_base(&rows, rows.is_empty()).unwrap();
+                }
+                CopyStep::Log { after } => {
+                    let copy = source.copy_log(staging.point().history, after, 1 << 20).unwrap();
+                    staging.add_log(&copy.rows, copy.complete).unwrap();
+                }
+            }
+        }
+        staging.finish().unwrap()
     }
 
     /// All members that run stand at one position and hold the same.
