@@ -60,7 +60,9 @@ impl PeerPort {
             .route("/version", get(move || std::future::ready(json(version()))))
             .route("/members", get(move || std::future::ready(members(&directory))))
             .route("/raft/probing", get(|| std::future::ready(json("{\"OK\":true}".into()))))
-            .method_not_allowed_fallback(|| std::future::ready(plain(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n")))
+            .method_not_allowed_fallback(|| {
+                std::future::ready(plain(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n"))
+            })
             .fallback(not_found);
         Self { router }
     }
@@ -142,7 +144,9 @@ async fn connection(stream: TcpStream, router: Router, mut stopping: watch::Rece
     let remote = stream.peer_addr().ok();
     let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
         let mut request = request.map(Body::new);
-        request.extensions_mut().insert(tonic::transport::server::TcpConnectInfo { local_addr: None, remote_addr: remote });
+        request
+            .extensions_mut()
+            .insert(tonic::transport::server::TcpConnectInfo { local_addr: None, remote_addr: remote });
         router.clone().oneshot(request)
     });
     let builder = builder();
@@ -190,7 +194,8 @@ async fn not_found(request: Request<Body>) -> Response<Body> {
 fn members(directory: &Directory) -> Response<Body> {
     let mut members = directory.members();
     members.sort_unstable_by_key(|member| member.id);
-    let mut body = serde_json::to_string(&members.into_iter().map(MemberView::from).collect::<Vec<_>>()).expect("numbers and strings are JSON");
+    let mut body = serde_json::to_string(&members.into_iter().map(MemberView::from).collect::<Vec<_>>())
+        .expect("numbers and strings are JSON");
     body.push('\n');
     let mut response = json(body);
     let cluster_id = format!("{:x}", directory.cluster_id());

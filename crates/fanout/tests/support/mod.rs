@@ -1,6 +1,8 @@
 //! A source in memory, and a client that checks what it receives against all events that were ever written.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod worlds;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};

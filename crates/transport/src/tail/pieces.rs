@@ -100,13 +100,7 @@ pub(super) struct Assembly {
 impl Assembly {
     /// For a stream that begins at `cursor`; `is_whole` when it has no ranges.
     pub(super) fn new(cursor: Cursor, is_whole: bool, term: Term) -> Self {
-        Self {
-            history: cursor.history,
-            reached: (cursor.position, cursor.revision),
-            rows: Vec::new(),
-            is_whole,
-            term,
-        }
+        Self { history: cursor.history, reached: (cursor.position, cursor.revision), rows: Vec::new(), is_whole, term }
     }
 
     /// Where the reader is with what was handed out.
