@@ -106,7 +106,9 @@ impl Greeter {
     /// # Errors
     /// FAILED_PRECONDITION with the reason in its details.
     pub fn check(&self, hello: Option<&Hello>) -> Result<MemberId, Status> {
-        let Some(hello) = hello else { return Err(self.refuse(Reason::NoHello, "the stream does not begin with a hello")) };
+        let Some(hello) = hello else {
+            return Err(self.refuse(Reason::NoHello, "the stream does not begin with a hello"));
+        };
         let from = MemberId(hello.from);
         if hello.protocol_version != PROTOCOL_VERSION {
             return Err(self.refuse(Reason::ProtocolVersion, "protocol version mismatch"));

@@ -93,10 +93,8 @@ pub async fn fetch_members(url: &str, timeout: Duration) -> Result<MemberList, F
 }
 
 async fn fetch(url: &str) -> Result<MemberList, FetchError> {
-    let unreachable = |error: &dyn std::error::Error| FetchError::Unreachable {
-        url: url.to_owned(),
-        reason: error.to_string(),
-    };
+    let unreachable =
+        |error: &dyn std::error::Error| FetchError::Unreachable { url: url.to_owned(), reason: error.to_string() };
     let answer = |reason: String| FetchError::Answer { url: url.to_owned(), reason };
     let uri: Uri = url.parse().map_err(|_| FetchError::Url(url.to_owned()))?;
     let authority = uri.authority().filter(|_| uri.scheme_str() == Some("http"));

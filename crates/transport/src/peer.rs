@@ -25,8 +25,8 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tonic::Status;
 
-pub use self::service::PeerService;
 use self::link::Link;
+pub use self::service::PeerService;
 use crate::{Directory, Greeter, LinkConfig};
 
 /// Refusals that are remembered, so that each is logged once.

@@ -39,10 +39,7 @@ impl PeerService {
 impl Peer for PeerService {
     type ExchangeStream = Pin<Box<dyn Stream<Item = Result<PeerAck, Status>> + Send>>;
 
-    async fn exchange(
-        &self,
-        request: Request<Streaming<PeerBatch>>,
-    ) -> Result<Response<Self::ExchangeStream>, Status> {
+    async fn exchange(&self, request: Request<Streaming<PeerBatch>>) -> Result<Response<Self::ExchangeStream>, Status> {
         let remote = request.remote_addr();
         let mut batches = request.into_inner();
         let first = tokio::time::timeout(HELLO_TIMEOUT, batches.message()).await;

@@ -105,12 +105,7 @@ impl Router {
     /// Asks `replica` while that leads, and other members as `greeter` names them. Streams run on `handle`. Without a
     /// replica the members are asked in turn until one knows the leader.
     #[must_use]
-    pub fn new(
-        replica: Option<Arc<dyn WritePlane>>,
-        greeter: Greeter,
-        config: RouterConfig,
-        handle: Handle,
-    ) -> Self {
+    pub fn new(replica: Option<Arc<dyn WritePlane>>, greeter: Greeter, config: RouterConfig, handle: Handle) -> Self {
         let inner = Inner {
             leader: LeaderWatch::start(replica.clone(), &handle),
             permits: Permits::new(config.requests_max, config.request_bytes_max),

@@ -391,9 +391,8 @@ async fn a_leader_that_does_not_answer_is_waited_for_so_long_and_no_longer() {
         config.requests_max = 8;
     });
     let outcomes = join_all((0..10).map(|i| router.propose(put(format!("{i}"))))).await;
-    let count = |is: fn(&ProposeError) -> bool| {
-        outcomes.iter().filter(|outcome| outcome.as_ref().is_err_and(is)).count()
-    };
+    let count =
+        |is: fn(&ProposeError) -> bool| outcomes.iter().filter(|outcome| outcome.as_ref().is_err_and(is)).count();
     assert_eq!(count(|error| matches!(error, ProposeError::TooManyRequests)), 2, "eight may wait: {outcomes:?}");
     assert_eq!(count(|error| matches!(error, ProposeError::Timeout)), 8, "{outcomes:?}");
     assert_eq!(two.keys().len(), 8);

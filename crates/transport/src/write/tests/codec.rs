@@ -1,7 +1,7 @@
 //! Every answer and error there and back; noise.
 
-use prost::Message as _;
 use proptest::prelude::*;
+use prost::Message as _;
 use tailwater_api::etcdserverpb as etcd;
 use tailwater_api::peer::{Hello, PeerBatch};
 use tailwater_api::write::{self as pb, write_response::Response};
