@@ -151,8 +151,9 @@ impl Consensus {
     /// A raft message of another member. One that can't be read, or for which there is no room, is dropped as if it had
     /// been lost on the way.
     pub fn receive(&self, bytes: &[u8]) {
-        match Message::parse_from_bytes(bytes) {
-            Ok(message) => self.accept(message, bytes.len()),
+        let mut message = Message::default();
+        match message.merge_from_bytes(bytes) {
+            Ok(()) => self.accept(message, bytes.len()),
             Err(error) => tracing::warn!(%error, "a raft message can't be read"),
         }
     }

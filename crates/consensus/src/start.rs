@@ -61,7 +61,7 @@ fn validate(config: &ConsensusConfig) -> Result<(), StartError> {
         "the heartbeat interval must not be 0"
     } else if config.batch_bytes_max == 0 || config.proposal_queue_bytes_max == 0 {
         "bounds of queues and batches must not be 0"
-    } else if !config.initial_members.iter().any(|member| member.id == config.member_id) {
+    } else if config.founding && !config.initial_members.iter().any(|member| member.id == config.member_id) {
         "this member is not among the initial members"
     } else {
         return Ok(());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tailwater_eventlog::{Cursor, Frame, KeyRange, Position, StorageError, TailError};
+use tailwater_eventlog::{Cursor, Frame, KeyRange, Position, Source, SourceError, StorageError, TailError};
 
 use crate::core::Core;
 use crate::delivery::{UNAVAILABLE, text};
@@ -22,6 +22,8 @@ use crate::{FanoutConfig, StreamEnd};
 const BATCH_BYTES_MAX: usize = 1 << 20;
 /// How long one wait for frames takes at most: bounds how late a stop is noticed.
 const FOLLOW_TIMEOUT: Duration = Duration::from_millis(100);
+/// Between two attempts to reach a source that is away; it has pauses of its own, this is the least.
+const UNAVAILABLE_PAUSE: Duration = Duration::from_millis(20);
 /// Shared chunks are kept this long for streams that are just behind; later they read the window.
 const CHUNK_LIFETIME: Duration = Duration::from_secs(1);
 
@@ -37,6 +39,7 @@ pub(crate) struct Reached {
 enum Ended {
     Tail(TailError),
     Storage(StorageError),
+    Restart(String),
     Stopped,
 }
 
@@ -64,6 +67,7 @@ impl Follower {
                         "tail has left this fanout behind; transferring again"
                     );
                 }
+                Ended::Restart(reason) => tracing::warn!(reason, "transferring again"),
                 Ended::Tail(TailError::OtherHistory) => {
                     tracing::warn!("source has another history; transferring again");
                     self.core.wakeups.end(StreamEnd::Status(UNAVAILABLE, text::UNAVAILABLE.into()));
@@ -81,13 +85,11 @@ impl Follower {
 
     /// Transfers the state and follows until it is whole; then publishes it as one.
     fn bootstrap(&mut self) -> Result<(), Ended> {
-        let (begin, facts) = self.core.source.transfer_begin();
+        let (begin, facts) = self.ask(|source| source.transfer_begin())?;
         self.store = Store::at(begin, &facts);
         let (range, mut resume_after) = (KeyRange::all(), None);
         loop {
-            self.check_stopped()?;
-            let rows = self.core.source.transfer(&range, resume_after.as_ref(), BATCH_BYTES_MAX);
-            let rows = rows.map_err(Ended::Storage)?;
+            let rows = self.ask(|source| source.transfer(&range, resume_after.as_ref(), BATCH_BYTES_MAX))?;
             rows.events.into_iter().for_each(|event| self.store.load(event));
             resume_after = rows.resume_after;
             if resume_after.is_none() {
@@ -103,6 +105,22 @@ impl Follower {
         }
         self.start_history();
         Ok(())
+    }
+
+    /// Asks until the source can be reached.
+    fn ask<T>(&self, mut ask: impl FnMut(&dyn Source) -> Result<T, SourceError>) -> Result<T, Ended> {
+        loop {
+            self.check_stopped()?;
+            match ask(&*self.core.source) {
+                Ok(answer) => return Ok(answer),
+                Err(SourceError::Unavailable(reason)) => {
+                    tracing::debug!(reason, "the source of the state can't be reached");
+                    std::thread::sleep(UNAVAILABLE_PAUSE);
+                }
+                Err(SourceError::Restart(reason)) => return Err(Ended::Restart(reason)),
+                Err(SourceError::Storage(error)) => return Err(Ended::Storage(error)),
+            }
+        }
     }
 
     /// Own history begins here: whatever groups shared before is to be read from the source.

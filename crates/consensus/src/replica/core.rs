@@ -12,9 +12,9 @@ mod store;
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
+use prost::Message as _;
 use raft::eraftpb::{Entry, HardState, Message};
 use raft::{Config, RawNode, StateRole};
-use prost::Message as _;
 use tailwater_api::{wire, write};
 use tailwater_eventlog::{Member, MemberId, Position, Term};
 use tokio::sync::oneshot;
@@ -22,9 +22,9 @@ use tokio::sync::oneshot;
 use crate::ProposeError;
 use crate::machine::Group;
 use crate::raft_log::RaftLogView;
+use doubt::Doubt;
 pub(crate) use membership::Change;
 pub use peers::CatchUp;
-use doubt::Doubt;
 use store::RaftStore;
 
 /// First byte of a normal entry's data: an encoded `CommandBatch` follows.

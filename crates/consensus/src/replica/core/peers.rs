@@ -50,7 +50,9 @@ impl ReplicaCore {
     /// A peer that refuses what it had acknowledged has lost it: it counts for what it says that it has. One that only
     /// refuses late is asked once more than needed.
     fn recount(&mut self, message: &Message) {
-        if message.msg_type() != MessageType::MsgAppendResponse || !message.reject || message.term != self.node.raft.term
+        if message.msg_type() != MessageType::MsgAppendResponse
+            || !message.reject
+            || message.term != self.node.raft.term
         {
             return;
         }

@@ -284,7 +284,8 @@ impl Cluster {
     /// All members that run stand at one position and hold the same.
     pub(super) fn assert_same(&mut self) {
         self.ticks(3);
-        let ends: Vec<_> = self.nodes.values().filter(|node| node.parts.is_some()).map(|node| node.tail().end()).collect();
+        let ends: Vec<_> =
+            self.nodes.values().filter(|node| node.parts.is_some()).map(|node| node.tail().end()).collect();
         assert!(ends.windows(2).all(|pair| pair[0] == pair[1]), "{ends:?}");
     }
 
