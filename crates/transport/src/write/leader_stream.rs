@@ -3,7 +3,7 @@
 //! A request is *sent* once the stream has taken it; before that it can be withdrawn, and nothing happened. The stream
 //! takes none before the other side has accepted it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -65,7 +65,7 @@ struct Shared {
 struct State {
     last_id: u64,
     waiting: VecDeque<Waiting>,
-    sent: HashMap<u64, Sent>,
+    sent: BTreeMap<u64, Sent>,
     /// The session that takes; an older one gets nothing any more.
     session: u64,
     is_open: bool,
