@@ -1,7 +1,7 @@
 //! What a proposal is answered with.
 
 use tailwater_api::etcdserverpb as pb;
-use tailwater_eventlog::{Position, StorageError};
+use tailwater_eventlog::{Member, Position, StorageError};
 
 /// An answer and where it holds.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +23,8 @@ pub enum Answer {
     LeaseGrant(pb::LeaseGrantResponse),
     LeaseRevoke(pb::LeaseRevokeResponse),
     Alarm(pb::AlarmResponse),
+    /// The members after a change of membership, by id; of an added one, its id is the command's.
+    Members(Vec<Member>),
     /// A command whose effect is its answer.
     Done,
 }
@@ -54,6 +56,21 @@ pub enum ApplyError {
     /// A CORRUPT alarm is raised.
     #[error("corrupt")]
     Corrupt,
+    /// A member of this id exists.
+    #[error("member exists")]
+    MemberExists,
+    /// There is no such member, or it was removed: the id of a removed member never returns.
+    #[error("member not found")]
+    MemberNotFound,
+    /// One of the peer URLs belongs to another member.
+    #[error("peer URL exists")]
+    PeerUrlExists,
+    /// The member to be promoted votes already.
+    #[error("not a learner")]
+    NotLearner,
+    /// The group has as many learners as it may have.
+    #[error("too many learners")]
+    TooManyLearners,
 }
 
 /// A proposal has no answer, or a refusal.
@@ -68,9 +85,21 @@ pub enum ProposeError {
     /// A queue is at its bound, or too much is committed and not yet applied.
     #[error("too many requests")]
     TooManyRequests,
-    /// No leader is known.
+    /// No leader is known, or another member leads.
     #[error("no leader")]
     NoLeader,
+    /// Not enough members have ever started for a quorum of the changed group.
+    #[error("not enough started members")]
+    NotEnoughStarted,
+    /// The change could cost the group its quorum: members that vote are not heard from.
+    #[error("unhealthy cluster")]
+    UnhealthyCluster,
+    /// The learner's log is not yet near the leader's.
+    #[error("learner not ready")]
+    LearnerNotReady,
+    /// Leadership can't be handed to a learner or to who is no member.
+    #[error("bad leader transferee")]
+    BadTransferee,
     /// The leader changed while it waited; the outcome is unknown.
     #[error("leader changed")]
     LeaderChanged,

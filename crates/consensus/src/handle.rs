@@ -13,14 +13,14 @@ use raft::eraftpb::Message;
 use tailwater_api::etcdserverpb as pb;
 use tailwater_api::write::{self, command::Command};
 use tailwater_eventlog::{EventLog, LeaseId, Member, MemberId, Position, StorageError, Term};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::machine::quota;
 use crate::replica::apply::ApplyJob;
-use crate::replica::core::Pending;
-use crate::replica::driver::checkpoint_request;
+use crate::replica::core::{CatchUp, Change, Pending};
+use crate::replica::driver::{REMOVED, checkpoint_request};
 use crate::replica::lessor::Renewal;
-use crate::replica::shared::{INBOX_ITEMS_MAX, Shared, Waiter};
+use crate::replica::shared::{INBOX_ITEMS_MAX, INBOX_MESSAGE_BYTES_MAX, Shared, Waiter};
 use crate::start::Threads;
 use crate::{Applied, ApplyError, PeerTransport, ProposeError, SourceReady};
 
@@ -36,8 +36,17 @@ pub struct ConsensusConfig {
     pub member_id: MemberId,
     /// The group.
     pub cluster_id: u64,
-    /// The founding members; used when the data directory is empty.
+    /// The founding members when `founding`; else the members as far as they are known. Used until the directory's own
+    /// state tells.
     pub initial_members: Vec<Member>,
+    /// Whether an empty directory founds the group together with the initial members. Without, this member waits for the
+    /// group that has added it: it neither votes nor campaigns before the group's log or state names it. Default true.
+    pub founding: bool,
+    /// Go on alone with what this directory holds up to the commit index, as a group of one with a new history: for a
+    /// group that has lost its majority for good. Default false.
+    pub force_new_cluster: bool,
+    /// Refuse a change of membership that could cost the group its quorum. Default true.
+    pub strict_reconfig_check: bool,
     /// Duration of one raft tick; the leader's heartbeat interval. Default 100 ms.
     pub heartbeat_interval: Duration,
     /// Ticks without a leader before an election. Default 10.
@@ -61,7 +70,8 @@ pub struct ConsensusConfig {
     pub memtable_bytes: usize,
     /// Bytes of RocksDB block cache.
     pub block_cache_bytes: usize,
-    /// Bytes of raft log kept above the durable position for peers that were briefly away.
+    /// Bytes of raft log beyond which it is trimmed, to half of that: what is left serves peers that were briefly away. A
+    /// peer that is slow holds up to four times as much.
     pub raft_log_bytes: u64,
     /// Bytes of frames kept in memory for tail readers.
     pub tail_hot_bytes_max: usize,
@@ -140,17 +150,48 @@ impl Consensus {
 
     /// A raft message of another member. One that can't be read, or for which there is no room, is dropped as if it had
     /// been lost on the way.
-    pub fn receive(&self, message: &[u8]) {
-        match Message::parse_from_bytes(message) {
-            Ok(message) => {
-                let mut inbox = self.shared.inbox.lock();
-                if inbox.messages.len() < INBOX_ITEMS_MAX && !self.shared.stopping() {
-                    inbox.messages.push(message);
-                }
-            }
+    pub fn receive(&self, bytes: &[u8]) {
+        let mut message = Message::default();
+        match message.merge_from_bytes(bytes) {
+            Ok(()) => self.accept(message, bytes.len()),
             Err(error) => tracing::warn!(%error, "a raft message can't be read"),
         }
+    }
+
+    fn accept(&self, message: Message, bytes: usize) {
+        let config = &self.shared.config;
+        // A member that was removed, and does not know it, must not disturb the group.
+        if message.to != config.member_id.0 || self.is_removed(MemberId(message.from)) || self.shared.stopping() {
+            return;
+        }
+        {
+            let mut inbox = self.shared.inbox.lock();
+            let room = inbox.messages.is_empty() || inbox.message_bytes + bytes <= INBOX_MESSAGE_BYTES_MAX;
+            if !room || inbox.messages.len() >= INBOX_ITEMS_MAX {
+                return;
+            }
+            inbox.message_bytes += bytes;
+            inbox.messages.push(message);
+        }
         self.shared.wake();
+    }
+
+    /// Whether a member has left the group for good: whoever carries messages refuses it, and tells it why.
+    #[must_use]
+    pub fn is_removed(&self, member: MemberId) -> bool {
+        self.shared.group.lock().removed.binary_search(&member).is_ok()
+    }
+
+    /// Another member says that this one was removed: it stops for that reason. One that was away when it was removed
+    /// learns of it in no other way.
+    pub fn report_removed(&self) {
+        self.shared.fail(REMOVED.to_owned());
+    }
+
+    /// What this member must copy from another before it can go on; `None` while its log goes on by itself.
+    #[must_use]
+    pub fn catch_up_wanted(&self) -> watch::Receiver<Option<CatchUp>> {
+        self.shared.catch_up.subscribe()
     }
 
     /// A message to this member was lost: the leader sends it one probe at a time until it answers.
@@ -166,10 +207,13 @@ impl Consensus {
     /// Hands leadership to a voting member; answered when that member leads.
     ///
     /// # Errors
-    /// `NoLeader` when this member does not lead; `Timeout` when the other did not take over within an election timeout.
+    /// `NoLeader` when this member does not lead; `BadTransferee` for a learner or a stranger; `Timeout` when the other did not take over within an election timeout.
     pub async fn move_leader(&self, to: MemberId) -> Result<(), ProposeError> {
         if self.status().leader != self.shared.config.member_id {
             return Err(ProposeError::NoLeader);
+        }
+        if !self.shared.group.lock().conf_state.voters.contains(&to.0) {
+            return Err(ProposeError::BadTransferee);
         }
         self.shared.inbox.lock().move_leader = Some(to);
         self.shared.wake();
@@ -184,7 +228,8 @@ impl Consensus {
     }
 
     /// Proposes a command and waits until it is committed *and applied* here. Cancel safe: a dropped wait does not
-    /// withdraw the command. A lease without an id gets a random one, and a TTL below the shortest is raised to it.
+    /// withdraw the command. A lease or a new member without an id gets a random one, and a TTL below
+    /// the shortest is raised to it.
     ///
     /// # Errors
     /// See [`ProposeError`]; after `LeaderChanged`, `Timeout` and `Stopped` the command may have taken effect.
@@ -205,6 +250,11 @@ impl Consensus {
             grant.ttl = grant.ttl.max(self.shared.config.lease_ttl_min);
             while grant.id == 0 {
                 grant.id = rand::random::<i64>() & i64::MAX;
+            }
+        }
+        if let Command::MemberAdd(write::MemberAdd { member: Some(member) }) = command {
+            while member.id == 0 {
+                member.id = rand::random();
             }
         }
     }
@@ -376,6 +426,7 @@ type AnswerReceiver = oneshot::Receiver<Result<Applied, ProposeError>>;
 fn enqueue(shared: &Arc<Shared>, command: Command) -> Result<AnswerReceiver, ProposeError> {
     let config = &shared.config;
     let proposal_id = shared.next_proposal.fetch_add(1, Ordering::Relaxed);
+    let change = Change::of(&command);
     let command = write::Command { proposal_id, proposer_id: shared.proposer_id, command: Some(command) };
     let bytes = command.encoded_len();
     if bytes > config.request_bytes_max.saturating_add(ENVELOPE_BYTES_MAX) {
@@ -393,7 +444,7 @@ fn enqueue(shared: &Arc<Shared>, command: Command) -> Result<AnswerReceiver, Pro
     let deadline = shared.ticks.load(Ordering::Relaxed) + timeout_ticks(config);
     shared.waiters.lock().insert(proposal_id, Waiter { answer, deadline, bytes });
     let command = command.encode_to_vec().into();
-    shared.inbox.lock().proposals.push(Pending { proposal_id, command });
+    shared.inbox.lock().proposals.push(Pending { proposal_id, command, change });
     shared.wake();
     if shared.stopping() {
         shared.fail_waiter(proposal_id, ProposeError::Stopped);

@@ -19,5 +19,6 @@ mod write_plane;
 pub use answer::{Answer, Applied, ApplyError, ProposeError};
 pub use handle::{Consensus, ConsensusConfig, ConsensusStatus, LeaseInfo, StartError};
 pub use peers::{NoPeers, PeerTransport};
+pub use replica::CatchUp;
 pub use start::{Chosen, Parts, SourceReady, assemble};
 pub use write_plane::{Reply, WritePlane};

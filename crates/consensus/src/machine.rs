@@ -35,7 +35,7 @@ use tailwater_eventlog::{
 use crate::{Answer, ApplyError};
 pub(crate) use encode::PREFIXES;
 pub(crate) use lease::{LeaseChange, LeaseRecord};
-pub(crate) use members::{founding_conf_state, member_message};
+pub(crate) use members::{Group, conf_state_of, member_message};
 
 /// What the machine reads from storage: single events, by where the key index says they are.
 pub(crate) trait Values {
@@ -74,6 +74,8 @@ pub(crate) struct Output {
     pub(crate) leases: Vec<LeaseChange>,
     /// Whether a compaction was accepted.
     pub(crate) compacted: bool,
+    /// Whether the members or the raft configuration have changed.
+    pub(crate) group_changed: bool,
 }
 
 /// The deterministic state machine. One owner: the apply thread.
@@ -84,6 +86,7 @@ pub(crate) struct Machine {
     leases: BTreeMap<LeaseId, LeaseRecord>,
     alarms: BTreeSet<Alarm>,
     members: BTreeMap<MemberId, Member>,
+    removed: BTreeSet<MemberId>,
     cluster_version: String,
     conf_state: ConfState,
     /// Whether a compaction at revision 0 was accepted.
@@ -111,6 +114,7 @@ impl Machine {
             leases: BTreeMap::new(),
             alarms: BTreeSet::new(),
             members: BTreeMap::new(),
+            removed: BTreeSet::new(),
             cluster_version: String::new(),
             conf_state: ConfState::default(),
             compacted_at_zero: false,
@@ -147,9 +151,9 @@ impl Machine {
         self.state.history != HistoryId(0)
     }
 
-    /// The group's configuration; empty before bootstrap.
-    pub(crate) fn conf_state(&self) -> &ConfState {
-        &self.conf_state
+    /// Whether the group has changed since the last call.
+    pub(crate) fn take_group_changed(&mut self) -> bool {
+        std::mem::take(&mut self.output.group_changed)
     }
 
     /// The leases, by id.
@@ -218,6 +222,11 @@ impl Machine {
             Command::SetClusterVersion(request) => Ok(self.set_cluster_version(request)),
             Command::Bootstrap(request) => Ok(self.bootstrap(request)),
             Command::PublishMember(request) => Ok(self.publish_member(request)),
+            Command::MemberAdd(request) => Ok(self.member_add(request)?),
+            Command::MemberRemove(request) => Ok(self.member_remove(&request)?),
+            Command::MemberPromote(request) => Ok(self.member_promote(&request)?),
+            Command::MemberUpdate(request) => Ok(self.member_update(request)?),
+            Command::ForceNewCluster(request) => Ok(self.force_new_cluster(&request)),
         }
     }
 

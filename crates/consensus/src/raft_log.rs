@@ -43,7 +43,8 @@
 //!
 //! After the kill of a process the page cache still has the marks, so every synced batch is vouched for. After a loss of
 //! power the last mark may be gone; then damage in the last synced batch looks like a tail that was never
-//! synced, which is why a member that cut something asks its group before it votes. A mark vouches for nothing
+//! synced, which is why a member that cut something asks its group before it votes: an empty file named `cut`, made
+//! durable before anything is cut, is there until it has ([`RaftLog::settle`]). A mark vouches for nothing
 //! that it does not itself name, so losing one loses no data. Segments that another follows were synced before it was
 //! made: there every byte must check. [`RaftLog::close`] syncs a last mark.
 //!
@@ -74,7 +75,7 @@ pub use sim_disk::{SimDisk, SyncMode};
 pub use view::RaftLogView;
 
 use format::{Kind, MARK_BYTES, PAYLOAD_BYTES_SOFT_MAX, SegmentHeader, entry_bytes, put_batch, put_numbers};
-use recover::{Replayed, create_segment, replay};
+use recover::{DOUBT, Replayed, create_segment, replay};
 use view::{Place, Segment};
 
 /// How the raft log writes.
@@ -125,7 +126,7 @@ impl RaftLog {
     /// # Errors
     /// `Corrupt` and `Missing` for what was once synced and is no longer there; `Io`.
     pub fn open(disk: Arc<dyn Disk>, config: RaftLogConfig) -> Result<(Self, Recovered), RaftLogError> {
-        let Replayed { mut shared, current, cut } = replay(&*disk, config.recent_bytes_max)?;
+        let Replayed { mut shared, current, cut, doubtful } = replay(&*disk, config.recent_bytes_max)?;
         let sequence = if let Some(sequence) = current {
             sequence
         } else {
@@ -138,6 +139,7 @@ impl RaftLog {
             first_index: shared.trim.index + 1,
             last_index: shared.last.index,
             cut,
+            doubtful,
         };
         let mut log = Self {
             current: shared.segments[&sequence].clone(),
@@ -228,6 +230,22 @@ impl RaftLog {
     /// `Io`, after which the log takes no more writes; `Failed`.
     pub fn reset_to_snapshot(&mut self, point: LogPoint) -> Result<(), RaftLogError> {
         self.guarded(|log| log.reset(point))
+    }
+
+    /// The group has lost nothing by what was cut: [`Recovered::doubtful`] is `false` from the next open on.
+    ///
+    /// # Errors
+    /// `Io`, after which the log takes no more writes; `Failed`.
+    pub fn settle(&mut self) -> Result<(), RaftLogError> {
+        self.guarded(|log| {
+            match log.disk.remove(DOUBT) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(RaftLogError::io(DOUBT, "remove")(error));
+                }
+                Ok(()) | Err(_) => {}
+            }
+            log.disk.sync_dir().map_err(RaftLogError::io("", "sync directory"))
+        })
     }
 
     /// Syncs, and leaves a synced mark, so that the next open can vouch for every record.

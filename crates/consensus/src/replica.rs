@@ -12,5 +12,7 @@ pub(crate) mod log;
 pub(crate) mod shared;
 pub(crate) mod upkeep;
 
+pub use self::core::CatchUp;
+
 #[cfg(test)]
 mod tests;

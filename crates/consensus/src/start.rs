@@ -9,15 +9,16 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use prost::Message;
+use raft::eraftpb::{Entry, HardState};
 use tailwater_api::write::{self, command::Command};
-use tailwater_eventlog::{EventLog, EventLogConfig, LocalSource, MemberId, Tail, Term};
+use tailwater_eventlog::{EventLog, EventLogConfig, LocalSource, MemberId, Position, Tail, Term};
 use tokio::sync::watch;
 
-use crate::machine::{LeaseChange, Machine, PREFIXES, founding_conf_state, member_message};
-use crate::raft_log::{Disk, RaftLog, RaftLogConfig, RealDisk};
+use crate::machine::{Group, LeaseChange, Machine, PREFIXES, conf_state_of, member_message};
+use crate::raft_log::{Disk, RaftLog, RaftLogConfig, RealDisk, Recovered};
 use crate::replica::apply::{Applier, ApplyJob};
-use crate::replica::core::{CoreConfig, ReplicaCore, Standing};
-use crate::replica::driver::Driver;
+use crate::replica::core::{CoreConfig, ReplicaCore, Standing, one_command};
+use crate::replica::driver::{Driver, REMOVED};
 use crate::replica::lessor::Lessor;
 use crate::replica::log::LogWriter;
 use crate::replica::shared::{Inbox, Shared, spawn};
@@ -60,7 +61,7 @@ fn validate(config: &ConsensusConfig) -> Result<(), StartError> {
         "the heartbeat interval must not be 0"
     } else if config.batch_bytes_max == 0 || config.proposal_queue_bytes_max == 0 {
         "bounds of queues and batches must not be 0"
-    } else if !config.initial_members.iter().any(|member| member.id == config.member_id) {
+    } else if config.founding && !config.initial_members.iter().any(|member| member.id == config.member_id) {
         "this member is not among the initial members"
     } else {
         return Ok(());
@@ -185,19 +186,24 @@ pub fn assemble(
     }
     let machine = Machine::load(index, events.state(), rows)?;
     let log_config = RaftLogConfig { sync_delay: config.sync_delay, salt: chosen.salt, ..Default::default() };
-    let (raft_log, recovered) = RaftLog::open(disk, log_config).map_err(raft_log_error)?;
+    let (mut raft_log, mut recovered) = RaftLog::open(disk, log_config).map_err(raft_log_error)?;
     let applied = machine.state().applied;
     if applied.0 > recovered.last_index {
         let last = recovered.last_index;
         return Err(StartError::RaftLog(format!("the state was applied up to {applied}, but the log ends at {last}")));
     }
+    if recovered.doubtful {
+        tracing::warn!("this member's log was cut: it keeps its vote until its group shows that nothing is missing");
+    }
     if let Some(cut) = &recovered.cut {
         tracing::warn!(file = cut.file, offset = cut.offset, bytes = cut.bytes, reason = cut.reason, "raft log cut");
     }
-    let conf_state = match machine.bootstrapped() {
-        true => machine.conf_state().clone(),
-        false => founding_conf_state(&config.initial_members),
+    let group = group(&config, &machine)?;
+    let tail_from = match config.force_new_cluster {
+        true => force_new_cluster(&mut raft_log, &mut recovered, applied, &config, chosen)?,
+        false => Position(0),
     };
+    tell_members(&*peers, &config, &group);
     let core_config = CoreConfig {
         member_id: config.member_id,
         election_ticks: config.election_ticks,
@@ -206,13 +212,16 @@ pub fn assemble(
         applied,
         bootstrapped: machine.bootstrapped(),
         seed: chosen.seed,
+        run_id: chosen.proposer_id,
+        doubtful: recovered.doubtful && !config.force_new_cluster,
+        strict_reconfig_check: config.strict_reconfig_check,
     };
     let view = raft_log.view();
-    let core = ReplicaCore::new(core_config, view.clone(), recovered.hard_state, conf_state)
+    let core = ReplicaCore::new(core_config, view.clone(), recovered.hard_state, group.clone())
         .map_err(|error| StartError::Config(error.to_string()))?;
 
     let (wake_tx, wake) = bounded(1);
-    let shared = Arc::new(shared(config, chosen.proposer_id, &machine, wake_tx));
+    let shared = Arc::new(shared(config, chosen.proposer_id, &machine, group, wake_tx));
     let (log_tx, log_jobs) = bounded(JOBS_MAX);
     let (apply, apply_jobs) = bounded(JOBS_MAX);
     let (tail_tx, tail) = bounded(1);
@@ -229,9 +238,10 @@ pub fn assemble(
         standing: Standing::default(),
         bootstrap_term: 0,
         promoted_term: 0,
+        removed_ticks: None,
     };
-    let log = LogWriter { shared: Arc::clone(&shared), log: raft_log, jobs: log_jobs, peers };
-    let applier = Applier::new(Arc::clone(&shared), machine, events.clone(), tail_tx);
+    let log = LogWriter { shared: Arc::clone(&shared), log: raft_log, jobs: log_jobs, peers: Arc::clone(&peers) };
+    let applier = Applier::new(Arc::clone(&shared), machine, events.clone(), tail_tx, peers, tail_from);
     let upkeep = Upkeep {
         shared: Arc::clone(&shared),
         events: events.clone(),
@@ -245,6 +255,63 @@ pub fn assemble(
         Consensus { shared, threads: Arc::new(Mutex::new(None)), events, apply: Arc::new(Mutex::new(Some(apply))) };
     let source = SourceReady { consensus: consensus.clone(), tail };
     Ok((consensus, Parts { driver, log, applier, apply_jobs, upkeep, upkeep_end }, source))
+}
+
+/// The group that raft starts with: what the state holds, else what founds it. A member that joins knows none until the
+/// log or a copied state tells.
+fn group(config: &ConsensusConfig, machine: &Machine) -> Result<Group, StartError> {
+    let mut group = machine.group();
+    if group.removed.contains(&config.member_id) {
+        return Err(StartError::Config(REMOVED.to_owned()));
+    }
+    if !machine.bootstrapped() && config.founding {
+        group.conf_state = conf_state_of(&config.initial_members);
+        group.members.clone_from(&config.initial_members);
+    }
+    Ok(group)
+}
+
+/// Whom to reach at first: before the log or the state tells, whoever the start names.
+fn tell_members(peers: &dyn PeerTransport, config: &ConsensusConfig, group: &Group) {
+    let known = if group.members.is_empty() { &config.initial_members } else { &group.members };
+    match config.force_new_cluster {
+        // The others are gone, and if they are not, they must not be heard any more.
+        true => {
+            let alone: Vec<_> = known.iter().filter(|member| member.id == config.member_id).cloned().collect();
+            peers.set_members(&alone);
+        }
+        false => peers.set_members(known),
+    }
+}
+
+/// Writes the entry into the log that leaves this member alone in its group, above what is committed; what lies there goes.
+/// Durable when it returns, and committed: the next start needs nothing but the log. Returns its position.
+fn force_new_cluster(
+    log: &mut RaftLog,
+    recovered: &mut Recovered,
+    applied: Position,
+    config: &ConsensusConfig,
+    chosen: Chosen,
+) -> Result<Position, StartError> {
+    let committed = recovered.hard_state.commit.max(applied.0);
+    if committed == 0 {
+        return Err(StartError::Config("there is no group here that could go on alone".to_owned()));
+    }
+    let view = log.view();
+    let term = recovered.hard_state.term.max(view.term(recovered.last_index).map_err(raft_log_error)?) + 1;
+    let forced = write::ForceNewCluster { history_id: chosen.history_id, member_id: config.member_id.0 };
+    let command = write::Command { command: Some(Command::ForceNewCluster(forced)), ..Default::default() };
+    let entry = Entry { index: committed + 1, term, data: one_command(&command), ..Default::default() };
+    let hard_state = HardState { term, vote: config.member_id.0, commit: entry.index };
+    view.stage(std::slice::from_ref(&entry));
+    log.append(&[entry], Some(&hard_state)).map_err(raft_log_error)?;
+    log.sync().map_err(raft_log_error)?;
+    // Nobody is left to whom something could have been promised.
+    log.settle().map_err(raft_log_error)?;
+    tracing::warn!(member = config.member_id.0, above = committed, "the group goes on as this member alone");
+    recovered.last_index = committed + 1;
+    recovered.hard_state = hard_state;
+    Ok(Position(committed + 1))
 }
 
 /// Resolves to what fanouts follow, once there is a history.
@@ -289,7 +356,7 @@ fn ticks(duration: Duration, tick: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(tick.as_nanos().max(1))).unwrap_or(u64::MAX).max(1)
 }
 
-fn shared(config: ConsensusConfig, proposer_id: u64, machine: &Machine, wake: Sender<()>) -> Shared {
+fn shared(config: ConsensusConfig, proposer_id: u64, machine: &Machine, group: Group, wake: Sender<()>) -> Shared {
     let tick_ms = u64::try_from(config.heartbeat_interval.as_millis()).unwrap_or(u64::MAX);
     let mut lessor = Lessor::new(tick_ms);
     for (id, lease) in machine.leases() {
@@ -297,7 +364,8 @@ fn shared(config: ConsensusConfig, proposer_id: u64, machine: &Machine, wake: Se
         lessor.apply(LeaseChange::Checkpointed(*id, lease.remaining));
     }
     let state = machine.state();
-    let member = config.initial_members.iter().find(|member| member.id == config.member_id);
+    let members = if machine.bootstrapped() { &group.members } else { &config.initial_members };
+    let member = members.iter().find(|member| member.id == config.member_id);
     let status = ConsensusStatus {
         term: Term(state.applied_term.0),
         is_learner: member.is_some_and(|member| member.is_learner),
@@ -319,11 +387,14 @@ fn shared(config: ConsensusConfig, proposer_id: u64, machine: &Machine, wake: Se
         bootstrapped: AtomicBool::new(machine.bootstrapped()),
         ticks: AtomicU64::new(0),
         syncs: AtomicU64::new(0),
+        sync_micros: AtomicU64::new(0),
         disk_bytes: AtomicU64::new(0),
         disk_bytes_in_use: AtomicU64::new(0),
         // A compaction that a crash or stop interrupted goes on.
         fold_wanted: AtomicBool::new(state.compacted.0 > 0),
         status: Mutex::new(status),
+        group: Mutex::new(group),
+        catch_up: watch::Sender::new(None),
         stopping: AtomicBool::new(false),
         end: watch::Sender::new(None),
         config,

@@ -133,6 +133,24 @@ faults! {
     Timeout => Unavailable, "etcdserver: request timed out";
     /// A CORRUPT alarm is raised, or the data can't be read.
     Corrupt => DataLoss, "etcdserver: corrupt cluster";
+    /// The chosen member id is taken.
+    MemberExists => FailedPrecondition, "etcdserver: member ID already exist";
+    /// A peer URL belongs to another member.
+    PeerUrlExists => FailedPrecondition, "etcdserver: Peer URLs already exists";
+    /// No such member, or one that was removed.
+    MemberNotFound => NotFound, "etcdserver: member not found";
+    /// The member votes already.
+    MemberNotLearner => FailedPrecondition, "etcdserver: can only promote a learner member";
+    /// The learner is not yet near the leader.
+    LearnerNotReady => FailedPrecondition, "etcdserver: can only promote a learner member which is in sync with leader";
+    /// One learner at a time.
+    TooManyLearners => FailedPrecondition, "etcdserver: too many learner members in cluster";
+    /// etcd's table says FailedPrecondition, but its server sends the client-side value: Unknown.
+    NotEnoughStarted => Unknown, "etcdserver: re-configuration failed due to not enough started members";
+    /// Members that vote are not heard from.
+    Unhealthy => Unavailable, "etcdserver: unhealthy cluster";
+    /// Leadership for a learner or a stranger.
+    BadLeaderTransferee => FailedPrecondition, "etcdserver: bad leader transferee";
     /// The caller's own deadline passed.
     DeadlineExceeded => DeadlineExceeded, "context deadline exceeded";
 }
@@ -168,6 +186,11 @@ impl From<ApplyError> for Fault {
             ApplyError::FutureRevision => Self::FutureRevision,
             ApplyError::NoSpace => Self::NoSpace,
             ApplyError::Corrupt => Self::Corrupt,
+            ApplyError::MemberExists => Self::MemberExists,
+            ApplyError::MemberNotFound => Self::MemberNotFound,
+            ApplyError::PeerUrlExists => Self::PeerUrlExists,
+            ApplyError::NotLearner => Self::MemberNotLearner,
+            ApplyError::TooManyLearners => Self::TooManyLearners,
         }
     }
 }
@@ -179,6 +202,10 @@ impl From<ProposeError> for Fault {
             ProposeError::TooLarge => Self::RequestTooLarge,
             ProposeError::TooManyRequests => Self::TooManyRequests,
             ProposeError::NoLeader => Self::NoLeader,
+            ProposeError::NotEnoughStarted => Self::NotEnoughStarted,
+            ProposeError::UnhealthyCluster => Self::Unhealthy,
+            ProposeError::LearnerNotReady => Self::LearnerNotReady,
+            ProposeError::BadTransferee => Self::BadLeaderTransferee,
             ProposeError::LeaderChanged => Self::LeaderChanged,
             ProposeError::Timeout => Self::Timeout,
             ProposeError::Stopped => Self::Stopped,

@@ -138,7 +138,7 @@ impl Node {
         Ok(())
     }
 
-    /// Proposes until it is answered; only the lack of a leader is waited out.
+    /// Proposes until it is answered: the lack of a leader and a long replay are waited out.
     async fn propose(&self, command: Command) -> Result<(), ProposeError> {
         loop {
             match self.consensus.propose(command.clone()).await {
@@ -146,7 +146,13 @@ impl Node {
                     // What was set is seen by the first client.
                     return self.fanout.reach(applied.position).await.map_err(|_| ProposeError::Stopped);
                 }
-                Err(ProposeError::NoLeader | ProposeError::LeaderChanged) => tokio::time::sleep(PUBLISH_PAUSE).await,
+                // Also while what the raft log holds above the stored state is applied: after a crash that may be much.
+                Err(
+                    ProposeError::NoLeader
+                    | ProposeError::LeaderChanged
+                    | ProposeError::TooManyRequests
+                    | ProposeError::Timeout,
+                ) => tokio::time::sleep(PUBLISH_PAUSE).await,
                 Err(error) => return Err(error),
             }
         }

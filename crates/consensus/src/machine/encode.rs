@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `lease/` + id (8 bytes) | granted TTL (8 bytes), remaining TTL (8 bytes), seconds |
 //! | `member/` + id (8 bytes) | encoded `tailwater.tail.v1.Member` |
+//! | `removed/` + id (8 bytes) | nothing; the member was removed |
 //! | `alarm/` + member id (8 bytes) + kind (1 byte: 1 NOSPACE, 2 CORRUPT) | nothing |
 //! | `cluster_id` | 8 bytes |
 //! | `cluster_version` | UTF-8 text |
@@ -29,11 +30,12 @@ pub(super) const CONF_STATE: &[u8] = b"conf_state";
 pub(super) const COMPACTED_AT_ZERO: &[u8] = b"compacted_at_zero";
 const LEASE: &[u8] = b"lease/";
 const MEMBER: &[u8] = b"member/";
+const REMOVED: &[u8] = b"removed/";
 const ALARM: &[u8] = b"alarm/";
 
 /// The prefixes under which all rows of the machine lie.
-pub(crate) const PREFIXES: [&[u8]; 7] =
-    [LEASE, MEMBER, ALARM, CLUSTER_ID, CLUSTER_VERSION, CONF_STATE, COMPACTED_AT_ZERO];
+pub(crate) const PREFIXES: [&[u8]; 8] =
+    [LEASE, MEMBER, REMOVED, ALARM, CLUSTER_ID, CLUSTER_VERSION, CONF_STATE, COMPACTED_AT_ZERO];
 
 pub(super) fn lease_key(id: LeaseId) -> Vec<u8> {
     [LEASE, &id.0.to_be_bytes()].concat()
@@ -41,6 +43,10 @@ pub(super) fn lease_key(id: LeaseId) -> Vec<u8> {
 
 pub(super) fn member_key(id: MemberId) -> Vec<u8> {
     [MEMBER, &id.0.to_be_bytes()].concat()
+}
+
+pub(super) fn removed_key(id: MemberId) -> Vec<u8> {
+    [REMOVED, &id.0.to_be_bytes()].concat()
 }
 
 pub(super) fn alarm_key(alarm: Alarm) -> Vec<u8> {
@@ -89,6 +95,8 @@ pub(super) fn load_row(machine: &mut Machine, key: &[u8], value: &[u8]) -> Optio
     } else if key.starts_with(MEMBER) {
         let member = decode_member(tail::Member::decode(value).ok()?);
         machine.members.insert(member.id, member);
+    } else if let Some(id) = key.strip_prefix(REMOVED) {
+        machine.removed.insert(MemberId(u64::from_be_bytes(id.try_into().ok()?)));
     } else if let Some(mut alarm) = key.strip_prefix(ALARM) {
         let member = MemberId(alarm.try_get_u64().ok()?);
         let kind = match alarm {

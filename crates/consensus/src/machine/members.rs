@@ -1,11 +1,28 @@
-//! The group as the log knows it: bootstrap, members, cluster version.
+//! The group as the log knows it: bootstrap, members and the raft configuration that follows from them, cluster version.
+//!
+//! Invariants: once founded, `conf_state` names exactly the members, learners apart from voters, each list sorted; no id
+//! is both a member and removed.
 
 use raft::eraftpb::ConfState;
 use tailwater_api::{tail, write};
 use tailwater_eventlog::{Fact, HistoryId, Member, MemberId, Revision};
 
 use super::{Machine, encode};
-use crate::Answer;
+use crate::{Answer, ApplyError};
+
+/// Learners that a group may have; etcd's default.
+const LEARNERS_MAX: usize = 1;
+
+/// What raft and the transport must learn of the group at a position.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Group {
+    /// The raft configuration.
+    pub(crate) conf_state: ConfState,
+    /// By id; empty before bootstrap.
+    pub(crate) members: Vec<Member>,
+    /// Ids that never return, sorted.
+    pub(crate) removed: Vec<MemberId>,
+}
 
 impl Machine {
     /// Founds the history. A second one changes nothing: two leaders may both have proposed it.
@@ -17,12 +34,26 @@ impl Machine {
         self.state.revision = Revision(1);
         self.cluster_id = request.cluster_id;
         self.store(encode::CLUSTER_ID.to_vec(), Some(encode::number(request.cluster_id)));
-        let members: Vec<_> = request.members.into_iter().map(member).collect();
-        self.conf_state = founding_conf_state(&members);
-        self.store(encode::CONF_STATE.to_vec(), Some(encode::conf_state(&self.conf_state)));
-        for member in members {
+        for member in request.members.into_iter().map(member) {
             self.put_member(member);
         }
+        self.members_changed();
+        Answer::Done
+    }
+
+    /// The group goes on as one member alone, with a history of its own.
+    pub(super) fn force_new_cluster(&mut self, request: &write::ForceNewCluster) -> Answer {
+        let survivor = MemberId(request.member_id);
+        if !self.members.contains_key(&survivor) || request.history_id == 0 {
+            return Answer::Done;
+        }
+        self.state.history = HistoryId(request.history_id);
+        let others: Vec<_> = self.members.keys().copied().filter(|id| *id != survivor).collect();
+        for id in others {
+            self.drop_member(id);
+        }
+        let survivor = Member { is_learner: false, ..self.members[&survivor].clone() };
+        self.put_member(survivor);
         self.members_changed();
         Answer::Done
     }
@@ -41,6 +72,59 @@ impl Machine {
         Answer::Done
     }
 
+    /// The order of the checks, here and below, is etcd's.
+    pub(super) fn member_add(&mut self, request: write::MemberAdd) -> Result<Answer, ApplyError> {
+        let member = request.member.map(member).ok_or(ApplyError::MemberNotFound)?;
+        if self.removed.contains(&member.id) || member.id == MemberId(0) {
+            return Err(ApplyError::MemberNotFound);
+        }
+        if self.members.contains_key(&member.id) {
+            return Err(ApplyError::MemberExists);
+        }
+        self.check_peer_urls(member.id, &member.peer_urls)?;
+        let learners = self.members.values().filter(|known| known.is_learner).count();
+        if member.is_learner && learners >= LEARNERS_MAX {
+            return Err(ApplyError::TooManyLearners);
+        }
+        self.put_member(member);
+        Ok(self.changed_members())
+    }
+
+    pub(super) fn member_remove(&mut self, request: &write::MemberRemove) -> Result<Answer, ApplyError> {
+        let id = MemberId(request.id);
+        let member = self.members.get(&id).ok_or(ApplyError::MemberNotFound)?;
+        // A group of none could decide nothing any more, and no check of the leader may be what keeps it from that.
+        let voters = self.members.values().filter(|known| !known.is_learner).count();
+        if !member.is_learner && voters == 1 {
+            return Err(ApplyError::MemberNotFound);
+        }
+        self.drop_member(id);
+        Ok(self.changed_members())
+    }
+
+    pub(super) fn member_promote(&mut self, request: &write::MemberPromote) -> Result<Answer, ApplyError> {
+        let known = self.members.get(&MemberId(request.id)).ok_or(ApplyError::MemberNotFound)?;
+        if !known.is_learner {
+            return Err(ApplyError::NotLearner);
+        }
+        let promoted = Member { is_learner: false, ..known.clone() };
+        self.put_member(promoted);
+        Ok(self.changed_members())
+    }
+
+    pub(super) fn member_update(&mut self, request: write::MemberUpdate) -> Result<Answer, ApplyError> {
+        let known = self.members.get(&MemberId(request.id)).ok_or(ApplyError::MemberNotFound)?;
+        self.check_peer_urls(known.id, &request.peer_urls)?;
+        let updated = Member { peer_urls: request.peer_urls, ..known.clone() };
+        self.put_member(updated);
+        Ok(self.changed_members())
+    }
+
+    fn check_peer_urls(&self, owner: MemberId, urls: &[String]) -> Result<(), ApplyError> {
+        let taken = |url| self.members.values().any(|known| known.id != owner && known.peer_urls.contains(url));
+        if urls.iter().any(taken) { Err(ApplyError::PeerUrlExists) } else { Ok(()) }
+    }
+
     pub(super) fn set_cluster_version(&mut self, request: write::SetClusterVersion) -> Answer {
         if self.cluster_version != request.version {
             self.cluster_version = request.version;
@@ -50,18 +134,44 @@ impl Machine {
         Answer::Done
     }
 
+    /// The group as it is now.
+    pub(crate) fn group(&self) -> Group {
+        Group {
+            conf_state: self.conf_state.clone(),
+            members: self.members.values().cloned().collect(),
+            removed: self.removed.iter().copied().collect(),
+        }
+    }
+
     fn put_member(&mut self, member: Member) {
         self.store(encode::member_key(member.id), Some(encode::member(&member)));
         self.members.insert(member.id, member);
     }
 
+    /// Its id never returns.
+    fn drop_member(&mut self, id: MemberId) {
+        self.members.remove(&id);
+        self.store(encode::member_key(id), None);
+        self.removed.insert(id);
+        self.store(encode::removed_key(id), Some(vec![encode::FORMAT]));
+    }
+
+    fn changed_members(&mut self) -> Answer {
+        self.members_changed();
+        Answer::Members(self.members.values().cloned().collect())
+    }
+
     fn members_changed(&mut self) {
-        self.output.facts.push(Fact::Members(self.members.values().cloned().collect()));
+        let members: Vec<_> = self.members.values().cloned().collect();
+        self.conf_state = conf_state_of(&members);
+        self.store(encode::CONF_STATE.to_vec(), Some(encode::conf_state(&self.conf_state)));
+        self.output.facts.push(Fact::Members(members));
+        self.output.group_changed = true;
     }
 }
 
-/// The raft configuration that a group is founded with.
-pub(crate) fn founding_conf_state(members: &[Member]) -> ConfState {
+/// The raft configuration of these members.
+pub(crate) fn conf_state_of(members: &[Member]) -> ConfState {
     let ids = |learner: bool| {
         let mut ids: Vec<_> = members.iter().filter(|m| m.is_learner == learner).map(|m| m.id.0).collect();
         ids.sort_unstable();

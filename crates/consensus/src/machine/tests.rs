@@ -354,7 +354,7 @@ fn stored_state_rebuilds_the_same_machine() {
     let loaded = Machine::load(index, world.machine.state(), rows).unwrap();
     assert_eq!(loaded.leases(), world.machine.leases());
     assert_eq!(loaded.facts(), world.machine.facts());
-    assert_eq!(loaded.conf_state(), world.machine.conf_state());
+    assert_eq!(loaded.group(), world.machine.group());
     assert_eq!(loaded.cluster_id, 9);
     assert!(loaded.compacted_at_zero);
     let torn = Machine::load(KeyIndex::default(), LogState::default(), [("lease/x".into(), "y".into())]);

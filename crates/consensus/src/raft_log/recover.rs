@@ -15,6 +15,10 @@ use super::view::{Place, Segment, Shared};
 /// Ends the name of a segment that is not yet part of the log.
 pub(super) const TEMPORARY: &str = ".new";
 
+/// The file that is there while this member can't be sure that it still has all it once promised: made before anything is
+/// cut, so that a crash in between leaves it, and removed by [`RaftLog::settle`](super::RaftLog::settle).
+pub(super) const DOUBT: &str = "cut";
+
 /// What [`RaftLog::open`](super::RaftLog::open) found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recovered {
@@ -26,6 +30,8 @@ pub struct Recovered {
     pub last_index: u64,
     /// What was cut off the end, if anything was.
     pub cut: Option<Cut>,
+    /// Whether this or an earlier open has cut something, and nothing has settled since that the group lost nothing by it.
+    pub doubtful: bool,
 }
 
 /// A tail that did not check and was, as far as can be told, never synced.
@@ -47,6 +53,7 @@ pub(super) struct Replayed {
     /// Sequence of the last segment; `None` in an empty directory.
     pub(super) current: Option<u64>,
     pub(super) cut: Option<Cut>,
+    pub(super) doubtful: bool,
 }
 
 /// Reads all segments. Changes nothing on the disk but for a cut and left-over temporary files.
@@ -67,13 +74,15 @@ pub(super) fn replay(disk: &dyn Disk, recent_bytes_max: usize) -> Result<Replaye
         let mut bytes = read_segment(&segment)?;
         match headers.get(nth + 1) {
             Some(next) => replay_sealed(&mut shared, header, &segment, &mut bytes, next.previous_bytes)?,
-            None => cut = replay_last(&mut shared, header, &segment, &bytes)?,
+            None => cut = replay_last(disk, &mut shared, header, &segment, &bytes)?,
         }
     }
     check_complete(&shared, &headers)?;
     let trim = shared.trim;
     shared.trim_to(trim);
-    Ok(Replayed { shared, current: headers.last().map(|header| header.sequence), cut })
+    let names = disk.list().map_err(RaftLogError::io("", "list"))?;
+    let doubtful = names.iter().any(|name| name == DOUBT);
+    Ok(Replayed { shared, current: headers.last().map(|header| header.sequence), cut, doubtful })
 }
 
 /// Opens the files and reads their headers, in order.
@@ -134,6 +143,7 @@ fn replay_sealed(
 
 /// Replays the newest segment; cuts its tail if it does not check and no mark vouches for it.
 fn replay_last(
+    disk: &dyn Disk,
     shared: &mut Shared,
     header: &SegmentHeader,
     segment: &Segment,
@@ -153,11 +163,22 @@ fn replay_last(
             let reason = format!("{reason}, in data that was synced (the mark at offset {mark} says)");
             return Err(RaftLogError::corrupt(&segment.name, offset, reason));
         }
+        note_doubt(disk)?;
         segment.file.truncate(offset).map_err(RaftLogError::io(&segment.name, "truncate"))?;
         shared.segments.get_mut(&header.sequence).expect("opened before").bytes = offset;
         return Ok(Some(Cut { file: segment.name.clone(), offset, bytes: segment.bytes - offset, reason }));
     }
     Ok(None)
+}
+
+/// Leaves a durable note that something is about to be cut.
+fn note_doubt(disk: &dyn Disk) -> Result<(), RaftLogError> {
+    match disk.create(DOUBT) {
+        Ok(file) => file.sync().map_err(RaftLogError::io(DOUBT, "sync"))?,
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(RaftLogError::io(DOUBT, "create")(error)),
+    }
+    disk.sync_dir().map_err(RaftLogError::io("", "sync directory"))
 }
 
 /// Replays the record at `at`. The inner error: it does not check. The outer: it checks, but can't be.

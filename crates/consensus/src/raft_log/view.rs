@@ -278,6 +278,25 @@ impl RaftLogView {
         self.shared.lock().segments.values().map(|segment| segment.bytes).sum()
     }
 
+    /// Bytes of the entries above the trim point, to within 64 KiB.
+    #[must_use]
+    pub fn held_bytes(&self) -> u64 {
+        self.shared.lock().places.iter().map(|place| place.end - place.start).sum()
+    }
+
+    /// The highest index above which written entries of at least `bytes` lie; one below the first index when there are not
+    /// so many.
+    #[must_use]
+    pub fn index_below(&self, bytes: u64) -> u64 {
+        let shared = self.shared.lock();
+        let mut above = 0;
+        let enough = shared.places.iter().rev().find(|place| {
+            above += place.end - place.start;
+            above >= bytes
+        });
+        enough.map_or(shared.trim.index, |place| (place.first_index - 1).max(shared.trim.index))
+    }
+
     /// The term of the entry at `index`, from one below the first index to the last. Always out of memory.
     ///
     /// # Errors

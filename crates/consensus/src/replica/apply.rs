@@ -9,8 +9,7 @@ use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender, TryRecvError};
 use prost::Message;
 use raft::eraftpb::{Entry, EntryType};
-use tailwater_api::write::CommandBatch;
-use tailwater_api::write::command::Command;
+use tailwater_api::write::{self, CommandBatch, command::Command};
 use tailwater_eventlog::{
     Cursor, EventLog, Fact, Frame, LeaseId, LogState, MemberId, Position, Revision, StorageError, Tail, TailConfig,
     Term,
@@ -19,8 +18,8 @@ use tokio::sync::oneshot;
 
 use super::core::ENTRY_FORMAT;
 use super::shared::{Shared, Waiter};
-use crate::machine::{Machine, MachineError, quota};
-use crate::{Answer, Applied, ApplyError, ProposeError};
+use crate::machine::{Group, Machine, MachineError, quota};
+use crate::{Answer, Applied, ApplyError, PeerTransport, ProposeError};
 
 /// Bytes of events gathered from several entries into one write.
 const WRITE_BYTES_MAX: usize = 4 << 20;
@@ -52,6 +51,12 @@ pub(crate) struct Applier {
     pub(crate) tail: Option<Tail>,
     /// Told of the tail when it is made.
     pub(crate) tail_made: Sender<Tail>,
+    /// Told of the members.
+    pub(crate) peers: Arc<dyn PeerTransport>,
+    /// The tail is not made below this position: a history that ends there is followed by nobody.
+    pub(crate) tail_from: Position,
+    /// Changes of the group in entries not yet written.
+    groups: Vec<(u64, Group)>,
     /// Facts that wait for the end of the round.
     facts: Vec<Fact>,
     answers: Vec<Answered>,
@@ -64,13 +69,23 @@ pub(crate) struct Applier {
 
 impl Applier {
     /// At what was loaded. The tail of a founded history is made at once.
-    pub(crate) fn new(shared: Arc<Shared>, machine: Machine, events: EventLog, tail_made: Sender<Tail>) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        machine: Machine,
+        events: EventLog,
+        tail_made: Sender<Tail>,
+        peers: Arc<dyn PeerTransport>,
+        tail_from: Position,
+    ) -> Self {
         let mut applier = Self {
             shared,
             machine,
             events,
             tail: None,
             tail_made,
+            peers,
+            tail_from,
+            groups: Vec::new(),
             facts: Vec::new(),
             answers: Vec::new(),
             physical: VecDeque::new(),
@@ -82,10 +97,10 @@ impl Applier {
     }
 
     fn make_tail(&mut self) {
-        if self.tail.is_some() || !self.machine.bootstrapped() {
+        let state = self.machine.state();
+        if self.tail.is_some() || !self.machine.bootstrapped() || state.applied < self.tail_from {
             return;
         }
-        let state = self.machine.state();
         let config = TailConfig { hot_bytes_max: self.shared.config.tail_hot_bytes_max };
         let mut facts = self.machine.facts();
         facts.append(&mut self.facts);
@@ -159,11 +174,20 @@ impl Applier {
     }
 
     fn entry(&mut self, entry: &Entry) -> Result<(), MachineError> {
-        if entry.entry_type() != EntryType::EntryNormal {
-            return Err(MachineError::Unknown);
-        }
         self.machine.advance(Position(entry.index), Term(entry.term));
         self.entries += 1;
+        match entry.entry_type() {
+            EntryType::EntryNormal => self.batch(entry)?,
+            EntryType::EntryConfChange => self.change(entry)?,
+            EntryType::EntryConfChangeV2 => return Err(MachineError::Unknown),
+        }
+        if self.machine.take_group_changed() {
+            self.groups.push((entry.index, self.machine.group()));
+        }
+        Ok(())
+    }
+
+    fn batch(&mut self, entry: &Entry) -> Result<(), MachineError> {
         // A new leader's first entry is empty.
         let Some((format, batch)) = entry.data.split_first() else { return Ok(()) };
         if *format != ENTRY_FORMAT {
@@ -171,21 +195,19 @@ impl Applier {
         }
         // Keys and values are slices of one copy of the entry.
         let batch = CommandBatch::decode(Bytes::copy_from_slice(batch)).map_err(|_| MachineError::Unknown)?;
-        for command in batch.commands {
-            self.command(Position(entry.index), command.proposer_id, command.proposal_id, command.command)?;
-        }
-        Ok(())
+        batch.commands.into_iter().try_for_each(|command| self.command(Position(entry.index), command))
     }
 
-    fn command(
-        &mut self,
-        position: Position,
-        proposer: u64,
-        proposal: u64,
-        command: Option<Command>,
-    ) -> Result<(), MachineError> {
-        let own = proposer == self.shared.proposer_id;
-        let waiter = if own { self.shared.take_waiter(proposal) } else { None };
+    /// A change of raft's configuration: what it is lies in the context, as a command; raft is told of its effect.
+    fn change(&mut self, entry: &Entry) -> Result<(), MachineError> {
+        let command = write::Command::decode(entry.context.as_slice()).map_err(|_| MachineError::Unknown)?;
+        self.command(Position(entry.index), command)
+    }
+
+    fn command(&mut self, position: Position, command: write::Command) -> Result<(), MachineError> {
+        let write::Command { proposal_id, proposer_id, command } = command;
+        let own = proposer_id == self.shared.proposer_id;
+        let waiter = if own { self.shared.take_waiter(proposal_id) } else { None };
         let fold_wanted = match &command {
             Some(Command::Compact(request)) if request.physical => Some(Revision(request.revision - 1)),
             _ => None,
@@ -218,6 +240,9 @@ impl Applier {
             self.events.write(&output.write)?;
             metrics::histogram!(crate::metrics::COMMIT_SECONDS).record(began.elapsed().as_secs_f64());
             let state = output.write.log_state;
+            if let Some((_, group)) = self.groups.last() {
+                self.peers.set_members(&group.members);
+            }
             let mut facts = output.facts;
             facts.append(&mut self.facts);
             match &self.tail {
@@ -243,6 +268,8 @@ impl Applier {
             self.shared.bootstrapped.store(self.machine.bootstrapped(), Ordering::Release);
             let entry_bytes = std::mem::take(&mut self.entry_bytes);
             self.shared.applying_bytes.fetch_sub(entry_bytes, Ordering::Relaxed);
+            // Before the position, which tells raft that it has heard of them.
+            self.shared.inbox.lock().groups.append(&mut self.groups);
             self.shared.applied.store(state.applied.0, Ordering::Release);
             self.shared.wake();
         } else if let Some(tail) = self.tail.as_ref().filter(|_| !self.facts.is_empty()) {

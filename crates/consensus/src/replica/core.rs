@@ -4,24 +4,38 @@
 //! Invariants: at most one appended batch of proposals waits for its sync; a barrier joins only a confirmation that
 //! starts after it arrived.
 
-use std::collections::VecDeque;
+mod doubt;
+mod membership;
+mod peers;
+mod store;
+
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType, Snapshot};
-use raft::{Config, GetEntriesContext, RaftState, RawNode, StateRole, Storage};
-use tailwater_api::wire;
-use tailwater_eventlog::{MemberId, Position, Term};
+use prost::Message as _;
+use raft::eraftpb::{Entry, HardState, Message};
+use raft::{Config, RawNode, StateRole};
+use tailwater_api::{wire, write};
+use tailwater_eventlog::{Member, MemberId, Position, Term};
 use tokio::sync::oneshot;
 
 use crate::ProposeError;
-use crate::raft_log::{RaftLogError, RaftLogView};
+use crate::machine::Group;
+use crate::raft_log::RaftLogView;
+use doubt::Doubt;
+pub(crate) use membership::Change;
+pub use peers::CatchUp;
+use store::RaftStore;
 
 /// First byte of a normal entry's data: an encoded `CommandBatch` follows.
 pub(crate) const ENTRY_FORMAT: u8 = 1;
 /// Bytes of one append message.
 const MESSAGE_BYTES_MAX: u64 = 1 << 20;
-/// Append messages on their way to one peer.
-const INFLIGHT_MESSAGES_MAX: usize = 64;
+/// Append messages on their way to one peer: as many full ones as it may be behind in bytes. One entry may be larger than
+/// a message, by as much as a batch of commands is.
+const INFLIGHT_MESSAGES_MAX: usize = 32;
+/// Fewer queued commands than these are never kept waiting for more.
+const GATHERED_MIN: usize = 64;
 /// Bytes of committed entries handed to apply at once.
 const COMMITTED_BYTES_MAX: u64 = 16 << 20;
 
@@ -32,57 +46,12 @@ pub(crate) struct Pending {
     pub(crate) proposal_id: u64,
     /// Encoded `Command`.
     pub(crate) command: Bytes,
+    /// What it changes in the group, if it does: then it is an entry of its own.
+    pub(crate) change: Option<Change>,
 }
 
 /// Who waits for a barrier.
 pub(crate) type BarrierWaiter = oneshot::Sender<Result<Position, ProposeError>>;
-
-/// What raft reads of its log.
-pub(crate) struct RaftStore {
-    view: RaftLogView,
-    hard_state: HardState,
-    conf_state: ConfState,
-}
-
-fn store_error(error: RaftLogError) -> raft::Error {
-    match error {
-        RaftLogError::Compacted { .. } => raft::Error::Store(raft::StorageError::Compacted),
-        RaftLogError::Unavailable { .. } => raft::Error::Store(raft::StorageError::Unavailable),
-        other => raft::Error::Store(raft::StorageError::Other(Box::new(other))),
-    }
-}
-
-impl Storage for RaftStore {
-    fn initial_state(&self) -> raft::Result<RaftState> {
-        Ok(RaftState { hard_state: self.hard_state.clone(), conf_state: self.conf_state.clone() })
-    }
-
-    fn entries(
-        &self,
-        low: u64,
-        high: u64,
-        max_size: impl Into<Option<u64>>,
-        _context: GetEntriesContext,
-    ) -> raft::Result<Vec<Entry>> {
-        self.view.entries(low, high, max_size.into()).map_err(store_error)
-    }
-
-    fn term(&self, index: u64) -> raft::Result<u64> {
-        self.view.term(index).map_err(store_error)
-    }
-
-    fn first_index(&self) -> raft::Result<u64> {
-        Ok(self.view.first_index())
-    }
-
-    fn last_index(&self) -> raft::Result<u64> {
-        Ok(self.view.last_index())
-    }
-
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        Err(raft::Error::Store(raft::StorageError::SnapshotTemporarilyUnavailable))
-    }
-}
 
 /// How the core is set up.
 pub(crate) struct CoreConfig {
@@ -95,6 +64,12 @@ pub(crate) struct CoreConfig {
     pub(crate) bootstrapped: bool,
     /// Of election timeouts.
     pub(crate) seed: u64,
+    /// Tells this run of the member from others.
+    pub(crate) run_id: u64,
+    /// Whether its log was cut, and nothing shows yet that the group lost nothing by it.
+    pub(crate) doubtful: bool,
+    /// Whether changes of membership are refused that could cost the quorum.
+    pub(crate) strict_reconfig_check: bool,
 }
 
 /// Where raft stands, as others see it.
@@ -127,8 +102,10 @@ pub(crate) struct Outputs {
     pub(crate) append: Option<Append>,
     /// To the apply thread.
     pub(crate) committed: Vec<Entry>,
-    /// Proposals that raft did not take.
-    pub(crate) dropped: Vec<u64>,
+    /// Proposals that were not proposed, and why.
+    pub(crate) refused: Vec<(u64, ProposeError)>,
+    /// Whether the doubt about the log has ended: to the log thread.
+    pub(crate) settled: bool,
 }
 
 /// The core. One owner: the replica thread.
@@ -136,13 +113,31 @@ pub(crate) struct ReplicaCore {
     node: RawNode<RaftStore>,
     config: CoreConfig,
     queue: VecDeque<Pending>,
-    dropped: Vec<u64>,
+    /// Changes of membership; one at a time is proposed.
+    changes: VecDeque<Pending>,
+    refused: Vec<(u64, ProposeError)>,
+    /// The group as it is applied here.
+    members: Vec<Member>,
+    /// Tick at which a member was last heard.
+    heard: BTreeMap<u64, u64>,
+    /// Tick at which a member that needs a snapshot was last told so.
+    snapshots: BTreeMap<u64, u64>,
+    /// While this member can't be sure of its log.
+    doubt: Option<Doubt>,
+    /// Questions of members in doubt that wait for a confirmation of leadership.
+    doubters: Vec<Message>,
+    doubters_in_flight: Vec<Message>,
+    /// Messages that are not raft's, to be sent now.
+    own_messages: Vec<Message>,
+    /// What the leader wants this member to copy before it can go on.
+    catch_up: Option<CatchUp>,
     /// Number of the last append that needs a sync, and of the last that has it.
     appended: u64,
     persisted: u64,
     applied: Position,
     bootstrapped: bool,
     held_back: bool,
+    gathering: bool,
     ticks: u64,
     barriers: Vec<BarrierWaiter>,
     in_flight: Option<(u64, u64, Vec<BarrierWaiter>)>,
@@ -151,12 +146,13 @@ pub(crate) struct ReplicaCore {
 }
 
 impl ReplicaCore {
-    /// A replica at what was recovered. A member that is alone in its group campaigns at once.
+    /// A replica at what was recovered, the group being what it was at the applied position. A member that is alone in its
+    /// group campaigns at once; one without a configuration waits for what a leader sends.
     pub(crate) fn new(
         config: CoreConfig,
         view: RaftLogView,
         mut hard_state: HardState,
-        conf_state: ConfState,
+        group: Group,
     ) -> raft::Result<Self> {
         hard_state.commit = hard_state.commit.max(config.applied.0);
         let raft_config = Config {
@@ -171,19 +167,30 @@ impl ReplicaCore {
             max_committed_size_per_ready: COMMITTED_BYTES_MAX,
             ..Default::default()
         };
-        let alone = conf_state.voters == [config.member_id.0] && conf_state.voters_outgoing.is_empty();
+        let alone = group.conf_state.voters == [config.member_id.0];
         let logger = slog::Logger::root(slog::Discard, slog::o!());
-        let node = RawNode::new(&raft_config, RaftStore { view, hard_state, conf_state }, &logger)?;
+        let store = RaftStore { view, hard_state, conf_state: group.conf_state, applied: config.applied.0 };
+        let node = RawNode::new(&raft_config, store, &logger)?;
         let mut core = Self {
             node,
             queue: VecDeque::new(),
-            dropped: Vec::new(),
+            changes: VecDeque::new(),
+            refused: Vec::new(),
+            members: group.members,
+            heard: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
+            doubt: None,
+            doubters: Vec::new(),
+            doubters_in_flight: Vec::new(),
+            own_messages: Vec::new(),
+            catch_up: None,
             appended: 0,
             persisted: 0,
             applied: config.applied,
             bootstrapped: config.bootstrapped,
             config,
             held_back: false,
+            gathering: false,
             ticks: 0,
             barriers: Vec::new(),
             in_flight: None,
@@ -192,6 +199,8 @@ impl ReplicaCore {
         };
         if alone {
             core.node.campaign()?;
+        } else if core.config.doubtful {
+            core.doubt = Some(Doubt::new());
         }
         Ok(core)
     }
@@ -205,15 +214,6 @@ impl ReplicaCore {
     /// The committed index.
     pub(crate) fn committed(&self) -> u64 {
         self.node.raft.raft_log.committed
-    }
-
-    /// The highest index that every member is known to hold; this member's own last one in a group of one.
-    pub(crate) fn replicated(&self) -> u64 {
-        let raft = &self.node.raft;
-        if raft.state != StateRole::Leader {
-            return raft.raft_log.last_index();
-        }
-        raft.prs().iter().map(|(_, progress)| progress.matched).min().unwrap_or(0)
     }
 
     /// Whether the leader has applied the first entry of its term and the history was founded.
@@ -236,6 +236,8 @@ impl ReplicaCore {
         self.ticks += 1;
         self.choose_election_timeout();
         self.node.tick();
+        self.retry_snapshots();
+        self.ask_leader();
         if self.in_flight.as_ref().is_some_and(|(_, asked, _)| self.ticks - asked >= self.config.barrier_retry_ticks) {
             self.ask_again();
         }
@@ -251,35 +253,17 @@ impl ReplicaCore {
         raft.set_randomized_election_timeout(ticks + spread % ticks);
     }
 
-    /// A message of another member. Errors mean that it does not concern this member now.
-    pub(crate) fn step(&mut self, message: Message) {
-        if self.held_back && message.msg_type() == MessageType::MsgAppend {
-            // As if it were lost: the leader sends it again.
-            return;
-        }
-        if let Err(error) = self.node.step(message) {
-            tracing::debug!(%error, "raft message passed over");
-        }
-    }
-
-    /// A message to this member was lost.
-    pub(crate) fn report_unreachable(&mut self, member: MemberId) {
-        self.node.report_unreachable(member.0);
-    }
-
-    /// Lets another voter take over, if this member leads.
-    pub(crate) fn move_leader(&mut self, to: MemberId) {
-        self.node.transfer_leader(to.0);
-    }
-
     /// Queues a command; it is proposed once this member leads and serves.
     pub(crate) fn propose(&mut self, pending: Pending) {
-        self.queue.push_back(pending);
+        match pending.change {
+            Some(_) => self.changes.push_back(pending),
+            None => self.queue.push_back(pending),
+        }
     }
 
     /// Proposes a command that founds the history; everything else waits for it.
     pub(crate) fn propose_bootstrap(&mut self, command: Bytes) {
-        let pending = Pending { proposal_id: 0, command };
+        let pending = Pending { proposal_id: 0, command, change: None };
         // A drop shows as a history that is still missing, and is repeated.
         if let Err(error) = self.node.propose(Vec::new(), entry_data(std::slice::from_ref(&pending))) {
             tracing::warn!(%error, "bootstrap was not proposed");
@@ -304,6 +288,7 @@ impl ReplicaCore {
         self.bootstrapped |= bootstrapped;
         if applied > self.applied {
             self.applied = applied;
+            self.node.mut_store().applied = applied.0;
             self.node.advance_apply_to(applied.0);
         }
         self.answer_confirmed();
@@ -313,15 +298,18 @@ impl ReplicaCore {
     pub(crate) fn take_ready(&mut self) -> Option<Outputs> {
         self.propose_queued();
         self.start_confirmation();
-        if !self.node.has_ready() && self.dropped.is_empty() {
+        let settled = self.settle();
+        if !self.node.has_ready() && self.refused.is_empty() && self.own_messages.is_empty() && !settled {
             return None;
         }
-        let mut outputs = Outputs { dropped: std::mem::take(&mut self.dropped), ..Default::default() };
+        let messages = std::mem::take(&mut self.own_messages);
+        let refused = std::mem::take(&mut self.refused);
+        let mut outputs = Outputs { messages, refused, settled, ..Default::default() };
         if !self.node.has_ready() {
             return Some(outputs);
         }
         let mut ready = self.node.ready();
-        outputs.messages = ready.take_messages();
+        outputs.messages.extend(ready.take_messages());
         outputs.committed = ready.take_committed_entries();
         let read_states = ready.take_read_states();
         let messages = ready.take_persisted_messages();
@@ -349,7 +337,9 @@ impl ReplicaCore {
 
     /// Takes back queued commands up to this proposal; nobody waits for them any more.
     pub(crate) fn withdraw(&mut self, proposal_id: u64) {
-        self.queue.retain(|pending| pending.proposal_id == 0 || pending.proposal_id > proposal_id);
+        let wanted = |pending: &Pending| pending.proposal_id == 0 || pending.proposal_id > proposal_id;
+        self.queue.retain(wanted);
+        self.changes.retain(wanted);
     }
 
     /// While apply is behind, nothing is proposed or taken from a leader, and committed entries come out singly. What
@@ -361,19 +351,42 @@ impl ReplicaCore {
         }
     }
 
-    /// Leadership is lost or has changed: what is queued is not proposed, and reads whose confirmation is open fail.
-    /// Confirmed reads stay: they were confirmed before, and are answered once applied.
-    pub(crate) fn abandon(&mut self) {
-        let in_flight = self.in_flight.take().map(|(_, _, waiters)| waiters).unwrap_or_default();
-        for waiter in in_flight.into_iter().chain(self.barriers.drain(..)) {
-            let _ = waiter.send(Err(ProposeError::LeaderChanged));
-        }
-        self.queue.clear();
+    /// While it gathers, a batch that is worth it waits for more commands.
+    pub(crate) fn gather(&mut self, gathering: bool) {
+        self.gathering = gathering;
     }
 
-    /// One batch at a time: what comes while it is synced becomes the next.
+    /// Leadership is lost or has changed: what is queued is not proposed, and reads whose confirmation is open fail.
+    /// Confirmed reads stay: they were confirmed before, and are answered once applied. Returns the queued proposals,
+    /// which never had an effect.
+    pub(crate) fn abandon(&mut self) -> Vec<u64> {
+        self.doubters.clear();
+        self.doubters_in_flight.clear();
+        let in_flight = self.in_flight.take().map(|(_, _, waiters)| waiters).unwrap_or_default();
+        for waiter in in_flight {
+            // Whoever no longer waits needs no answer.
+            let _ = waiter.send(Err(ProposeError::LeaderChanged));
+        }
+        for waiter in self.barriers.drain(..) {
+            let _ = waiter.send(Err(ProposeError::NoLeader));
+        }
+        self.queue.drain(..).chain(self.changes.drain(..)).map(|pending| pending.proposal_id).collect()
+    }
+
+    /// One batch at a time: what comes while it is synced becomes the next. While leadership is being handed over raft
+    /// takes nothing, and what is queued waits for the outcome.
     fn propose_queued(&mut self) {
-        if self.held_back || self.queue.is_empty() || !self.serves() || self.persisted < self.appended {
+        let nothing = self.queue.is_empty() && self.changes.is_empty();
+        let handing_over = self.node.raft.lead_transferee.is_some();
+        if nothing || handing_over || self.held_back || !self.serves() || self.persisted < self.appended {
+            return;
+        }
+        self.propose_batch();
+        self.propose_change();
+    }
+
+    fn propose_batch(&mut self) {
+        if self.gathering && self.queue.len() >= GATHERED_MIN {
             return;
         }
         let mut batch = Vec::new();
@@ -385,22 +398,33 @@ impl ReplicaCore {
             bytes += next.command.len();
             batch.extend(self.queue.pop_front());
         }
+        if batch.is_empty() {
+            return;
+        }
         metrics::histogram!(crate::metrics::COMMANDS_PER_ENTRY).record(batch.len() as f64);
         if let Err(error) = self.node.propose(Vec::new(), entry_data(&batch)) {
             tracing::debug!(%error, "proposals were not taken");
-            self.dropped.extend(batch.iter().map(|pending| pending.proposal_id));
+            self.refused.extend(batch.iter().map(|pending| (pending.proposal_id, ProposeError::TooManyRequests)));
         }
     }
 
     fn start_confirmation(&mut self) {
-        if self.in_flight.is_none() && !self.barriers.is_empty() && self.serves() {
+        let asked = !self.barriers.is_empty() || !self.doubters.is_empty();
+        if self.in_flight.is_none() && asked && self.serves() {
             let waiters = std::mem::take(&mut self.barriers);
             self.ask(waiters);
         }
     }
 
     fn ask(&mut self, waiters: Vec<BarrierWaiter>) {
+        if self.node.raft.state != StateRole::Leader {
+            // Raft would pass the question on to a leader, under a number that is not that leader's own. The change of
+            // leader, which is about to be seen, ends these waits.
+            self.barriers.extend(waiters);
+            return;
+        }
         self.barrier_seq += 1;
+        self.doubters_in_flight.append(&mut self.doubters);
         self.in_flight = Some((self.barrier_seq, self.ticks, waiters));
         self.node.read_index(self.barrier_seq.to_be_bytes().to_vec());
     }
@@ -410,7 +434,7 @@ impl ReplicaCore {
         let Some((_, _, mut waiters)) = self.in_flight.take() else { return };
         waiters.append(&mut self.barriers);
         waiters.retain(|waiter| !waiter.is_closed());
-        if !waiters.is_empty() {
+        if !waiters.is_empty() || !self.doubters.is_empty() || !self.doubters_in_flight.is_empty() {
             self.ask(waiters);
         }
     }
@@ -420,6 +444,8 @@ impl ReplicaCore {
         if let Some((_, _, waiters)) = self.in_flight.take_if(|_| asked) {
             self.confirmed.push_back((index, waiters));
             self.answer_confirmed();
+            let doubters = std::mem::take(&mut self.doubters_in_flight);
+            self.answer_doubters(doubters);
         }
     }
 
@@ -444,6 +470,11 @@ fn entry_data(batch: &[Pending]) -> Vec<u8> {
         data.extend_from_slice(&pending.command);
     }
     data
+}
+
+/// The data of an entry that holds one command.
+pub(crate) fn one_command(command: &write::Command) -> Vec<u8> {
+    entry_data(&[Pending { proposal_id: 0, command: command.encode_to_vec().into(), change: None }])
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender, TrySendError};
@@ -16,11 +16,20 @@ use super::apply::{ApplyJob, entry_bytes};
 use super::core::{Outputs, Pending, ReplicaCore, Standing};
 use super::log::LogJob;
 use super::shared::Shared;
+use crate::machine::Group;
 use crate::peers::send_all;
 use crate::{PeerTransport, ProposeError};
 
+/// A disk whose syncs take at least this long is slow: what was just answered is worth waiting for.
+const SLOW_SYNC: Duration = Duration::from_millis(4);
+/// After a slow sync the next batch gathers for this part of the sync's duration. Else clients fall into two groups that
+/// take turns, and no batch ever holds more than half of them.
+const GATHERING_PART: u32 = 4;
 /// Bytes of committed entries that wait to be applied; beyond it nothing is proposed.
 const APPLYING_BYTES_MAX: usize = 64 << 20;
+
+/// Why a member stops that has left the group.
+pub(crate) const REMOVED: &str = "this member was removed from the cluster";
 
 /// The thread's state.
 pub(crate) struct Driver {
@@ -38,6 +47,8 @@ pub(crate) struct Driver {
     /// Term in which bootstrap was proposed, and in which the lessor was promoted.
     pub(crate) bootstrap_term: u64,
     pub(crate) promoted_term: u64,
+    /// Ticks after which a member that was removed stops; until then it tells the others what is committed.
+    pub(crate) removed_ticks: Option<usize>,
 }
 
 impl Driver {
@@ -45,10 +56,12 @@ impl Driver {
     pub(crate) fn run(mut self) -> Result<(), String> {
         let interval = self.shared.config.heartbeat_interval;
         let mut next_tick = Instant::now() + interval;
+        let (mut persisted, mut gather_until) = (0, Instant::now());
         self.perform()?;
         loop {
+            let gathering = Instant::now() < gather_until;
             // A timeout is a tick; a wake token that is gone can only mean the end, which `stopping` tells.
-            let _ = self.wake.recv_deadline(next_tick);
+            let _ = self.wake.recv_deadline(if gathering { gather_until.min(next_tick) } else { next_tick });
             if self.shared.stopping() {
                 break;
             }
@@ -58,6 +71,12 @@ impl Driver {
                 // After a pause the ticks that were missed are not made up for: nothing may expire by them.
                 next_tick = (next_tick + interval).max(now);
             }
+            let newest = self.shared.persisted.load(Ordering::Acquire);
+            let sync = Duration::from_micros(self.shared.sync_micros.load(Ordering::Relaxed));
+            if std::mem::replace(&mut persisted, newest) != newest && sync >= SLOW_SYNC {
+                gather_until = now + sync / GATHERING_PART;
+            }
+            self.core.gather(now < gather_until);
             self.step(is_tick)?;
         }
         Ok(())
@@ -69,10 +88,15 @@ impl Driver {
             self.tick();
         }
         self.take_inputs();
-        self.perform()
+        self.perform()?;
+        match self.removed_ticks {
+            Some(0) => Err(REMOVED.to_owned()),
+            _ => Ok(()),
+        }
     }
 
     fn tick(&mut self) {
+        self.removed_ticks = self.removed_ticks.map(|left| left.saturating_sub(1));
         self.core.tick();
         let ticks = self.shared.ticks.fetch_add(1, Ordering::Relaxed) + 1;
         let no_leader = self.standing.leader == MemberId(0);
@@ -100,14 +124,18 @@ impl Driver {
     /// Proposes what nobody waits for. If it is lost, the clock names the lease again, or does without its checkpoint.
     fn propose_own(&mut self, command: Command) {
         let command = write::Command { command: Some(command), ..Default::default() };
-        self.core.propose(Pending { proposal_id: 0, command: command.encode_to_vec().into() });
+        self.core.propose(Pending { proposal_id: 0, command: command.encode_to_vec().into(), change: None });
     }
 
     fn take_inputs(&mut self) {
-        let inbox = std::mem::take(&mut *self.shared.inbox.lock());
-        self.core.on_persisted(self.shared.persisted.load(Ordering::Acquire));
-        // Read after the position: a founded history must not be seen later than what founded it.
+        // Read before the inbox: raft must know of each change of the group up to there.
         let applied = Position(self.shared.applied.load(Ordering::Acquire));
+        let mut inbox = std::mem::take(&mut *self.shared.inbox.lock());
+        self.core.on_persisted(self.shared.persisted.load(Ordering::Acquire));
+        for (index, group) in std::mem::take(&mut inbox.groups) {
+            self.group_changed(index, group);
+        }
+        // Read after the position: a founded history must not be seen later than what founded it.
         self.core.on_applied(applied, self.shared.bootstrapped.load(Ordering::Acquire));
         inbox.messages.into_iter().for_each(|message| self.core.step(message));
         inbox.unreachable.into_iter().for_each(|member| self.core.report_unreachable(member));
@@ -131,6 +159,18 @@ impl Driver {
                 false => self.core.barrier(waiter),
             }
         }
+    }
+
+    fn group_changed(&mut self, index: u64, group: Group) {
+        let own = self.shared.config.member_id;
+        let member = group.members.iter().find(|member| member.id == own);
+        self.shared.status.lock().is_learner = member.is_some_and(|member| member.is_learner);
+        if group.removed.contains(&own) && self.removed_ticks.is_none() {
+            tracing::warn!("this member was removed from the cluster and will stop");
+            self.removed_ticks = Some(self.shared.config.election_ticks);
+        }
+        *self.shared.group.lock() = group.clone();
+        self.core.reconfigure(index, group);
     }
 
     /// Does what the core asks until nothing is left.
@@ -175,9 +215,12 @@ impl Driver {
             self.shared.applying_bytes.fetch_add(bytes, Ordering::Relaxed);
             self.send_apply(ApplyJob::Entries(outputs.committed))?;
         }
-        // 4. What raft refused.
-        for proposal in outputs.dropped {
-            self.shared.fail_waiter(proposal, ProposeError::TooManyRequests);
+        if outputs.settled {
+            self.log.send(LogJob::Settle).map_err(|_| "the log thread is gone".to_owned())?;
+        }
+        // 4. What was not proposed.
+        for (proposal, error) in outputs.refused {
+            self.shared.fail_waiter(proposal, error);
         }
         Ok(())
     }
@@ -218,7 +261,9 @@ impl Driver {
             self.shared.lessor.lock().demote();
         }
         if before.is_leader || elsewhere {
-            self.core.abandon();
+            for proposal in self.core.abandon() {
+                self.shared.fail_waiter(proposal, ProposeError::NoLeader);
+            }
             self.shared.fail_waiters(|_| true, || ProposeError::LeaderChanged);
         }
         if before.leader != standing.leader {
@@ -231,7 +276,9 @@ impl Driver {
         self.send_apply(ApplyJob::Leader(leader, standing.term))
     }
 
-    fn publish_status(&self) {
+    fn publish_status(&mut self) {
+        let catch_up = self.core.catch_up();
+        self.shared.catch_up.send_if_modified(|told| std::mem::replace(told, catch_up) != catch_up);
         let committed = self.core.committed();
         self.shared.committed.store(committed, Ordering::Relaxed);
         self.shared.replicated.store(self.core.replicated(), Ordering::Relaxed);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use crossbeam::channel::Receiver;
 
@@ -20,6 +21,8 @@ pub(crate) enum LogJob {
     Append(Append),
     /// Let go of entries up to an index.
     Trim(u64),
+    /// Nothing was lost by what was cut when the log was opened.
+    Settle,
 }
 
 /// The thread's state.
@@ -58,11 +61,15 @@ impl LogWriter {
                     sync |= append.sync;
                     messages.extend(append.messages);
                 }
+                LogJob::Settle => self.log.settle().map_err(|error| error.to_string())?,
                 LogJob::Trim(index) => self.log.trim_to(index).map_err(|error| error.to_string())?,
             }
         }
         if sync {
+            let began = Instant::now();
             self.log.sync().map_err(|error| error.to_string())?;
+            let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.shared.sync_micros.store(micros, Ordering::Relaxed);
             self.shared.syncs.fetch_add(1, Ordering::Relaxed);
         }
         if number > 0 {

@@ -11,12 +11,15 @@ use raft::eraftpb::Message;
 use tailwater_eventlog::MemberId;
 use tokio::sync::{oneshot, watch};
 
-use super::core::{BarrierWaiter, Pending};
+use super::core::{BarrierWaiter, CatchUp, Pending};
 use super::lessor::Lessor;
+use crate::machine::Group;
 use crate::{Applied, ConsensusConfig, ConsensusStatus, ProposeError};
 
 /// Barriers and peer messages that may wait in the inbox.
 pub(crate) const INBOX_ITEMS_MAX: usize = 1 << 17;
+/// Bytes of peer messages that may wait in the inbox.
+pub(crate) const INBOX_MESSAGE_BYTES_MAX: usize = 128 << 20;
 
 /// What waits for the replica thread.
 #[derive(Default)]
@@ -24,6 +27,10 @@ pub(crate) struct Inbox {
     pub(crate) proposals: Vec<Pending>,
     pub(crate) barriers: Vec<BarrierWaiter>,
     pub(crate) messages: Vec<Message>,
+    /// Their bytes, encoded.
+    pub(crate) message_bytes: usize,
+    /// The group after each applied entry that changed it, with that entry's index, in order.
+    pub(crate) groups: Vec<(u64, Group)>,
     /// Peers to which a message was lost.
     pub(crate) unreachable: Vec<MemberId>,
     /// Whom leadership is to be handed to.
@@ -62,12 +69,18 @@ pub(crate) struct Shared {
     pub(crate) bootstrapped: AtomicBool,
     pub(crate) ticks: AtomicU64,
     pub(crate) syncs: AtomicU64,
+    /// How long the last sync of the raft log took.
+    pub(crate) sync_micros: AtomicU64,
     /// Bytes on disk and those in use, refreshed by upkeep.
     pub(crate) disk_bytes: AtomicU64,
     pub(crate) disk_bytes_in_use: AtomicU64,
     /// Whether a compaction waits to be folded.
     pub(crate) fold_wanted: AtomicBool,
     pub(crate) status: Mutex<ConsensusStatus>,
+    /// The group as it is applied here; for the handle.
+    pub(crate) group: Mutex<Group>,
+    /// The copy that this member needs before it can go on.
+    pub(crate) catch_up: watch::Sender<Option<CatchUp>>,
     pub(crate) stopping: AtomicBool,
     /// `Some` once it has stopped, with the reason if it stopped by itself.
     pub(crate) end: watch::Sender<Option<Option<String>>>,

@@ -18,6 +18,9 @@ fn config(dir: &Path) -> ConsensusConfig {
         member_id: MemberId(7),
         cluster_id: 9,
         initial_members: vec![Member { id: MemberId(7), ..Default::default() }],
+        founding: true,
+        force_new_cluster: false,
+        strict_reconfig_check: true,
         heartbeat_interval: Duration::from_millis(20),
         election_ticks: 10,
         request_bytes_max: 1536 << 10,
@@ -350,4 +353,6 @@ fn a_leader_that_is_gone_is_told_without_an_entry() {
     consensus.stop();
 }
 
+mod cluster;
 mod crash;
+mod members;

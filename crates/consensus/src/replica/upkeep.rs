@@ -16,6 +16,8 @@ use crate::raft_log::RaftLogView;
 const PERIOD: Duration = Duration::from_millis(20);
 /// Events folded in one step.
 const FOLD_EVENTS: usize = 1000;
+/// So many times the bytes that the raft log may hold are held for a peer that is slow.
+const SLOW_PEER_FACTOR: u64 = 4;
 /// Looks between two measurements of the disk.
 const DISK_PERIODS: u32 = 25;
 
@@ -53,13 +55,12 @@ impl Upkeep {
             shared.disk_bytes_in_use.store(in_use + unflushed, Ordering::Relaxed);
         }
         self.rounds = self.rounds.wrapping_add(1);
-        let log_is_long = view.bytes() > shared.config.raft_log_bytes;
+        let log_is_long = view.held_bytes() > shared.config.raft_log_bytes;
         if events.unflushed_bytes() >= shared.config.memtable_bytes || log_is_long && trimmable(shared, view) {
             let durable = events.flush().map_err(|error| error.to_string())?;
             if log_is_long {
-                let index = durable.0.min(shared.replicated.load(Ordering::Relaxed));
                 // The log thread is gone only when everything stops.
-                let _ = self.log.send(LogJob::Trim(index));
+                let _ = self.log.send(LogJob::Trim(durable.0.min(trim_to(shared, view))));
             }
         }
         if !shared.fold_wanted.swap(false, Ordering::AcqRel) {
@@ -78,9 +79,21 @@ impl Upkeep {
     }
 }
 
-/// Whether a flush would let at least half of the log go.
+/// The index up to which the log may go once it is long: the newer half of what it may hold stays, for a peer that was
+/// briefly away, and what a peer that is heard from lacks stays as well, up to a bound: a slow one is no reason to fill the
+/// disk.
+fn trim_to(shared: &Shared, view: &RaftLogView) -> u64 {
+    let bytes_max = shared.config.raft_log_bytes;
+    let kept = view.index_below(bytes_max / 2);
+    match view.held_bytes() > bytes_max.saturating_mul(SLOW_PEER_FACTOR) {
+        true => kept,
+        false => kept.min(shared.replicated.load(Ordering::Relaxed)),
+    }
+}
+
+/// Whether a flush would let at least a quarter of the log go.
 fn trimmable(shared: &Shared, view: &RaftLogView) -> bool {
     let held = (view.last_index() + 1).saturating_sub(view.first_index());
-    let applied = shared.applied.load(Ordering::Relaxed).min(shared.replicated.load(Ordering::Relaxed));
-    (applied + 1).saturating_sub(view.first_index()) > held / 2
+    let index = shared.applied.load(Ordering::Relaxed).min(trim_to(shared, view));
+    (index + 1).saturating_sub(view.first_index()) > held / 4
 }

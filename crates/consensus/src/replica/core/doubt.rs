@@ -1,0 +1,153 @@
+//! A member whose log was cut when it was opened. Almost always what was cut was never acknowledged. It can't tell, and if
+//! it did lose what it had promised, its vote could elect a leader without it. So it neither votes nor campaigns until
+//! one of two things has shown that nothing can be missing:
+//!
+//! * *A leader has it back where it must be.* The leader, having confirmed that it leads after the question arrived, answers
+//!   with its last index. Whatever this member ever acknowledged to it, or to those before it, lies at or below; once the
+//!   member has all of that, and it is committed, it is as good as before.
+//! * *All voters have shown where their logs end.* That is for a group in which a majority lost power together, which
+//!   could elect nobody else. What was committed is in some voter's log unless all that held it lost it, so a log that is at
+//!   least as new as every voter's has it. Members tell by asking for votes (raft's pre-vote, which promises nothing).
+
+use std::collections::BTreeMap;
+
+use raft::StateRole;
+use raft::eraftpb::{Entry, Message, MessageType};
+
+use super::ReplicaCore;
+
+/// Where a log ends; the later is the newer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct LogEnd {
+    term: u64,
+    index: u64,
+}
+
+/// What a doubtful member knows so far.
+pub(super) struct Doubt {
+    /// Ends of the voters' logs, as they asked for votes since this member started.
+    ends: BTreeMap<u64, LogEnd>,
+    /// What the leader, in this term, said it must have.
+    wanted: Option<(u64, u64)>,
+    asked: Option<u64>,
+}
+
+impl Doubt {
+    pub(super) fn new() -> Self {
+        Self { ends: BTreeMap::new(), wanted: None, asked: None }
+    }
+}
+
+impl ReplicaCore {
+    /// What is left of a message for a member in doubt.
+    pub(super) fn doubted(&mut self, mut message: Message) -> Option<Message> {
+        if self.doubt.is_none() {
+            return Some(message);
+        }
+        match message.msg_type() {
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
+                let end = LogEnd { term: message.log_term, index: message.index };
+                self.doubt.as_mut()?.ends.insert(message.from, end);
+                self.is_newest(end).then_some(message)
+            }
+            MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse => {
+                let own = self.log_end();
+                self.is_newest(own).then_some(message)
+            }
+            MessageType::MsgTimeoutNow => None,
+            MessageType::MsgHeartbeat => {
+                // The leader remembers acknowledgements that may be lost: only entries that match say what is committed.
+                message.commit = message.commit.min(self.committed());
+                Some(message)
+            }
+            _ => Some(message),
+        }
+    }
+
+    fn log_end(&self) -> LogEnd {
+        let log = &self.node.raft.raft_log;
+        LogEnd { term: log.last_term(), index: log.last_index() }
+    }
+
+    /// Whether all voters have told where their logs end, and none ends later.
+    fn is_newest(&self, end: LogEnd) -> bool {
+        let (own, own_end) = (self.config.member_id.0, self.log_end());
+        let Some(doubt) = &self.doubt else { return true };
+        self.node.store().conf_state.voters.iter().all(|voter| {
+            let told = if *voter == own { Some(&own_end) } else { doubt.ends.get(voter) };
+            told.is_some_and(|told| *told <= end)
+        })
+    }
+
+    /// Asks the leader, once in a while, what this member must have.
+    pub(super) fn ask_leader(&mut self) {
+        let (leader, term) = (self.node.raft.leader_id, self.node.raft.term);
+        let ticks = self.ticks;
+        let Some(doubt) = &mut self.doubt else { return };
+        let due = doubt.asked.is_none_or(|asked| ticks - asked >= self.config.election_ticks as u64);
+        if leader == raft::INVALID_ID || leader == self.config.member_id.0 || !due {
+            return;
+        }
+        doubt.asked = Some(ticks);
+        let entries = vec![Entry { data: self.config.run_id.to_be_bytes().to_vec(), ..Default::default() }];
+        let message = Message { to: leader, from: self.config.member_id.0, term, entries, ..Default::default() };
+        self.own_messages.push(with_type(message, MessageType::MsgReadIndex));
+    }
+
+    /// A member in doubt asks what it must have: answered with the next confirmation of leadership that starts.
+    pub(super) fn on_doubter(&mut self, question: Message) {
+        if self.node.raft.state == StateRole::Leader && self.node.raft.prs().get(question.from).is_some() {
+            self.doubters.retain(|waiting| waiting.from != question.from);
+            self.doubters.push(question);
+        }
+    }
+
+    /// The leadership is confirmed for these.
+    pub(super) fn answer_doubters(&mut self, confirmed: Vec<Message>) {
+        let (term, index) = (self.node.raft.term, self.node.raft.raft_log.last_index());
+        for question in confirmed {
+            let answer = Message {
+                to: question.from,
+                from: self.config.member_id.0,
+                term,
+                index,
+                entries: question.entries,
+                ..Default::default()
+            };
+            self.own_messages.push(with_type(answer, MessageType::MsgReadIndexResp));
+        }
+    }
+
+    /// The leader's answer, if it is to this run's question.
+    pub(super) fn on_doubt_answer(&mut self, answer: &Message) {
+        let run_id = self.config.run_id.to_be_bytes();
+        let to_this_run = answer.entries.first().is_some_and(|entry| entry.data.as_slice() == run_id.as_slice());
+        let raft = &self.node.raft;
+        if to_this_run && answer.term == raft.term && answer.from == raft.leader_id {
+            let wanted = Some((answer.term, answer.index));
+            if let Some(doubt) = &mut self.doubt {
+                doubt.wanted = wanted;
+            }
+        }
+    }
+
+    /// `true` once, when the doubt has ended.
+    pub(super) fn settle(&mut self) -> bool {
+        let Some(doubt) = &self.doubt else { return false };
+        let raft = &self.node.raft;
+        let held = raft.raft_log.committed.min(raft.raft_log.persisted);
+        let has_all = doubt.wanted.is_some_and(|(term, index)| term == raft.term && index <= held);
+        // One that leads was elected for having the newest log of all.
+        let settled = has_all || raft.state == StateRole::Leader;
+        if settled {
+            tracing::info!("nothing is missing that this member had acknowledged before its log was cut");
+            self.doubt = None;
+        }
+        settled
+    }
+}
+
+fn with_type(mut message: Message, message_type: MessageType) -> Message {
+    message.set_msg_type(message_type);
+    message
+}

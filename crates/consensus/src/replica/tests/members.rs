@@ -1,0 +1,417 @@
+//! Several members: elections, replication, changes of the group, and what members do that doubt or fail.
+
+use tailwater_api::write;
+
+use super::cluster::{self, Cluster, member};
+use super::*;
+use crate::ApplyError;
+use crate::machine::member_message;
+use crate::replica::driver::REMOVED;
+
+fn add(id: u64, is_learner: bool) -> Command {
+    let member = Member { name: String::new(), is_learner, ..member(id) };
+    Command::MemberAdd(write::MemberAdd { member: Some(member_message(&member)) })
+}
+
+fn remove(id: u64) -> Command {
+    Command::MemberRemove(write::MemberRemove { id })
+}
+
+fn promote(id: u64) -> Command {
+    Command::MemberPromote(write::MemberPromote { id })
+}
+
+fn publish(id: u64) -> Command {
+    Command::PublishMember(write::PublishMember { member: Some(member_message(&member(id))) })
+}
+
+fn joining(config: &mut ConsensusConfig) {
+    config.founding = false;
+}
+
+fn ids(answer: Result<Answer, ProposeError>) -> Vec<u64> {
+    match answer {
+        Ok(Answer::Members(members)) => members.iter().map(|member| member.id.0).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn all(members: u64) -> Vec<Member> {
+    (1..=members).map(member).collect()
+}
+
+#[test]
+fn three_members_found_one_history_and_apply_the_same() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    for key in ["a", "b", "c"] {
+        cluster.put(leader, key);
+    }
+    cluster.assert_same();
+    assert_eq!(cluster.node(leader).tail().end().revision, Revision(4));
+    for node in cluster.nodes.values() {
+        assert_eq!(*node.told.lock(), all(3));
+    }
+}
+
+#[test]
+fn a_follower_sends_proposals_and_barriers_to_the_leader() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    let follower = leader % 3 + 1;
+    assert!(matches!(cluster.ask(follower, put("a", 0)), Err(ProposeError::NoLeader)));
+    let barrier = cluster.barrier(follower);
+    assert!(matches!(cluster.wait(barrier), Err(ProposeError::NoLeader)));
+}
+
+#[test]
+fn the_loss_of_a_leader_loses_nothing_that_was_answered() {
+    let mut cluster = Cluster::new(3);
+    let old = cluster.leader();
+    cluster.put(old, "a");
+    cluster.cut_off(old, true);
+    let mut stale = cluster.propose(old, put("stale", 0));
+    cluster.settle();
+    let new = loop {
+        let leader = cluster.leader();
+        if leader != old {
+            break leader;
+        }
+    };
+    // The old one sees within two election timeouts that it has lost its quorum.
+    cluster.ticks(20);
+    let stale = stale.poll();
+    assert!(matches!(stale, Some(Err(ProposeError::LeaderChanged))), "the outcome is unknown: {stale:?}");
+    cluster.put(new, "b");
+    cluster.cut_off(old, false);
+    cluster.ticks(30);
+    cluster.assert_same();
+    assert_eq!(cluster.node(old).tail().end().revision, Revision(3), "a and b");
+}
+
+#[test]
+fn what_waits_for_a_leader_is_never_proposed_once_another_leads() {
+    let mut cluster = Cluster::new(3);
+    let mut held = cluster.propose(1, put("held", 0));
+    // Nobody leads yet; member 1 must not win.
+    cluster.broken.extend([(1, 2), (1, 3)]);
+    let leader = cluster.leader();
+    assert_ne!(leader, 1);
+    assert!(matches!(held.poll(), Some(Err(ProposeError::NoLeader))), "it may be sent to the leader");
+    cluster.broken.clear();
+    cluster.put(leader, "a");
+    cluster.assert_same();
+    assert_eq!(cluster.node(1).tail().end().revision, Revision(2));
+}
+
+#[test]
+fn a_leader_that_hears_nobody_gives_way_though_it_is_heard() {
+    let mut cluster = Cluster::new(3);
+    let old = cluster.leader();
+    let others: Vec<u64> = (1..=3).filter(|id| *id != old).collect();
+    for other in &others {
+        cluster.broken.insert((*other, old));
+    }
+    let new = (0..200).find_map(|_| {
+        cluster.ticks(1);
+        cluster.leading().filter(|leader| *leader != old)
+    });
+    let new = new.expect("another leads");
+    cluster.put(new, "a");
+    cluster.broken.clear();
+    cluster.ticks(30);
+    cluster.assert_same();
+}
+
+#[test]
+fn a_leader_that_is_cut_off_or_paused_answers_no_barrier() {
+    let mut cluster = Cluster::new(3);
+    let old = cluster.leader();
+    cluster.put(old, "a");
+    cluster.cut_off(old, true);
+    let mut barrier = cluster.barrier(old);
+    cluster.ticks(3);
+    assert!(barrier.poll().is_none());
+    // Paused: it has no turns while another is elected and writes, and then finds all messages at once.
+    let paused = cluster.nodes.remove(&old).unwrap();
+    let new = cluster.leader();
+    cluster.put(new, "b");
+    cluster.nodes.insert(old, paused);
+    let mut late = cluster.barrier(old);
+    cluster.cut_off(old, false);
+    cluster.ticks(30);
+    for barrier in [&mut barrier, &mut late] {
+        assert!(matches!(barrier.poll(), Some(Err(ProposeError::LeaderChanged | ProposeError::NoLeader))));
+    }
+    let barrier = cluster.barrier(new);
+    assert!(cluster.wait(barrier).unwrap() >= cluster.node(new).applied());
+}
+
+#[test]
+fn leadership_moves_to_the_member_that_was_named() {
+    let mut cluster = Cluster::new(3);
+    let old = cluster.leader();
+    let to = old % 3 + 1;
+    cluster.put(old, "a");
+    let consensus = cluster.node(old).consensus.clone();
+    let stranger = consensus.clone();
+    let mut refused = cluster::Call::new(async move { stranger.move_leader(MemberId(8)).await });
+    assert!(matches!(refused.poll(), Some(Err(ProposeError::BadTransferee))));
+    drop(cluster.call(async move { consensus.move_leader(MemberId(to)).await }));
+    cluster.ticks(2);
+    assert_eq!(cluster.leading(), Some(to));
+    cluster.put(to, "b");
+    cluster.assert_same();
+}
+
+#[test]
+fn a_learner_joins_from_the_log_is_promoted_and_votes() {
+    let mut cluster = Cluster::new(1);
+    assert_eq!(cluster.leader(), 1);
+    for n in 0..20 {
+        cluster.put(1, &format!("k{n}"));
+    }
+    assert_eq!(ids(cluster.ask(1, add(2, true))), [1, 2]);
+    assert!(matches!(cluster.ask(1, promote(2)), Err(ProposeError::LearnerNotReady)));
+    assert!(matches!(cluster.ask(1, promote(1)), Err(ProposeError::Refused(ApplyError::NotLearner))));
+    cluster.start(2, &all(2), joining);
+    cluster.ticks(5);
+    cluster.assert_same();
+    assert!(cluster.node(2).consensus.status().is_learner);
+    assert_eq!(cluster.node(2).told.lock().len(), 2);
+    cluster.ask(1, publish(2)).unwrap();
+    assert_eq!(ids(cluster.ask(1, promote(2))), [1, 2]);
+    cluster.ticks(2);
+    assert!(!cluster.node(2).consensus.status().is_learner);
+    // Two votes are needed now.
+    cluster.cut_off(2, true);
+    let mut alone = cluster.propose(1, put("alone", 0));
+    cluster.ticks(30);
+    assert!(matches!(alone.poll(), Some(Err(ProposeError::LeaderChanged))));
+    cluster.cut_off(2, false);
+    let leader = cluster.leader();
+    cluster.put(leader, "both");
+    // A restart finds the group in the state, not in the flags.
+    cluster.start(2, &all(1), joining);
+    cluster.ticks(30);
+    cluster.assert_same();
+}
+
+#[test]
+fn changes_are_refused_by_the_rules_and_the_group_goes_on() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    let refusal = |answer: Result<Answer, ProposeError>| match answer {
+        Err(ProposeError::Refused(refused)) => refused,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refusal(cluster.ask(leader, add(2, false))), ApplyError::MemberExists);
+    let same_url = Member { id: MemberId(5), ..member(2) };
+    let same_url = Command::MemberAdd(write::MemberAdd { member: Some(member_message(&same_url)) });
+    assert_eq!(refusal(cluster.ask(leader, same_url)), ApplyError::PeerUrlExists);
+    assert_eq!(refusal(cluster.ask(leader, remove(9))), ApplyError::MemberNotFound);
+    assert_eq!(refusal(cluster.ask(leader, promote(9))), ApplyError::MemberNotFound);
+    let update = |id, url: &str| Command::MemberUpdate(write::MemberUpdate { id, peer_urls: vec![url.to_owned()] });
+    assert_eq!(refusal(cluster.ask(leader, update(9, "http://x:1"))), ApplyError::MemberNotFound);
+    assert_eq!(refusal(cluster.ask(leader, update(1, "http://peer-2:2380"))), ApplyError::PeerUrlExists);
+    assert_eq!(ids(cluster.ask(leader, update(1, "http://new:2380"))), [1, 2, 3]);
+    assert_eq!(cluster.node(leader).told.lock()[0].peer_urls, ["http://new:2380"]);
+    assert_eq!(ids(cluster.ask(leader, add(4, true))), [1, 2, 3, 4]);
+    assert_eq!(refusal(cluster.ask(leader, add(5, true))), ApplyError::TooManyLearners);
+    assert_eq!(ids(cluster.ask(leader, remove(4))), [1, 2, 3]);
+    assert_eq!(refusal(cluster.ask(leader, add(4, true))), ApplyError::MemberNotFound, "an id never returns");
+    cluster.put(leader, "a");
+    cluster.assert_same();
+}
+
+#[test]
+fn a_change_that_could_cost_the_quorum_is_refused_unless_it_is_allowed() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    let (down, up) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    cluster.cut_off(down, true);
+    cluster.ticks(12);
+    assert!(matches!(cluster.ask(leader, add(4, true)), Err(ProposeError::UnhealthyCluster)));
+    assert!(matches!(cluster.ask(leader, remove(up)), Err(ProposeError::UnhealthyCluster)));
+    assert_eq!(ids(cluster.ask(leader, remove(down))).len(), 2, "who is down is no part of the quorum");
+    assert_eq!(ids(cluster.ask(leader, add(5, false))).len(), 3);
+    assert!(matches!(
+        cluster.ask(leader, add(6, false)),
+        Err(ProposeError::NotEnoughStarted | ProposeError::UnhealthyCluster)
+    ));
+    let mut alone = Cluster::new(1);
+    assert_eq!(alone.leader(), 1);
+    assert!(matches!(alone.ask(1, remove(1)), Err(ProposeError::NotEnoughStarted)));
+    alone.put(1, "a");
+}
+
+#[test]
+fn a_second_change_waits_for_the_first() {
+    let mut cluster = Cluster::new(3);
+    cluster.strict = false;
+    let leader = cluster.leader();
+    let first = cluster.propose(leader, add(4, true));
+    let second = cluster.propose(leader, remove(4));
+    assert_eq!(ids(cluster.wait(first).map(|applied| applied.answer)), [1, 2, 3, 4]);
+    assert_eq!(ids(cluster.wait(second).map(|applied| applied.answer)), [1, 2, 3]);
+}
+
+#[test]
+fn a_removed_follower_stops_with_the_reason_and_never_returns() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    let leaving = leader % 3 + 1;
+    assert_eq!(ids(cluster.ask(leader, remove(leaving))).len(), 2);
+    cluster.ticks(15);
+    assert_eq!(cluster.node(leaving).reason.as_deref(), Some(REMOVED));
+    assert!(cluster.node(leader).consensus.is_removed(MemberId(leaving)));
+    let again = cluster.try_start(leaving, &all(3), |_| {});
+    assert!(again.unwrap_err().to_string().contains(REMOVED));
+    cluster.put(leader, "a");
+    assert_eq!(cluster.leading(), Some(leader));
+}
+
+#[test]
+fn a_leader_can_remove_itself() {
+    let mut cluster = Cluster::new(3);
+    let old = cluster.leader();
+    cluster.put(old, "a");
+    assert_eq!(ids(cluster.ask(old, remove(old))).len(), 2);
+    cluster.ticks(15);
+    assert_eq!(cluster.node(old).reason.as_deref(), Some(REMOVED));
+    let new = cluster.leader();
+    assert_ne!(new, old);
+    cluster.put(new, "b");
+    cluster.assert_same();
+}
+
+#[test]
+fn a_member_whose_disk_fails_stops_and_the_others_go_on() {
+    let mut cluster = Cluster::new(3);
+    let old = cluster.leader();
+    cluster.put(old, "a");
+    let writes = cluster.disks[&old].writes();
+    cluster.disks[&old].fail_after(Some(writes));
+    let mut lost = cluster.propose(old, put("b", 0));
+    cluster.settle();
+    let reason = cluster.node(old).reason.clone().expect("it stopped");
+    assert!(reason.contains("write") && reason.contains(".log"), "{reason}");
+    assert!(matches!(lost.poll(), Some(Err(ProposeError::Stopped))));
+    let new = cluster.leader();
+    assert_ne!(new, old);
+    cluster.put(new, "c");
+    cluster.assert_same();
+}
+
+#[test]
+fn a_member_that_was_cut_keeps_its_vote_until_a_leader_has_vouched_for_it() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    cluster.put(leader, "a");
+    let (cut, other) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    cluster.stop(cut);
+    cluster.tear_log(cut);
+    cluster.stop(leader);
+    cluster.start(cut, &all(3), |_| {});
+    // A second start, which cuts nothing, doubts still.
+    cluster.start(cut, &all(3), |_| {});
+    cluster.ticks(100);
+    assert_eq!(cluster.leading(), None, "the vote of {cut} would elect {other}");
+    cluster.start(leader, &all(3), |_| {});
+    let leader = cluster.leader();
+    cluster.put(leader, "b");
+    cluster.ticks(30);
+    cluster.assert_same();
+    // Trusted again: now two are enough.
+    let third = (1..=3).find(|id| *id != leader && *id != cut).unwrap_or(other);
+    cluster.stop(third);
+    cluster.ticks(30);
+    let leader = cluster.leader();
+    cluster.put(leader, "c");
+    // And a restart does not bring the doubt back.
+    cluster.start(cut, &all(3), |_| {});
+    let leader = cluster.leader();
+    cluster.put(leader, "d");
+}
+
+#[test]
+fn a_group_of_which_all_were_cut_elects_once_all_are_there() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    cluster.put(leader, "a");
+    for id in 1..=3 {
+        cluster.stop(id);
+        cluster.tear_log(id);
+    }
+    cluster.start(1, &all(3), |_| {});
+    cluster.start(2, &all(3), |_| {});
+    cluster.ticks(100);
+    assert_eq!(cluster.leading(), None, "what the third holds is not known");
+    cluster.start(3, &all(3), |_| {});
+    let leader = cluster.leader();
+    cluster.put(leader, "b");
+    cluster.ticks(30);
+    cluster.assert_same();
+    assert_eq!(cluster.node(leader).tail().end().revision, Revision(3));
+}
+
+#[test]
+fn a_follower_far_behind_is_told_to_copy_the_state() {
+    let mut cluster = Cluster::empty();
+    cluster.raft_log_bytes = 1 << 20;
+    for id in 1..=3 {
+        cluster.start(id, &all(3), |_| {});
+    }
+    let leader = cluster.leader();
+    let behind = leader % 3 + 1;
+    cluster.ticks(2);
+    cluster.cut_off(behind, true);
+    cluster.ticks(12);
+    let large = |n: usize| {
+        Command::Put(pb::PutRequest {
+            key: format!("k{n}").into(),
+            value: vec![7; 200 << 10].into(),
+            ..Default::default()
+        })
+    };
+    for n in 0..20 {
+        cluster.ask(leader, large(n)).unwrap();
+        let node = cluster.node(leader);
+        node.upkeep();
+    }
+    cluster.settle();
+    assert!(cluster.node(behind).consensus.catch_up_wanted().borrow().is_none());
+    cluster.cut_off(behind, false);
+    cluster.ticks(30);
+    let wanted = *cluster.node(behind).consensus.catch_up_wanted().borrow();
+    let wanted = wanted.expect("the leader's log begins above the follower's");
+    assert_eq!(wanted.from, MemberId(leader));
+    assert!(wanted.position > cluster.node(behind).applied());
+    assert!(wanted.position <= cluster.node(leader).applied());
+    assert_eq!(cluster.leading(), Some(leader), "it disturbs nobody");
+}
+
+#[test]
+fn one_member_of_a_lost_group_goes_on_alone_with_what_it_has() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    cluster.put(leader, "a");
+    cluster.ticks(2);
+    let history = cluster.node(leader).tail().end().history;
+    let survivor = leader % 3 + 1;
+    let initial = all(3);
+    (1..=3).for_each(|id| cluster.stop(id));
+    cluster.start(survivor, &initial, |config| config.force_new_cluster = true);
+    assert_eq!(cluster.leader(), survivor);
+    cluster.put(survivor, "b");
+    let end = cluster.node(survivor).tail().end();
+    assert_eq!(end.revision, Revision(3));
+    assert_ne!(end.history, history);
+    assert_eq!(*cluster.node(survivor).told.lock(), [member(survivor)]);
+    cluster.start(survivor, &initial, |_| {});
+    assert_eq!(cluster.leader(), survivor);
+    assert_eq!(cluster.node(survivor).tail().end().history, end.history);
+    let mut empty = Cluster::empty();
+    let refused = empty.try_start(1, &initial, |config| config.force_new_cluster = true);
+    assert!(refused.unwrap_err().to_string().contains("no group"));
+}
