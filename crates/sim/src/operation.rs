@@ -47,7 +47,7 @@ pub(crate) enum Reply {
     Proposed(Result<Applied, ProposeError>),
     Barrier(Result<Position, ProposeError>),
     KeepAlive(Result<Option<i64>, ProposeError>),
-    MoveLeader(Result<(), ProposeError>),
+    MoveLeader,
 }
 
 /// The value that an operation writes: its id, which of its puts, and some bytes.

@@ -304,6 +304,13 @@ impl World {
         let this = &mut self.members[member];
         this.tick = tick;
         if let Err(error) = this.start(member, count, &self.plan, chosen, &self.outbox) {
+            if error.to_string().contains("no power") {
+                // A disk that fails during the start; the next attempt finds it repaired.
+                this.disk.fail_after(None);
+                let delay = self.between(1000, 1_000_000);
+                self.schedule(delay, Event::Start(member));
+                return Ok(());
+            }
             return broken(Guarantee::Sound, format!("member {member} does not start: {error}"));
         }
         let at = At { member, run: this.run };

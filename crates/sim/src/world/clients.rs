@@ -275,7 +275,7 @@ impl World {
                 self.kept_alive(index, &operation, ttl, ticks)?;
                 self.finish(index, true);
             }
-            Reply::Barrier(Err(_)) | Reply::KeepAlive(Err(_)) | Reply::MoveLeader(_) => self.finish(index, false),
+            Reply::Barrier(Err(_)) | Reply::KeepAlive(Err(_)) | Reply::MoveLeader => self.finish(index, false),
         }
         Ok(())
     }
@@ -408,6 +408,10 @@ fn has_no_effect(error: &ProposeError) -> bool {
         ProposeError::Refused(_)
         | ProposeError::TooLarge
         | ProposeError::TooManyRequests
+        | ProposeError::NotEnoughStarted
+        | ProposeError::UnhealthyCluster
+        | ProposeError::LearnerNotReady
+        | ProposeError::BadTransferee
         | ProposeError::NoLeader => true,
         ProposeError::LeaderChanged
         | ProposeError::Timeout
