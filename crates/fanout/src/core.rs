@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -33,10 +34,14 @@ pub(crate) struct Core {
     pub(crate) history: HistoryQueue,
     pub(crate) memory: StreamMemory,
     pub(crate) stopped: AtomicBool,
+    clock: Clock,
 }
 
+/// Where the time comes from: the operating system, or a simulation.
+pub type Clock = Box<dyn Fn() -> Instant + Send + Sync>;
+
 impl Core {
-    pub(crate) fn new(config: FanoutConfig, source: Arc<dyn Source>) -> Self {
+    pub(crate) fn new(config: FanoutConfig, source: Arc<dyn Source>, clock: Clock) -> Self {
         Self {
             config,
             source,
@@ -47,7 +52,17 @@ impl Core {
             history: HistoryQueue::default(),
             memory: StreamMemory::default(),
             stopped: AtomicBool::new(false),
+            clock,
         }
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        (self.clock)()
+    }
+
+    /// Interval of progress notifications.
+    pub(crate) fn progress_interval(&self) -> Duration {
+        self.config.progress_interval.max(Duration::from_millis(100))
     }
 
     pub(crate) fn ids(&self) -> NodeIds {

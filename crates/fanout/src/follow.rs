@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tailwater_eventlog::{Cursor, Frame, KeyRange, Position, Source, SourceError, StorageError, TailError};
+use bytes::Bytes;
+use tailwater_eventlog::{Cursor, Frame, KeyRange, Position, SourceError, StorageError, TailError};
 
 use crate::core::Core;
 use crate::delivery::{UNAVAILABLE, text};
@@ -39,8 +40,19 @@ pub(crate) struct Reached {
 enum Ended {
     Tail(TailError),
     Storage(StorageError),
+    /// The transfer must begin again, for this reason.
     Restart(String),
     Stopped,
+}
+
+impl From<SourceError> for Ended {
+    fn from(error: SourceError) -> Self {
+        match error {
+            SourceError::Restart(reason) => Self::Restart(reason),
+            SourceError::Storage(error) => Self::Storage(error),
+            SourceError::Unavailable(_) => unreachable!("an unavailable source is asked again"),
+        }
+    }
 }
 
 /// The tail thread's state.
@@ -49,77 +61,102 @@ pub(crate) struct Follower {
     reached: tokio::sync::watch::Sender<Reached>,
     store: Store,
     recent: RecentChunks,
+    phase: Phase,
+}
+
+/// What the next step does.
+enum Phase {
+    /// Begins a transfer.
+    Begin,
+    /// Reads the rows after this key.
+    Rows(Option<Bytes>),
+    /// Follows until the tail has passed what the rows showed.
+    Settle,
+    Follow,
 }
 
 impl Follower {
     pub(crate) fn new(core: Arc<Core>, reached: tokio::sync::watch::Sender<Reached>) -> Self {
-        Self { core, reached, store: Store::default(), recent: RecentChunks::default() }
+        Self { core, reached, store: Store::default(), recent: RecentChunks::default(), phase: Phase::Begin }
     }
 
     /// Runs until the fanout stops or its tail ends.
     pub(crate) fn run(mut self) {
-        let reason = loop {
-            let ended = self.bootstrap().and_then(|()| self.follow());
-            match ended.expect_err("following ends with a reason") {
-                Ended::Tail(TailError::Behind(cursor)) => {
-                    tracing::warn!(
-                        revision = cursor.revision.0,
-                        "tail has left this fanout behind; transferring again"
-                    );
-                }
-                Ended::Restart(reason) => tracing::warn!(reason, "transferring again"),
-                Ended::Tail(TailError::OtherHistory) => {
-                    tracing::warn!("source has another history; transferring again");
-                    self.core.wakeups.end(StreamEnd::Status(UNAVAILABLE, text::UNAVAILABLE.into()));
-                }
-                Ended::Tail(TailError::Closed) => break "tail closed".to_owned(),
-                Ended::Tail(error @ TailError::Storage(_)) => break error.to_string(),
-                Ended::Storage(error) => break error.to_string(),
-                Ended::Stopped => break "stopped".to_owned(),
+        while self.turn(FOLLOW_TIMEOUT) {}
+    }
+
+    /// One step, which waits up to `timeout` for frames. `false` when the fanout has stopped or its tail has ended.
+    pub(crate) fn turn(&mut self, timeout: Duration) -> bool {
+        let Err(ended) = self.step(timeout) else { return true };
+        let reason = match ended {
+            Ended::Tail(TailError::Behind(cursor)) => {
+                tracing::warn!(revision = cursor.revision.0, "tail has left this fanout behind; transferring again");
+                self.phase = Phase::Begin;
+                return true;
             }
+            Ended::Restart(reason) => {
+                tracing::warn!(reason, "transferring again");
+                self.phase = Phase::Begin;
+                return true;
+            }
+            Ended::Tail(TailError::OtherHistory) => {
+                tracing::warn!("source has another history; transferring again");
+                self.core.wakeups.end(StreamEnd::Status(UNAVAILABLE, text::UNAVAILABLE.into()));
+                self.phase = Phase::Begin;
+                return true;
+            }
+            Ended::Tail(TailError::Closed) => "tail closed".to_owned(),
+            Ended::Tail(error @ TailError::Storage(_)) => error.to_string(),
+            Ended::Storage(error) => error.to_string(),
+            Ended::Stopped => "stopped".to_owned(),
         };
         tracing::info!(reason, "fanout has ended");
         self.core.stop();
         self.reached.send_modify(|reached| reached.stopped = true);
+        false
     }
 
-    /// Transfers the state and follows until it is whole; then publishes it as one.
-    fn bootstrap(&mut self) -> Result<(), Ended> {
-        let (begin, facts) = self.ask(|source| source.transfer_begin())?;
-        self.store = Store::at(begin, &facts);
-        let (range, mut resume_after) = (KeyRange::all(), None);
-        loop {
-            let rows = self.ask(|source| source.transfer(&range, resume_after.as_ref(), BATCH_BYTES_MAX))?;
-            rows.events.into_iter().for_each(|event| self.store.load(event));
-            resume_after = rows.resume_after;
-            if resume_after.is_none() {
-                break;
-            }
+    /// Transfers the state, follows until it is whole and publishes it as one, then follows.
+    fn step(&mut self, timeout: Duration) -> Result<(), Ended> {
+        if self.core.is_stopped() {
+            return Err(Ended::Stopped);
         }
-        self.store.transferred(self.core.source.transfer_end());
-        while !self.store.is_whole() {
-            for frame in self.frames()? {
-                frame.events.iter().for_each(|event| self.store.settle(event.clone()));
-                self.step(&frame);
+        match &self.phase {
+            Phase::Begin => {
+                let Some((begin, facts)) = available(self.core.source.transfer_begin(), timeout)? else {
+                    return Ok(());
+                };
+                self.store = Store::at(begin, &facts);
+                self.phase = Phase::Rows(None);
             }
+            Phase::Rows(after) => {
+                let rows = self.core.source.transfer(&KeyRange::all(), after.as_ref(), BATCH_BYTES_MAX);
+                let Some(rows) = available(rows, timeout)? else { return Ok(()) };
+                rows.events.into_iter().for_each(|event| self.store.load(event));
+                self.phase = Phase::Rows(rows.resume_after.clone());
+                if rows.resume_after.is_none() {
+                    self.store.transferred(self.core.source.transfer_end());
+                    self.settled();
+                }
+            }
+            Phase::Settle => {
+                for frame in self.frames(timeout)? {
+                    frame.events.iter().for_each(|event| self.store.settle(event.clone()));
+                    self.frame(&frame);
+                }
+                self.settled();
+            }
+            Phase::Follow => self.follow(timeout)?,
         }
-        self.start_history();
         Ok(())
     }
 
-    /// Asks until the source can be reached.
-    fn ask<T>(&self, mut ask: impl FnMut(&dyn Source) -> Result<T, SourceError>) -> Result<T, Ended> {
-        loop {
-            self.check_stopped()?;
-            match ask(&*self.core.source) {
-                Ok(answer) => return Ok(answer),
-                Err(SourceError::Unavailable(reason)) => {
-                    tracing::debug!(reason, "the source of the state can't be reached");
-                    std::thread::sleep(UNAVAILABLE_PAUSE);
-                }
-                Err(SourceError::Restart(reason)) => return Err(Ended::Restart(reason)),
-                Err(SourceError::Storage(error)) => return Err(Ended::Storage(error)),
-            }
+    /// All rows are read: follows until the store is whole, then gives it out.
+    fn settled(&mut self) {
+        self.phase = Phase::Settle;
+        if self.store.is_whole() {
+            self.start_history();
+            self.phase = Phase::Follow;
         }
     }
 
@@ -140,16 +177,15 @@ impl Follower {
         self.reached.send_modify(|reached| (reached.position, reached.ready) = (position, true));
     }
 
-    fn follow(&mut self) -> Result<(), Ended> {
-        loop {
-            let frames = self.frames()?;
-            let now = Instant::now();
-            if !frames.is_empty() {
-                self.batch(&frames, now);
-            }
-            self.recent.shrink(self.core.config.watch_memory_bytes_max / 8, now);
-            self.core.memory.shared.store(self.recent.bytes, Ordering::Relaxed);
+    fn follow(&mut self, timeout: Duration) -> Result<(), Ended> {
+        let frames = self.frames(timeout)?;
+        let now = self.core.now();
+        if !frames.is_empty() {
+            self.batch(&frames, now);
         }
+        self.recent.shrink(self.core.config.watch_memory_bytes_max / 8, now);
+        self.core.memory.shared.store(self.recent.bytes, Ordering::Relaxed);
+        Ok(())
     }
 
     fn batch(&mut self, frames: &[Arc<Frame>], now: Instant) {
@@ -161,7 +197,7 @@ impl Follower {
         let mut events = Vec::new();
         for frame in frames {
             events.extend(frame.events.iter().map(|event| self.store.apply(event.clone())));
-            self.step(frame);
+            self.frame(frame);
         }
         let Cursor { revision, position, .. } = self.store.cursor();
         let (matched, pairs) = core.registry.lock().match_batch(&events, revision, self.store.compacted(), bounds);
@@ -177,20 +213,27 @@ impl Follower {
     }
 
     /// Facts and cursor of a frame.
-    fn step(&mut self, frame: &Frame) {
+    fn frame(&mut self, frame: &Frame) {
         frame.facts.iter().for_each(|fact| self.store.fact(fact));
         let history = self.store.cursor().history;
         self.store.reach(Cursor { history, revision: frame.revision, position: frame.position });
     }
 
-    fn frames(&self) -> Result<Vec<Arc<Frame>>, Ended> {
-        self.check_stopped()?;
-        let frames = self.core.source.follow(self.store.cursor(), BATCH_BYTES_MAX, FOLLOW_TIMEOUT);
-        frames.map_err(Ended::Tail)
+    fn frames(&self, timeout: Duration) -> Result<Vec<Arc<Frame>>, Ended> {
+        self.core.source.follow(self.store.cursor(), BATCH_BYTES_MAX, timeout).map_err(Ended::Tail)
     }
+}
 
-    fn check_stopped(&self) -> Result<(), Ended> {
-        if self.core.is_stopped() { Err(Ended::Stopped) } else { Ok(()) }
+/// `None`, after a pause of at most `timeout`, while the source can't be reached: the same is asked again.
+fn available<T>(answer: Result<T, SourceError>, timeout: Duration) -> Result<Option<T>, Ended> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(SourceError::Unavailable(reason)) => {
+            tracing::debug!(reason, "the source of the state can't be reached");
+            std::thread::sleep(UNAVAILABLE_PAUSE.min(timeout));
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

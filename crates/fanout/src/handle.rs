@@ -1,12 +1,12 @@
 //! The handle through which the gateway reads and watches.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tailwater_eventlog::{Alarm, AuthFacts, Cursor, Member, MemberId, Position, Revision, Source, Term};
 use tokio::sync::watch;
 
-use crate::core::Core;
+use crate::core::{Clock, Core};
 use crate::follow::{Follower, Reached};
 use crate::range::Plan;
 use crate::{FanoutConfig, RangeAnswer, RangeQuery, ReadError, WatchControl, WatchStream, metrics};
@@ -50,15 +50,13 @@ impl Fanout {
     /// When the operating system can't start a thread.
     #[must_use]
     pub fn start(config: FanoutConfig, source: Arc<dyn Source>) -> Self {
-        let interval = config.progress_interval.max(Duration::from_millis(100));
-        let core = Arc::new(Core::new(config, source));
-        let (sender, reached) = watch::channel(Reached::default());
-        let follower = Follower::new(core.clone(), sender);
+        let (fanout, parts) = assemble(config, source, Box::new(Instant::now));
+        let FanoutParts { core, follower } = parts;
         spawn("fanout-tail", move || follower.run());
         let shared = core.clone();
         spawn("fanout-deliver", move || {
             shared.wakeups.run(
-                interval,
+                shared.progress_interval(),
                 || shared.published.load().revision(),
                 || metrics::streams(&shared.stream_metrics()),
             );
@@ -67,7 +65,7 @@ impl Fanout {
             let shared = core.clone();
             spawn("fanout-history", move || shared.history.run(&*shared.source));
         }
-        Self { core, reached }
+        fanout
     }
 
     /// Waits until the state is transferred, or the fanout has stopped.
@@ -119,6 +117,18 @@ impl Fanout {
         }
     }
 
+    /// As [`Fanout::range`], at once on this thread, also where that means to read storage.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    #[doc(hidden)]
+    pub fn range_here(&self, query: RangeQuery) -> Result<RangeAnswer, ReadError> {
+        if self.core.is_stopped() {
+            return Err(ReadError::Stopped);
+        }
+        Plan::new(&self.core, query)?.read(&self.core)
+    }
+
     /// Opens a watch stream: the control half takes requests, the stream half yields gRPC frames. Dropping either
     /// ends it and frees everything that it held. Call it after [`Fanout::ready`].
     #[must_use]
@@ -138,6 +148,41 @@ impl Fanout {
     pub fn stop(&self) {
         self.core.stop();
     }
+}
+
+/// The work of a fanout whose threads were not started: a simulation gives each of them its turns on a thread of its own
+/// choosing instead.
+pub struct FanoutParts {
+    core: Arc<Core>,
+    follower: Follower,
+}
+
+impl FanoutParts {
+    /// A turn of the tail thread, which waits up to `timeout` for frames. `false` when the fanout has stopped or its tail
+    /// has ended.
+    pub fn step_tail(&mut self, timeout: Duration) -> bool {
+        self.follower.turn(timeout)
+    }
+
+    /// A turn of the delivery worker.
+    pub fn step_deliver(&self) {
+        let core = &self.core;
+        core.wakeups.step(core.now(), core.progress_interval(), || core.published.load().revision());
+    }
+
+    /// A turn of a history thread: one read. `false` when none waits.
+    pub fn step_history(&self) -> bool {
+        self.core.history.step(&*self.core.source)
+    }
+}
+
+/// Puts a fanout together; nothing runs yet.
+#[must_use]
+pub fn assemble(config: FanoutConfig, source: Arc<dyn Source>, clock: Clock) -> (Fanout, FanoutParts) {
+    let core = Arc::new(Core::new(config, source, clock));
+    let (sender, reached) = watch::channel(Reached::default());
+    let follower = Follower::new(core.clone(), sender);
+    (Fanout { core: core.clone(), reached }, FanoutParts { core, follower })
 }
 
 /// Every thread of a fanout starts here.

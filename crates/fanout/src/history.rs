@@ -43,6 +43,16 @@ impl Job {
     fn is_wanted(&self) -> bool {
         Arc::strong_count(&self.slot) > 1
     }
+
+    fn serve(self, source: &dyn Source) {
+        if !self.is_wanted() {
+            return;
+        }
+        let HistoryRequest { range, from, to, with_prev, bytes_max } = self.request;
+        let answer = source.read(&[range], from, to, with_prev, bytes_max);
+        *self.slot.answer.lock() = Some(answer);
+        self.inbox.wake();
+    }
 }
 
 #[derive(Default)]
@@ -92,14 +102,16 @@ impl HistoryQueue {
                     }
                 }
             };
-            if !job.is_wanted() {
-                continue;
-            }
-            let HistoryRequest { range, from, to, with_prev, bytes_max } = job.request;
-            let answer = source.read(&[range], from, to, with_prev, bytes_max);
-            *job.slot.answer.lock() = Some(answer);
-            job.inbox.wake();
+            job.serve(source);
         }
+    }
+
+    /// Serves one read; `false` when none waits.
+    pub(crate) fn step(&self, source: &dyn Source) -> bool {
+        let job = self.queue.lock().jobs.pop_front();
+        let found = job.is_some();
+        job.into_iter().for_each(|job| job.serve(source));
+        found
     }
 
     pub(crate) fn stop(&self) {

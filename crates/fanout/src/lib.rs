@@ -26,6 +26,10 @@ mod watch;
 mod window;
 
 pub use config::FanoutConfig;
+#[doc(hidden)]
+pub use crate::core::Clock;
 pub use handle::{Fanout, ReadSnapshot};
+#[doc(hidden)]
+pub use handle::{FanoutParts, assemble};
 pub use read::{RangeAnswer, RangeQuery, ReadError, SortBy};
 pub use watch::{CreateWatch, StreamEnd, WatchControl, WatchFilter, WatchStream};

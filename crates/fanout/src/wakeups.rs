@@ -41,8 +41,7 @@ pub(crate) struct Wakeups {
 }
 
 impl Wakeups {
-    pub(crate) fn add_stream(&self, id: u64, inbox: Arc<Inbox>, interval: Duration) {
-        let next_tick = Instant::now() + interval;
+    pub(crate) fn add_stream(&self, id: u64, inbox: Arc<Inbox>, next_tick: Instant) {
         self.streams.lock().insert(id, Stream { inbox, next_tick });
         self.ticks.lock().insert((next_tick, id), ());
     }
@@ -82,38 +81,54 @@ impl Wakeups {
     pub(crate) fn run(&self, interval: Duration, revision: impl Fn() -> Revision, report: impl Fn()) {
         let mut reported = Instant::now();
         loop {
-            let work = self.wait();
-            if work.published {
-                let now = revision();
-                self.awaiting.lock().retain(|(wanted, watch_id, inbox)| {
-                    let waits = *wanted > now;
-                    if !waits {
-                        inbox.ready(*watch_id);
-                    }
-                    waits
-                });
-            }
-            for group in work.groups {
-                group.wake();
-            }
-            if let Some(end) = work.end {
-                for stream in self.streams.lock().values() {
-                    stream.inbox.end(end.clone());
-                }
-            }
-            let now = Instant::now();
-            self.tick(now, interval);
-            if now.duration_since(reported) >= REPORT_INTERVAL {
+            self.wait();
+            let stopped = self.step(Instant::now(), interval, &revision);
+            if reported.elapsed() >= REPORT_INTERVAL {
                 report();
-                reported = now;
+                reported = Instant::now();
             }
-            if work.stopped {
+            if stopped {
                 return;
             }
         }
     }
 
-    fn wait(&self) -> Work {
+    /// Does what waits, and what the time asks for. `true` once it is stopped.
+    pub(crate) fn step(&self, now: Instant, interval: Duration, revision: impl Fn() -> Revision) -> bool {
+        let work = self.take();
+        if work.published {
+            let published = revision();
+            self.awaiting.lock().retain(|(wanted, watch_id, inbox)| {
+                let waits = *wanted > published;
+                if !waits {
+                    inbox.ready(*watch_id);
+                }
+                waits
+            });
+        }
+        for group in work.groups {
+            group.wake();
+        }
+        if let Some(end) = work.end {
+            for stream in self.streams.lock().values() {
+                stream.inbox.end(end.clone());
+            }
+        }
+        self.tick(now, interval);
+        work.stopped
+    }
+
+    fn take(&self) -> Work {
+        let mut work = self.work.lock();
+        Work {
+            groups: std::mem::take(&mut work.groups),
+            published: std::mem::take(&mut work.published),
+            end: work.end.take(),
+            stopped: work.stopped,
+        }
+    }
+
+    fn wait(&self) {
         let next_tick = self.ticks.lock().keys().next().map(|(at, _)| *at);
         // A stream opened meanwhile is due a whole interval from now, so waiting for the ones known is enough as long
         // as the wait itself is bounded.
@@ -122,12 +137,6 @@ impl Wakeups {
         let mut work = self.work.lock();
         if work.groups.is_empty() && !work.published && work.end.is_none() && !work.stopped {
             self.changed.wait_until(&mut work, until);
-        }
-        Work {
-            groups: std::mem::take(&mut work.groups),
-            published: std::mem::take(&mut work.published),
-            end: work.end.take(),
-            stopped: work.stopped,
         }
     }
 

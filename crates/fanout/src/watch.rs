@@ -4,7 +4,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -192,8 +191,7 @@ pub(crate) fn open(core: &Arc<Core>) -> (WatchControl, WatchStream) {
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
     let inbox = Arc::new(Inbox::default());
     core.memory.streams.fetch_add(1, Ordering::Relaxed);
-    let interval = core.config.progress_interval.max(Duration::from_millis(100));
-    core.wakeups.add_stream(id, inbox.clone(), interval);
+    core.wakeups.add_stream(id, inbox.clone(), core.now() + core.progress_interval());
     // Looked at after the stream is known to the worker: whoever comes later ends it there.
     if core.is_stopped() {
         inbox.end(StreamEnd::Status(UNAVAILABLE, text::STOPPED.into()));

@@ -17,6 +17,9 @@ const SCAN_READAHEAD_BYTES: usize = 256 << 10;
 /// Bytes written to a file after which the kernel is asked to begin writing them out, so that a sync has little left.
 const BYTES_PER_SYNC: u64 = 1 << 20;
 const INFO_LOG_BYTES_MAX: usize = 4 << 20;
+/// What is not flushed when the last handle goes is in the raft log: only [`Engine::flush`] writes files. The binding has
+/// no setter for this one.
+const NO_FLUSH_AT_CLOSE: &str = "avoid_flush_during_shutdown=true";
 
 /// A column family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +146,7 @@ impl Rows<'_> {
 }
 
 fn database_options() -> Result<Options, StorageError> {
-    let mut options = Options::default();
+    let mut options = Options::default().get_options_from_string(NO_FLUSH_AT_CLOSE)?;
     // Flushes and compactions yield to the threads that somebody waits for, also on one busy core.
     let mut env = Env::new()?;
     env.lower_thread_pool_cpu_priority();

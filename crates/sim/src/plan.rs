@@ -1,0 +1,97 @@
+//! What a seed makes of a world: sizes, speeds, and which faults come how often.
+
+use std::time::Duration;
+
+use tailwater_fanout::FanoutConfig;
+
+use crate::random::Random;
+
+/// A world to run.
+#[derive(Clone, Debug)]
+pub struct WorldConfig {
+    /// Everything follows from it.
+    pub seed: u64,
+    /// Operations of clients until the faults end.
+    pub operations: u64,
+    /// A bug to plant.
+    pub bug: Option<Bug>,
+}
+
+/// Bugs that can be planted in the simulated world, to prove that its judge finds them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// A sync that reports success and keeps nothing: what is answered is not on a quorum's disks.
+    AnswerBeforeQuorum,
+    /// A member that believes to lead serves reads without confirming it.
+    StaleRead,
+    /// Progress overtakes the events of its stream.
+    ProgressTooEarly,
+    /// A command that is sent to the leader arrives there twice.
+    ProposedTwice,
+    /// A resumed watcher begins one revision behind its cursor.
+    ResumesBehind,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::AnswerBeforeQuorum, Self::StaleRead, Self::ProgressTooEarly, Self::ProposedTwice, Self::ResumesBehind];
+}
+
+/// How a world is built.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) members: usize,
+    pub(crate) clients: usize,
+    pub(crate) watchers: usize,
+    /// Keys of the clients; few, so that they meet.
+    pub(crate) keys: u64,
+    /// Microseconds between two faults; `None`: none come.
+    pub(crate) fault_gap: Option<(u64, u64)>,
+    /// Microseconds that a client thinks.
+    pub(crate) think: (u64, u64),
+    pub(crate) tail_hot_bytes_max: usize,
+    pub(crate) window_bytes_max: usize,
+    pub(crate) chunk_bytes: usize,
+    pub(crate) progress_interval: Duration,
+    /// Of a thousand operations, those that compact.
+    pub(crate) compactions: u32,
+}
+
+impl Plan {
+    pub(crate) fn new(random: &mut Random) -> Self {
+        let members = [1, 3, 3, 3, 3, 3, 5, 5][random.index(8)];
+        let quick = random.between(2_000, 20_000);
+        let fault_gap = match random.index(8) {
+            0 => None,
+            1..4 => Some((200_000, 2_000_000)),
+            _ => Some((50_000, 700_000)),
+        };
+        Self {
+            members,
+            clients: random.index(6) + 3,
+            watchers: random.index(4) + 2,
+            keys: random.between(4, 40),
+            fault_gap,
+            think: (0, quick),
+            tail_hot_bytes_max: [1 << 10, 16 << 10, 1 << 20][random.index(3)],
+            window_bytes_max: [4 << 10, 64 << 10, 1 << 20][random.index(3)],
+            chunk_bytes: [1 << 10, 4 << 10, 64 << 10][random.index(3)],
+            progress_interval: Duration::from_millis(random.between(100, 3000)),
+            compactions: [0, 3, 15][random.index(3)],
+        }
+    }
+
+    pub(crate) fn fanout(&self, member_id: u64) -> FanoutConfig {
+        FanoutConfig {
+            cluster_id: 1,
+            member_id,
+            window_bytes_max: self.window_bytes_max,
+            stream_chunk_bytes: self.chunk_bytes,
+            watch_memory_bytes_max: 4 << 20,
+            response_bytes_max: 1 << 20,
+            fragment_bytes_max: 2 << 10,
+            progress_interval: self.progress_interval,
+        }
+    }
+}
