@@ -24,6 +24,8 @@ use crate::{Greeter, LinkConfig};
 
 /// After "not me" the same member is asked again only then, unless it is known before who leads.
 const REFUSED_PAUSE: Duration = Duration::from_millis(50);
+/// How long one that led is waited for after another is known to lead: it may be cut off, and its word never come.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// How requests reach a leader elsewhere.
 #[derive(Clone, Debug)]
@@ -320,33 +322,40 @@ impl Inner {
     ) -> Next<T> {
         let stream = self.stream(leader);
         let (id, mut outcome) = stream.ask(question.request.clone(), permit.clone());
-        let mut is_leader = true;
+        let mut is_sent = false;
+        let mut end = deadline;
         loop {
             tokio::select! {
                 outcome = &mut outcome => return self.judge(question, leader, outcome.unwrap_or(Outcome::Broken)),
-                () = self.leader.changed_from(leader), if is_leader => {
+                () = self.leader.changed_from(leader), if !is_sent => {
                     if stream.withdraw(id) || question.repeat == Repeat::Harmless {
                         return Next::Again(ProposeError::LeaderChanged);
                     }
                     // Who led may still say what became of it.
-                    is_leader = false;
+                    is_sent = true;
                 }
-                () = sleep_until(deadline) => {
-                    let is_known = stream.withdraw(id) && self.leader.now() == MemberId(0);
-                    return Next::Done(Err(if is_known { ProposeError::NoLeader } else { ProposeError::Timeout }));
+                () = self.leader.succeeded(leader), if is_sent && end == deadline => {
+                    end = Instant::now() + FAREWELL;
                 }
+                () = sleep_until(end.min(deadline)) => break,
             }
         }
+        let is_unsent = stream.withdraw(id);
+        Next::Done(Err(match end != deadline {
+            true => ProposeError::LeaderChanged,
+            false if is_unsent && self.leader.now() == MemberId(0) => ProposeError::NoLeader,
+            false => ProposeError::Timeout,
+        }))
     }
 
     fn judge<T>(&self, question: &Question<'_, T>, leader: MemberId, outcome: Outcome) -> Next<T> {
         let failure = match outcome {
             Outcome::Unsent => {
-                self.leader.hint(MemberId(0));
+                self.leader.lost(leader);
                 return Next::Again(ProposeError::NoLeader);
             }
             Outcome::Broken => {
-                self.leader.hint(MemberId(0));
+                self.leader.lost(leader);
                 return self.unknown(question, ProposeError::LeaderChanged);
             }
             Outcome::Answered(Response::Failure(failure)) => codec::decode_failure(failure),
