@@ -96,7 +96,7 @@ enum Next<T> {
 
 /// One request, in the two forms in which it is asked.
 struct Question<'a, T> {
-    request: Request,
+    remote: &'a (dyn Fn() -> Request + Send + Sync),
     repeat: Repeat,
     local: &'a (dyn for<'b> Fn(&'b dyn WritePlane) -> Reply<'b, T> + Send + Sync),
     /// `None`: an answer of another kind, or of a newer version.
@@ -150,7 +150,7 @@ impl WritePlane for Router {
     fn lease_keep_alive(&self, id: LeaseId) -> Reply<'_, Option<i64>> {
         Box::pin(async move {
             let question = Question {
-                request: Request::KeepAlive(pb::LeaseKeepAlive { id: id.0 }),
+                remote: &|| Request::KeepAlive(pb::LeaseKeepAlive { id: id.0 }),
                 repeat: Repeat::Harmless,
                 local: &|replica| replica.lease_keep_alive(id),
                 decode: |response| match response {
@@ -165,7 +165,7 @@ impl WritePlane for Router {
     fn lease_time_to_live(&self, id: LeaseId, keys: bool) -> Reply<'_, Option<LeaseInfo>> {
         Box::pin(async move {
             let question = Question {
-                request: Request::TimeToLive(pb::LeaseTimeToLive { id: id.0, keys }),
+                remote: &|| Request::TimeToLive(pb::LeaseTimeToLive { id: id.0, keys }),
                 repeat: Repeat::Harmless,
                 local: &|replica| replica.lease_time_to_live(id, keys),
                 decode: |response| match response {
@@ -183,7 +183,7 @@ impl WritePlane for Router {
                 return replica.leases().await;
             }
             let question = Question {
-                request: Request::Leases(pb::ListLeases {}),
+                remote: &|| Request::Leases(pb::ListLeases {}),
                 repeat: Repeat::Harmless,
                 local: &|replica| replica.leases(),
                 decode: |response| match response {
@@ -198,7 +198,7 @@ impl WritePlane for Router {
     fn move_leader(&self, to: MemberId) -> Reply<'_, ()> {
         Box::pin(async move {
             let question = Question {
-                request: Request::MoveLeader(pb::MoveLeader { to: to.0 }),
+                remote: &|| Request::MoveLeader(pb::MoveLeader { to: to.0 }),
                 repeat: Repeat::Never,
                 local: &|replica| replica.move_leader(to),
                 decode: |response| matches!(response, Response::Moved(_)).then_some(()),
@@ -217,11 +217,10 @@ impl WritePlane for Router {
 
 impl Inner {
     async fn propose(&self, command: Command) -> Result<Applied, ProposeError> {
-        let for_replica = command.clone();
         let question = Question {
-            request: Request::Propose(pb::Command { command: Some(command), ..Default::default() }),
+            remote: &|| Request::Propose(pb::Command { command: Some(command.clone()), ..Default::default() }),
             repeat: Repeat::Never,
-            local: &|replica| replica.propose(for_replica.clone()),
+            local: &|replica| replica.propose(command.clone()),
             decode: |response| match response {
                 Response::Applied(applied) => codec::decode_applied(applied),
                 _ => None,
@@ -262,11 +261,12 @@ impl Inner {
             } else if let Some(replica) = self.replica.as_ref().filter(|_| leader == self.greeter.member_id()) {
                 self.ask_replica(&question, &**replica).await
             } else {
+                let request = (question.remote)();
                 let permit = match &permit {
                     Some(permit) => permit,
-                    None => permit.insert(self.permit(&question.request)?),
+                    None => permit.insert(self.permit(&request)?),
                 };
-                self.ask_member(&question, leader, permit, deadline).await
+                self.ask_member(&question, leader, (request, permit.clone()), deadline).await
             };
             let error = match next {
                 Next::Done(answered) => return answered,
@@ -317,11 +317,11 @@ impl Inner {
         &self,
         question: &Question<'_, T>,
         leader: MemberId,
-        permit: &Permit,
+        (request, permit): (Request, Permit),
         deadline: Instant,
     ) -> Next<T> {
         let stream = self.stream(leader);
-        let (id, mut outcome) = stream.ask(question.request.clone(), permit.clone());
+        let (id, mut outcome) = stream.ask(request, permit);
         let mut is_sent = false;
         let mut end = deadline;
         loop {
@@ -413,7 +413,7 @@ impl Inner {
 async fn ask_barriers(inner: Arc<Inner>) {
     while let Some(waiters) = inner.barriers.next() {
         let question = Question {
-            request: Request::Barrier(pb::Barrier {}),
+            remote: &|| Request::Barrier(pb::Barrier {}),
             repeat: Repeat::Harmless,
             local: &|replica| replica.barrier(),
             decode: |response| match response {
