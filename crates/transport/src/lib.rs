@@ -14,6 +14,7 @@ mod http_client;
 pub mod metrics;
 mod peer;
 mod port;
+mod tail;
 mod write;
 
 pub use backoff::Backoff;
@@ -23,4 +24,9 @@ pub use hello::{Greeter, PROTOCOL_VERSION, RefusalReason};
 pub use http_client::{FetchError, MemberList, fetch_members};
 pub use peer::{PeerService, PeerSink, Peers, PeersConfig};
 pub use port::{PeerPort, PortInfo, PortServer};
+pub use tail::metrics as tail_metrics;
+pub use tail::{
+    CodecError, CopyConfig, CopyFailed, CoreWord, CoreWordTeller, RemoteSource, RemoteSourceConfig, SourceFactory,
+    TailService, TailServiceConfig, copy_member_state,
+};
 pub use write::{Router, RouterConfig, WriteService, WriteServiceConfig};
