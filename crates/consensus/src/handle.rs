@@ -231,7 +231,7 @@ impl Consensus {
     /// See [`InstallError`].
     pub async fn install(&self, staged: Staged) -> Result<(), InstallError> {
         let (reply, answer) = oneshot::channel();
-        let mut job = ApplyJob::Install(staged, reply);
+        let mut job = ApplyJob::Install(Box::new(staged), reply);
         loop {
             let Some(apply) = self.apply.lock().clone() else { return Err(InstallError::Stopped) };
             job = match apply.try_send(job) {

@@ -39,7 +39,7 @@ pub(crate) enum ApplyJob {
     /// Folding has caught up with the compacted revision.
     Folded,
     /// Go on at a copied state; answered when that is durable.
-    Install(Staged, oneshot::Sender<Result<(), InstallError>>),
+    Install(Box<Staged>, oneshot::Sender<Result<(), InstallError>>),
     /// The raft log stands behind the copied state.
     Installed,
 }
@@ -183,7 +183,7 @@ impl Applier {
             }
             ApplyJob::Folded => self.answer_physical(),
             ApplyJob::Install(staged, reply) => {
-                let installed = self.install(staged)?;
+                let installed = self.install(*staged)?;
                 // The switch is made, whoever waits for it.
                 let _ = reply.send(installed);
             }

@@ -113,6 +113,12 @@ impl World {
         self.publish(&mut state, vec![], vec![fact]);
     }
 
+    /// Facts without an event.
+    pub fn tell(&self, facts: Vec<Fact>) {
+        let mut state = self.state.lock().unwrap();
+        self.publish(&mut state, vec![], facts);
+    }
+
     /// As a member that was far behind and has taken over the state of another: `records` of changes that no tail of
     /// this source ever held, a compaction, and a tail that goes on behind them.
     pub fn jump(&self, records: &[Vec<Change>], compacted: i64) {

@@ -284,16 +284,21 @@ async fn a_removed_member_learns_it() {
     introduce(&[&one, &two]);
     one.peers.send(MemberId(2), message(APPEND, 1, 100));
     until("a member is heard", || two.sink.of_kind(APPEND) == [1]).await;
+    // That it is missing says nothing: this one may be behind. That it was removed does.
     two.peers.set_members(std::slice::from_ref(&two.member));
-    let mut i = 1;
+    one.peers.send(MemberId(2), message(APPEND, 2, 100));
+    until("it is still heard", || two.sink.of_kind(APPEND) == [1, 2]).await;
+    two.sink.gone.lock().push(MemberId(1));
+    let mut i = 2;
     until("it is told, on the stream that it had", || {
         i += 1;
         one.peers.send(MemberId(2), message(APPEND, i, 100));
         one.sink.is_told_removed.load(Ordering::SeqCst)
     })
     .await;
-    assert_eq!(two.sink.of_kind(APPEND), [1], "nothing of it is heard any more");
+    assert_eq!(two.sink.of_kind(APPEND), [1, 2], "nothing of it is heard any more");
     assert!(one.sink.unreachable.lock().contains(&MemberId(2)));
+    until("the link to it has ended", || !two.peers.links.read().by_id.contains_key(&MemberId(1))).await;
     // One that was removed before this process began is known to the replica alone.
     let three = Node::start(3, CLUSTER);
     two.sink.gone.lock().push(MemberId(3));
@@ -303,10 +308,39 @@ async fn a_removed_member_learns_it() {
         three.sink.is_told_removed.load(Ordering::SeqCst)
     })
     .await;
-    assert_eq!(two.sink.received.lock().len(), 1);
+    assert_eq!(two.sink.received.lock().len(), 2);
     for node in [one, two, three] {
         node.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_answers_one_that_it_has_yet_to_learn_of() {
+    let one = Node::start(1, CLUSTER);
+    let two = Node::start(2, CLUSTER);
+    one.peers.set_members(&[one.member.clone(), two.member.clone()]);
+    // Its log does not name member 1 yet, or names the place where that was before.
+    two.peers.set_members(std::slice::from_ref(&two.member));
+    one.peers.send(MemberId(2), message(APPEND, 1, 20));
+    until("it is heard", || two.sink.of_kind(APPEND) == [1]).await;
+    two.peers.send(MemberId(1), message(HEARTBEAT, 2, 20));
+    until("it is answered", || one.sink.of_kind(HEARTBEAT) == [2]).await;
+    let gone = member_at(1, &[url(&free_listener())]);
+    two.peers.set_members(&[two.member.clone(), gone]);
+    one.peers.stop();
+    one.server.stop(PATIENCE).await;
+    let one = Node::start(1, CLUSTER);
+    one.peers.set_members(&[one.member.clone(), two.member.clone()]);
+    let mut i = 2;
+    until("it is answered at its new place", || {
+        i += 1;
+        one.peers.send(MemberId(2), message(APPEND, i, 20));
+        two.peers.send(MemberId(1), message(HEARTBEAT, i, 20));
+        !one.sink.of_kind(HEARTBEAT).is_empty()
+    })
+    .await;
+    one.stop().await;
+    two.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

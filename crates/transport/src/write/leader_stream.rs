@@ -255,7 +255,7 @@ impl State {
     }
 }
 
-/// Keeps a session while there is something to ask.
+/// Keeps a session while there is something to ask. A URL that served is kept; after one that did not, the next is tried.
 async fn run(shared: Arc<Shared>) {
     let (first, longest) = shared.config.link.backoff;
     let mut backoff = Backoff::new(first, longest);
@@ -271,11 +271,11 @@ async fn run(shared: Arc<Shared>) {
                 Err(broken) => broken,
             };
             report(&shared, &broken, was_up);
-            if was_up {
-                backoff.reset();
+            match was_up {
+                true => backoff.reset(),
+                false => attempt = attempt.wrapping_add(1),
             }
         }
-        attempt = attempt.wrapping_add(1);
         if shared.end_session() {
             counter!(ROUTED_BREAKS).increment(1);
         }

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
+use rand::Rng;
+use rand::rngs::StdRng;
 use tailwater_eventlog::{CopyStep, LogState, Position, Staged, Tail};
 
 use super::*;
@@ -91,6 +93,21 @@ impl Node {
 
     pub(super) fn applied(&self) -> Position {
         self.consensus.status().applied
+    }
+
+    /// One turn of one thread: 0 the replica, 1 the log, 2 apply, else upkeep.
+    fn turn(&mut self, thread: u32) {
+        let Some(parts) = &mut self.parts else { return };
+        let end = match thread {
+            0 => parts.step_replica(false),
+            1 => parts.step_log().map(drop),
+            2 => parts.step_apply().map(drop),
+            _ => parts.step_upkeep(),
+        };
+        if let Err(reason) = end {
+            self.reason = Some(reason);
+            self.parts = None;
+        }
     }
 
     /// A turn of the apply thread alone.
@@ -203,6 +220,31 @@ impl Cluster {
             self.deliver(mail);
         }
         panic!("never quiet");
+    }
+
+    /// Some turns of any threads, and messages that come late, twice or never, without time.
+    pub(super) fn shuffle(&mut self, rng: &mut StdRng, turns: usize) {
+        for _ in 0..turns {
+            let id = rng.random_range(1..=3);
+            let message = {
+                let mut mail = self.mail.lock();
+                let at = if rng.random_range(0..4) == 0 { rng.random_range(0..=mail.len()) } else { 0 };
+                match rng.random_range(0..40) {
+                    0 => mail.remove(at).and(None),
+                    1 => mail.get(at).cloned(),
+                    2..20 => mail.remove(at),
+                    _ => None,
+                }
+            };
+            match message {
+                Some(message) => self.deliver([message].into()),
+                None => {
+                    if let Some(node) = self.nodes.get_mut(&id) {
+                        node.turn(rng.random_range(0..4));
+                    }
+                }
+            }
+        }
     }
 
     fn deliver(&mut self, mail: VecDeque<(u64, u64, Bytes)>) {
