@@ -109,13 +109,16 @@ async fn a_member_whose_disk_is_full_leaves_the_others_alone() {
 }
 
 /// Power cuts of all members at once under load, on disks that keep what was synced and perhaps some of the rest.
-async fn cuts(setup: Setup, rounds: usize, seed: u64) -> anyhow::Result<()> {
+async fn cuts(setup: Setup, rounds: usize, seed: u64, ignore_syncs: bool) -> anyhow::Result<()> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut cluster = Cluster::new(setup).await?;
+    if ignore_syncs {
+        cluster.keep_nothing();
+    }
     let mut disks = Vec::new();
     for slot in 0..cluster.size() {
         let root = cluster.data(slot).parent().context("it has a parent")?.to_owned();
-        let disk = SyncedDisk::new(root, false)?;
+        let disk = SyncedDisk::new(root, ignore_syncs)?;
         disk.reset()?;
         cluster.set_environment(slot, disk.environment());
         disks.push(disk);
@@ -135,24 +138,32 @@ async fn cuts(setup: Setup, rounds: usize, seed: u64) -> anyhow::Result<()> {
     run.end().await
 }
 
-async fn power_cuts(members: usize) {
+async fn power_cuts(members: usize, ignore_syncs: bool) {
     let Some((_turn, setup)) = turn("power cuts", members).await else { return };
     if setup.kind == Kind::Etcd {
         // It makes its system calls without the C library, which the layer replaces.
         return;
     }
-    let seed = seed();
-    if let Err(error) = cuts(setup, scaled(3, 100), seed).await {
-        panic!("SEED={seed}: {error:?}");
+    let (rounds, seed) = (if ignore_syncs { 1 } else { scaled(3, 100) }, seed());
+    let outcome = cuts(setup, rounds, seed, ignore_syncs).await;
+    match outcome {
+        Err(error) if !ignore_syncs => panic!("SEED={seed}: {error:?}"),
+        Ok(()) if ignore_syncs => panic!("SEED={seed}: disks that keep nothing went unnoticed"),
+        Ok(()) | Err(_) => {}
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn power_cuts_of_one_member_alone_lose_nothing() {
-    power_cuts(1).await;
+    power_cuts(1, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn power_cuts_of_all_members_lose_nothing() {
-    power_cuts(3).await;
+    power_cuts(3, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn planted_loss_of_all_that_was_synced_is_found() {
+    power_cuts(1, true).await;
 }

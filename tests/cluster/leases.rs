@@ -1,13 +1,14 @@
 //! Leases that are kept alive over leader changes and pauses, and leases that are not.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
 use tailwater_api::etcdserverpb as pb;
 use tailwater_tests::Kind;
-use tailwater_tests::cluster::{Cluster, connect};
+use tailwater_tests::cluster::Cluster;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
@@ -25,6 +26,8 @@ const KEEP_EVERY: Duration = Duration::from_millis(1667);
 const ANSWER_MAX: Duration = Duration::from_millis(1200);
 /// Leases on one keepalive stream.
 const LEASES_PER_STREAM: usize = 50;
+/// Leases that are granted at a time.
+const GRANT_LANES: usize = 32;
 /// What an expiry may take beyond TTL and election.
 const EXPIRY_GRACE: Duration = Duration::from_secs(2);
 /// Raft entries that keepalives of all leases may add in three seconds: none are theirs; others may checkpoint leases.
@@ -63,13 +66,16 @@ async fn grant(channel: Channel, number: usize, clock: Clock) -> anyhow::Result<
 }
 
 /// Grants the leases with these numbers.
-async fn grant_all(cluster: &Cluster, numbers: std::ops::Range<usize>, clock: Clock) -> anyhow::Result<Leases> {
-    let mut tasks = JoinSet::new();
-    let lanes = 32;
-    for lane in 0..lanes {
-        let channel = cluster.channel(lane % cluster.size())?;
-        let mine: Vec<usize> = numbers.clone().skip(lane).step_by(lanes).collect();
-        tasks.spawn(async move {
+async fn grant_all(
+    channels: &[Channel],
+    numbers: Range<usize>,
+    clock: Clock,
+) -> anyhow::Result<BTreeMap<usize, Lease>> {
+    let mut lanes = JoinSet::new();
+    for lane in 0..GRANT_LANES {
+        let channel = channels[lane % channels.len()].clone();
+        let mine: Vec<usize> = numbers.clone().skip(lane).step_by(GRANT_LANES).collect();
+        lanes.spawn(async move {
             let mut leases = BTreeMap::new();
             for number in mine {
                 leases.insert(number, grant(channel.clone(), number, clock).await?);
@@ -78,10 +84,33 @@ async fn grant_all(cluster: &Cluster, numbers: std::ops::Range<usize>, clock: Cl
         });
     }
     let mut leases = BTreeMap::new();
-    while let Some(done) = tasks.join_next().await {
+    while let Some(done) = lanes.join_next().await {
         leases.extend(done??);
     }
-    Ok(Arc::new(Mutex::new(leases)))
+    Ok(leases)
+}
+
+/// Grants leases and has them kept alive by `keepers`, from the first on while the others are granted.
+async fn grant_and_keep(
+    cluster: &Cluster,
+    count: usize,
+    keepers: &mut JoinSet<()>,
+    clock: Clock,
+) -> anyhow::Result<Leases> {
+    let leases = Leases::default();
+    let grants = channels(cluster)?;
+    for first in (0..count).step_by(LEASES_PER_STREAM) {
+        let numbers = first..count.min(first + LEASES_PER_STREAM);
+        let granted = grant_all(&grants, numbers.clone(), clock).await?;
+        leases.lock().expect("nobody panics with the lock").extend(granted);
+        let slot = first / LEASES_PER_STREAM;
+        keepers.spawn(keep(numbers.collect(), slot, channels(cluster)?, Arc::clone(&leases), clock));
+    }
+    Ok(leases)
+}
+
+fn channels(cluster: &Cluster) -> anyhow::Result<Vec<Channel>> {
+    (0..cluster.size()).map(|slot| cluster.channel(slot)).collect()
 }
 
 /// Keeps leases alive for ever, on a stream that goes to the next member when it breaks.
@@ -177,7 +206,7 @@ impl Expired {
 }
 
 /// None of the kept leases is gone, and none of any kind went before its time.
-fn none_early(leases: &Leases, expired: &Expired, are_kept: bool) -> anyhow::Result<()> {
+fn none_early(leases: &Mutex<BTreeMap<usize, Lease>>, expired: &Expired, are_kept: bool) -> anyhow::Result<()> {
     for (number, lease) in leases.lock().expect("nobody panics with the lock").iter() {
         let Some(at) = expired.at(*number) else { continue };
         let early = Duration::from_nanos(lease.lives_until.saturating_sub(at));
@@ -217,7 +246,7 @@ async fn lose_leader(
 ) -> anyhow::Result<usize> {
     let count = scaled(50, 500);
     let leader = cluster.leader().await?;
-    let unkept = grant_all(cluster, first..first + count, clock).await?;
+    let unkept = grant_all(&channels(cluster)?, first..first + count, clock).await?;
     match loss {
         Loss::Killed => cluster.kill(leader)?,
         Loss::Paused(_) => cluster.pause(leader)?,
@@ -241,22 +270,17 @@ async fn lose_leader(
         "{in_time} of {count} leases have expired {:?} after the election",
         TTL + EXPIRY_GRACE
     );
-    none_early(&unkept, expired, false)?;
+    none_early(&Mutex::new(unkept), expired, false)?;
     Ok(first + count)
 }
 
 async fn scenario(cluster: &mut Cluster) -> anyhow::Result<()> {
     let clock = Clock::start();
     let kept_count = scaled(500, 10_000);
-    let kept = grant_all(cluster, 0..kept_count, clock).await?;
-    let channels = |urls: Vec<String>| urls.iter().map(|url| connect(url)).collect::<anyhow::Result<Vec<_>>>();
     let mut tasks = JoinSet::new();
-    let numbers: Vec<usize> = (0..kept_count).collect();
-    for (index, numbers) in numbers.chunks(LEASES_PER_STREAM).enumerate() {
-        tasks.spawn(keep(numbers.to_vec(), index, channels(cluster.urls())?, Arc::clone(&kept), clock));
-    }
+    let kept = grant_and_keep(cluster, kept_count, &mut tasks, clock).await?;
     let expired = Expired::default();
-    tasks.spawn(expired.clone().watch(channels(cluster.urls())?, clock));
+    tasks.spawn(expired.clone().watch(channels(cluster)?, clock));
 
     keepalives_cost_no_entry(cluster).await?;
     none_early(&kept, &expired, true).context("before any fault")?;
@@ -276,7 +300,7 @@ async fn scenario(cluster: &mut Cluster) -> anyhow::Result<()> {
     // At last nobody keeps them: all must go, or the watch that said "none" sees nothing.
     tasks.abort_all();
     let mut last = JoinSet::new();
-    last.spawn(expired.clone().watch(channels(cluster.urls())?, clock));
+    last.spawn(expired.clone().watch(channels(cluster)?, clock));
     let deadline =
         clock.now() + nanoseconds(TTL + EXPIRY_GRACE + scaled(Duration::from_secs(3), Duration::from_secs(20)));
     while expired.count(0..kept_count) < kept_count && clock.now() < deadline {

@@ -15,8 +15,6 @@ use crate::run::{same_everywhere, scaled, turn};
 use crate::watchers::Stream;
 use crate::workload::ask;
 
-const READ: Action = Action::Read { serializable: false };
-
 /// Retries through `channel` until it is acknowledged; the revision.
 async fn put(channel: &Channel, key: &str, value: &str) -> anyhow::Result<i64> {
     let (action, keys) = (Action::Put { value: value.to_owned() }, [key.to_owned()]);
@@ -32,9 +30,9 @@ async fn put(channel: &Channel, key: &str, value: &str) -> anyhow::Result<i64> {
 
 /// etcd 20418: a leader that was stopped, and does not know yet that there is another one, is asked for what the other one
 /// has written. The questions wait in its sockets when it goes on: the first thing it sees are they, not the new term.
-async fn pauses(cluster: &mut Cluster) -> anyhow::Result<()> {
+async fn pauses(cluster: &mut Cluster, rounds: usize, read: &Action) -> anyhow::Result<()> {
     let keys = ["paused".to_owned()];
-    for round in 0..scaled(2, 20) {
+    for round in 0..rounds {
         let leader = cluster.leader().await?;
         let others: Vec<usize> = cluster.others(leader).collect();
         let (old, new) = (format!("old {round}"), format!("new {round}"));
@@ -42,17 +40,17 @@ async fn pauses(cluster: &mut Cluster) -> anyhow::Result<()> {
         // Connections that are there already: their questions need no handshake first.
         let channels = (0..8).map(|_| cluster.channel(leader)).collect::<anyhow::Result<Vec<_>>>()?;
         for channel in &channels {
-            ask(channel.clone(), &READ, &keys).await?;
+            ask(channel.clone(), read, &keys).await?;
         }
         cluster.pause(leader)?;
         let revision = put(&cluster.channel(others[0])?, &keys[0], &new).await?;
         let mut reads = JoinSet::new();
         for channel in channels {
             for wait in 0..10 {
-                let (channel, keys) = (channel.clone(), keys.clone());
+                let (channel, keys, read) = (channel.clone(), keys.clone(), read.clone());
                 reads.spawn(async move {
                     tokio::time::sleep(Duration::from_millis(wait * 100)).await;
-                    tokio::time::timeout(Duration::from_secs(10), ask(channel, &READ, &keys)).await
+                    tokio::time::timeout(Duration::from_secs(10), ask(channel, &read, &keys)).await
                 });
             }
         }
@@ -78,10 +76,22 @@ async fn pauses(cluster: &mut Cluster) -> anyhow::Result<()> {
 async fn no_read_is_stale_after_a_pause() {
     let Some((_turn, setup)) = turn("etcd 20418", 3).await else { return };
     let mut cluster = Cluster::start(setup).await.expect("a cluster");
-    if let Err(error) = pauses(&mut cluster).await {
+    let read = Action::Read { serializable: false };
+    if let Err(error) = pauses(&mut cluster, scaled(2, 20), &read).await {
         panic!("{error:?}");
     }
     cluster.finish();
+}
+
+/// The same with reads that may be stale: there is something to be found.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn planted_stale_reads_after_a_pause_are_found() {
+    let Some((_turn, setup)) = turn("planted etcd 20418", 3).await else { return };
+    let mut cluster = Cluster::start(setup).await.expect("a cluster");
+    cluster.keep_nothing();
+    let read = Action::Read { serializable: true };
+    let error = pauses(&mut cluster, 5, &read).await.expect_err("a member that stood still knows nothing new");
+    assert!(format!("{error:#}").contains("was acknowledged at"), "{error:#}");
 }
 
 /// A watch on all of `behind/`.
