@@ -14,6 +14,9 @@ use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
 use tonic::transport::{Channel, Endpoint};
 
+/// Each of these tests wants the machine to itself.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 fn acceptance() -> bool {
     std::env::var("ACCEPTANCE").is_ok_and(|value| value == "1")
 }
@@ -83,6 +86,7 @@ async fn watch_deletes(
 /// Deleting many keys in one request under many watchers with prev_kv: delivered whole, within the memory bound.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_huge_delete_reaches_every_watcher_whole_and_within_the_bound() {
+    let _alone = ALONE.lock().await;
     let (count, watchers) = if acceptance() { (1_000_000, 100) } else { (30_000, 20) };
     let bound: u64 = 64 << 20;
     let mut node = Node::new().expect("a directory").with(&["--watch-memory-bytes", &bound.to_string()]);
@@ -137,6 +141,7 @@ async fn metric(endpoint: &str, name: &str) -> anyhow::Result<f64> {
 /// sync takes longer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_clients_share_a_slow_sync() {
+    let _alone = ALONE.lock().await;
     let mut node = Node::new().expect("a directory");
     let disk = SyncedDisk::new(node.root(), true)
         .expect("it compiles")

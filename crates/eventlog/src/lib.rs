@@ -40,9 +40,12 @@ pub use event::{Envelope, Event, EventKind, RowError};
 pub use fact::{Alarm, AlarmKind, AuthFacts, Fact, Member};
 pub use history::{History, HistoryChunk, HistoryError, HistoryEvent, HistoryPoint};
 pub use index::{KeyIndex, KeyMeta};
-pub use log::{EventLog, EventLogConfig, FoldProgress, LiveChunk, LogState, StorageError, WriteBatch};
+pub use log::{
+    CopyError, CopyPoint, CopyStep, EventLog, EventLogConfig, FoldHold, FoldProgress, Installed, LiveChunk, LogCopy,
+    LogState, Staged, Staging, StateRow, StorageError, WriteBatch,
+};
 pub use range::KeyRange;
 pub use revision::{HistoryId, LeaseId, MemberId, Position, Revision, Term};
-pub use source::{LocalSource, Source};
+pub use source::{LocalSource, Source, SourceError};
 pub use tail::{Frame, Tail, TailConfig, TailError};
 pub use tree::{CountedTree, TreeIter};

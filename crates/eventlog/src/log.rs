@@ -16,32 +16,46 @@
 //! Live keys are read in key order through the key index: its tree is shared with the apply thread, a reader takes a
 //! snapshot of it (one reference), and reads the rows by (revision, sub). Writers pay for it only while a snapshot is
 //! held, by copying the tree nodes that they change.
+//!
+//! A directory like this is one *generation* of the state. A member that is too far behind copies another member's
+//! state into the next generation ([`Staging`]) and switches to it ([`EventLog::replace`]); what reads the old one at
+//! that moment finishes on it. `log/generations.rs` says which directory is which.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
-use parking_lot::Mutex;
 
-use crate::index::SharedTree;
 use crate::{Event, HistoryId, KeyIndex, KeyRange, Position, Revision, Term};
 
+mod copy;
 mod engine;
 mod files;
 mod fold;
 mod format;
+mod generation;
+mod generations;
+mod hold;
 mod live;
 mod open;
 mod scan;
+mod staging;
 
-use engine::{Engine, Family};
+pub use copy::{CopyError, CopyPoint, LogCopy, StateRow};
+use engine::Family;
+pub(crate) use generation::Generation;
+use generations::Home;
+pub use generations::Installed;
+pub use hold::FoldHold;
 pub(crate) use scan::Scan;
+pub use staging::{CopyStep, Staged, Staging};
 
 /// How storage is opened.
 #[derive(Clone, Debug)]
 pub struct EventLogConfig {
-    /// Directory of the RocksDB; made if missing.
+    /// Directory of the RocksDB; made if missing. Later generations stand beside it, with its name and a number.
     pub path: PathBuf,
     /// Bytes of memtables at which a flush is due.
     pub memtable_bytes: usize,
@@ -111,6 +125,8 @@ pub struct WriteBatch {
 pub enum FoldProgress {
     /// Call again.
     More,
+    /// A copy of the state reads base as it is: call again later.
+    Held,
     /// `fold_point == compacted - 1`.
     Done,
 }
@@ -127,21 +143,9 @@ pub struct LiveChunk {
 /// Handle on the stored state; clones share it. One thread writes; any thread reads; one thread folds and flushes.
 #[derive(Clone)]
 pub struct EventLog {
-    shared: Arc<Shared>,
-}
-
-struct Shared {
-    engine: Engine,
-    /// The directory.
-    path: PathBuf,
-    /// The numbers after the last write and the last fold step. Guards a copy; never held during IO.
-    state: Mutex<LogState>,
-    /// The key index's tree; see the module's documentation.
-    tree: SharedTree,
-    /// Held during a fold step, so that the fold point has one writer.
-    folding: Mutex<()>,
-    /// Held during a flush, so that its marker has one writer.
-    flushing: Mutex<()>,
+    /// The generation in use; only [`EventLog::replace`] changes it.
+    current: Arc<ArcSwap<Generation>>,
+    home: Arc<Home>,
 }
 
 impl EventLog {
@@ -156,7 +160,7 @@ impl EventLog {
     /// The numbers after the last write.
     #[must_use]
     pub fn state(&self) -> LogState {
-        *self.shared.state.lock()
+        self.current.load().state()
     }
 
     /// Writes a batch. Returns when it is applied: visible to readers, durable only after a flush (the raft log
@@ -168,9 +172,9 @@ impl EventLog {
     /// # Panics
     /// When the batch breaks the order of revisions or lets a number go back.
     pub fn write(&self, batch: &WriteBatch) -> Result<(), StorageError> {
-        let before = self.state();
-        check_batch(&before, batch);
-        let engine = &self.shared.engine;
+        let current = self.current.load();
+        check_batch(&current.state(), batch);
+        let engine = &current.engine;
         let mut rows = rocksdb::WriteBatch::default();
         for event in &batch.events {
             let key = format::log_key(event.revision(), event.sub());
@@ -190,7 +194,7 @@ impl EventLog {
         rows.put_cf(engine.family(Family::State), format::NUMBERS_KEY, numbers);
         engine.write(rows)?;
         metrics::counter!(crate::metrics::ROWS_WRITTEN).increment(batch.events.len() as u64);
-        let mut state = self.shared.state.lock();
+        let mut state = current.state.lock();
         *state = LogState { fold_point: state.fold_point, ..batch.log_state };
         Ok(())
     }
@@ -200,19 +204,7 @@ impl EventLog {
     /// # Errors
     /// The storage failed or the row is corrupt.
     pub fn event(&self, key: &[u8], revision: Revision, sub: u32) -> Result<Option<Arc<Event>>, StorageError> {
-        // The log first: a fold moves rows from log to base in one batch, never back.
-        let engine = &self.shared.engine;
-        if let Some(row) = engine.get(Family::Log, &format::log_key(revision, sub))? {
-            let event = format::read_log_row(revision, sub, row)?;
-            if event.key() != key {
-                let found = format::place_of_log(revision, sub);
-                return Err(StorageError::Inconsistent(format!("{found} belongs to another key than the index says")));
-            }
-            return Ok(Some(Arc::new(event)));
-        }
-        let Some(row) = engine.get(Family::Base, key)? else { return Ok(None) };
-        let event = format::read_base_row(key, row)?;
-        Ok((event.revision() == revision && event.sub() == sub).then(|| Arc::new(event)))
+        self.current.load().event(key, revision, sub)
     }
 
     /// Live keys of `range` after `resume_after`, about `bytes_max` bytes of them, as of the moment of the call or
@@ -226,7 +218,7 @@ impl EventLog {
         resume_after: Option<&Bytes>,
         bytes_max: usize,
     ) -> Result<LiveChunk, StorageError> {
-        live::read(self, range, resume_after, bytes_max)
+        live::read(&self.current.load(), range, resume_after, bytes_max)
     }
 
     /// A value of the machine's own state.
@@ -235,7 +227,7 @@ impl EventLog {
     /// The storage failed or the value is corrupt.
     pub fn state_get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
         let key = format::state_key(key);
-        let value = self.shared.engine.get(Family::State, &key)?;
+        let value = self.current.load().engine.get(Family::State, &key)?;
         value.map(|value| format::unsealed(&key, value)).transpose()
     }
 
@@ -246,7 +238,8 @@ impl EventLog {
     pub fn state_scan(&self, prefix: &[u8]) -> Result<Vec<(Bytes, Bytes)>, StorageError> {
         let prefix = format::state_key(prefix);
         let mut found = Vec::new();
-        let mut rows = self.shared.engine.rows(Family::State, &prefix, None);
+        let current = self.current.load();
+        let mut rows = current.engine.rows(Family::State, &prefix, None);
         while let Some((key, value)) = rows.next_row()? {
             if !key.starts_with(&prefix) {
                 break;
@@ -264,7 +257,7 @@ impl EventLog {
     /// # Errors
     /// The storage failed or a row is corrupt.
     pub fn fold_step(&self, events_max: usize) -> Result<FoldProgress, StorageError> {
-        fold::step(self, events_max)
+        fold::step(&self.current(), &self.home.holds, events_max)
     }
 
     /// Makes everything written so far durable. Returns the applied position that is then durable; the raft log may
@@ -273,22 +266,23 @@ impl EventLog {
     /// # Errors
     /// The storage failed.
     pub fn flush(&self) -> Result<Position, StorageError> {
-        let _one_at_a_time = self.shared.flushing.lock();
+        let current = self.current();
+        let _one_at_a_time = current.flushing.lock();
         // The numbers are read before the flush begins: what is flushed includes at least these.
-        let flushed = self.state();
+        let flushed = current.state();
         let begin = Instant::now();
-        self.shared.engine.flush()?;
+        current.engine.flush()?;
         metrics::histogram!(crate::metrics::FLUSH_SECONDS).record(begin.elapsed());
-        files::write_flushed(&self.shared.path, &flushed)?;
+        files::write_flushed(current.path(), &flushed)?;
         // Only now: a crash before the flush would bring back a fold point below rows whose files are gone.
-        fold::drop_files(&self.shared.engine, flushed.fold_point)?;
+        fold::drop_files(&current.engine, flushed.fold_point)?;
         Ok(flushed.applied)
     }
 
     /// Bytes on disk and in memtables, and an estimate of those in use by live data.
     #[must_use]
     pub fn disk_bytes(&self) -> (u64, u64) {
-        let engine = &self.shared.engine;
+        let engine = &self.current.load().engine;
         let memtables = engine.property_sum("rocksdb.cur-size-all-mem-tables");
         let files = engine.property_sum("rocksdb.total-sst-files-size");
         let in_use = engine.property_sum("rocksdb.estimate-live-data-size");
@@ -298,13 +292,13 @@ impl EventLog {
     /// Bytes written since the last flush, in memtables.
     #[must_use]
     pub fn unflushed_bytes(&self) -> usize {
-        let bytes = self.shared.engine.property_sum("rocksdb.cur-size-all-mem-tables");
+        let bytes = self.current.load().engine.property_sum("rocksdb.cur-size-all-mem-tables");
         usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
-    /// Log rows from (revision, sub) on, up to and including revision `to`.
-    pub(crate) fn scan(&self, from: (Revision, u32), to: Revision) -> Scan<'_> {
-        Scan::new(&self.shared.engine, from, to)
+    /// The generation in use now; a read of several steps keeps to one.
+    pub(crate) fn current(&self) -> Arc<Generation> {
+        self.current.load_full()
     }
 }
 

@@ -6,15 +6,33 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::log::Generation;
 use crate::{
     Cursor, Event, EventLog, Fact, Frame, History, HistoryChunk, HistoryError, HistoryEvent, HistoryPoint, KeyRange,
     LiveChunk, Revision, StorageError, Tail, TailError,
 };
 
+/// A transfer can't go on.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The source can't be reached now: ask the same again.
+    #[error("source unavailable: {0}")]
+    Unavailable(String),
+    /// What was transferred so far can't be continued: begin again.
+    #[error("the transfer must begin again: {0}")]
+    Restart(String),
+    /// The storage failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
 /// A place to bootstrap from and to follow. Calls block; they run on threads of their own.
 pub trait Source: History {
     /// B: where a transfer that begins now stands, and the facts at B.
-    fn transfer_begin(&self) -> (Cursor, Vec<Fact>);
+    ///
+    /// # Errors
+    /// See [`SourceError`]; a local source has none.
+    fn transfer_begin(&self) -> Result<(Cursor, Vec<Fact>), SourceError>;
 
     /// Asked after the last row: what storage has reached. The reader's own history starts when its tail has passed
     /// this, since a key that was deleted while rows were read left no row. It may be ahead of the tail's end.
@@ -23,16 +41,16 @@ pub trait Source: History {
     /// Live keys after `resume_after`; rows may be newer than B (see [`EventLog::live`]).
     ///
     /// # Errors
-    /// The storage failed.
+    /// See [`SourceError`].
     fn transfer(
         &self,
         range: &KeyRange,
         resume_after: Option<&Bytes>,
         bytes_max: usize,
-    ) -> Result<LiveChunk, StorageError>;
+    ) -> Result<LiveChunk, SourceError>;
 
     /// Frames after `cursor`, waiting up to `timeout` for the first; from memory, else from the log as long as its
-    /// history reaches back. An empty answer means that none came. Frames from the log hold many records each; one that
+    /// history reaches back. An empty answer means that none came; a source that can't be reached gives none either. Frames from the log hold many records each; one that
     /// does not reach the end keeps the cursor's *position* and only moves its revision. A frame of facts alone may stand
     /// at the cursor's own position: what the source learned without anything being applied. One reader's calls only.
     ///
@@ -80,11 +98,11 @@ impl LocalSource {
 
     /// The key's version below the event's revision. As in etcd, which reads the key at `mod_revision - 1`: an event
     /// at the compacted revision has none; above it, the version may itself be older than the compacted revision.
-    fn prev_of(&self, event: &Event, compacted: Revision) -> Result<Option<Arc<Event>>, StorageError> {
+    fn prev_of(log: &Generation, event: &Event, compacted: Revision) -> Result<Option<Arc<Event>>, StorageError> {
         let Some((revision, sub)) = event.prev().filter(|_| event.revision() > compacted) else { return Ok(None) };
-        let prev = self.log.event(event.key(), revision, sub)?;
+        let prev = log.event(event.key(), revision, sub)?;
         // Compaction may have passed the event since the scan began; then the version is rightly gone.
-        if prev.is_none() && self.log.state().compacted < event.revision() {
+        if prev.is_none() && log.state().compacted < event.revision() {
             let key = event.key().escape_ascii();
             return Err(StorageError::Inconsistent(format!("key {key} lacks its version at revision {revision}")));
         }
@@ -97,7 +115,8 @@ impl LocalSource {
         let (end, facts) = self.snapshot();
         let mut events: Vec<Arc<Event>> = Vec::new();
         let mut bytes = 0;
-        let mut scan = self.log.scan((cursor.revision.next(), 0), end.revision);
+        let log = self.log.current();
+        let mut scan = log.scan((cursor.revision.next(), 0), end.revision);
         while let Some(event) = scan.next_event().map_err(|error| TailError::Storage(error.to_string()))? {
             match events.last() {
                 None if event.revision() != cursor.revision.next() => return Err(TailError::Behind(cursor)),
@@ -127,7 +146,8 @@ impl History for LocalSource {
         with_prev: bool,
         bytes_max: usize,
     ) -> Result<HistoryChunk, HistoryError> {
-        let compacted = self.log.state().compacted;
+        let log = self.log.current();
+        let compacted = log.state().compacted;
         if from.revision < compacted {
             return Err(HistoryError::Compacted(compacted));
         }
@@ -135,7 +155,7 @@ impl History for LocalSource {
         let (mut found, mut scanned) = (0, 0);
         let mut events = Vec::new();
         let mut next = None;
-        let mut scan = self.log.scan((from.revision, from.sub), to);
+        let mut scan = log.scan((from.revision, from.sub), to);
         while let Some(event) = scan.next_event()? {
             if found >= bytes_max && !events.is_empty() || scanned >= scanned_max {
                 next = Some(HistoryPoint { revision: event.revision(), sub: event.sub() });
@@ -145,11 +165,12 @@ impl History for LocalSource {
             if !ranges.is_empty() && !ranges.iter().any(|range| range.contains(event.key())) {
                 continue;
             }
-            let prev = if with_prev { self.prev_of(&event, compacted)? } else { None };
+            let prev = if with_prev { Self::prev_of(&log, &event, compacted)? } else { None };
             found += event.bytes().len() + prev.as_ref().map_or(0, |prev| prev.bytes().len());
             events.push(HistoryEvent { event: Arc::new(event), prev });
         }
-        let compacted = self.log.state().compacted;
+        // What was read may be gone since, also because this member has taken over another's state.
+        let compacted = log.state().compacted.max(self.log.state().compacted);
         if from.revision < compacted {
             return Err(HistoryError::Compacted(compacted));
         }
@@ -158,8 +179,8 @@ impl History for LocalSource {
 }
 
 impl Source for LocalSource {
-    fn transfer_begin(&self) -> (Cursor, Vec<Fact>) {
-        self.snapshot()
+    fn transfer_begin(&self) -> Result<(Cursor, Vec<Fact>), SourceError> {
+        Ok(self.snapshot())
     }
 
     fn transfer_end(&self) -> Revision {
@@ -171,8 +192,8 @@ impl Source for LocalSource {
         range: &KeyRange,
         resume_after: Option<&Bytes>,
         bytes_max: usize,
-    ) -> Result<LiveChunk, StorageError> {
-        self.log.live(range, resume_after, bytes_max)
+    ) -> Result<LiveChunk, SourceError> {
+        Ok(self.log.live(range, resume_after, bytes_max)?)
     }
 
     fn follow(&self, cursor: Cursor, bytes_max: usize, timeout: Duration) -> Result<Vec<Arc<Frame>>, TailError> {

@@ -215,6 +215,32 @@ impl Tail {
         hot.read(cursor, noticed, bytes_max)
     }
 
+    /// Goes on at `start`, after this member has taken over a later state: nothing is known of what lies between. A
+    /// reader that is not there yet gets [`TailError::Behind`]. Does nothing after [`Tail::close`].
+    ///
+    /// # Panics
+    /// When `start` lies behind the end.
+    pub fn restart(&self, start: Cursor, facts: &[Fact]) {
+        let mut hot = self.shared.hot.lock();
+        if hot.closed {
+            return;
+        }
+        assert!(
+            start.position >= hot.end.position && start.revision >= hot.end.revision,
+            "a tail never goes back: {start:?} after {:?}",
+            hot.end
+        );
+        let dropped = std::mem::take(&mut hot.frames);
+        hot.bytes = 0;
+        hot.begin = start.position;
+        hot.end = start;
+        hot.facts = LatestFacts::default();
+        hot.facts.apply(facts);
+        drop(hot);
+        self.shared.grown.notify_all();
+        drop(dropped);
+    }
+
     /// Ends it: readers get [`TailError::Closed`] once they have read everything.
     pub fn close(&self) {
         self.shared.hot.lock().closed = true;

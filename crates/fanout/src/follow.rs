@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tailwater_eventlog::{Cursor, Frame, KeyRange, Position, StorageError, TailError};
+use tailwater_eventlog::{Cursor, Frame, KeyRange, Position, Source, SourceError, StorageError, TailError};
 
 use crate::core::Core;
 use crate::delivery::{UNAVAILABLE, text};
@@ -23,6 +23,8 @@ use crate::{FanoutConfig, StreamEnd};
 const BATCH_BYTES_MAX: usize = 1 << 20;
 /// How long one wait for frames takes at most: bounds how late a stop is noticed.
 const FOLLOW_TIMEOUT: Duration = Duration::from_millis(100);
+/// Between two attempts to reach a source that is away; it has pauses of its own, this is the least.
+const UNAVAILABLE_PAUSE: Duration = Duration::from_millis(20);
 /// Shared chunks are kept this long for streams that are just behind; later they read the window.
 const CHUNK_LIFETIME: Duration = Duration::from_secs(1);
 
@@ -38,6 +40,7 @@ pub(crate) struct Reached {
 enum Ended {
     Tail(TailError),
     Storage(StorageError),
+    Restart(String),
     Stopped,
 }
 
@@ -80,6 +83,11 @@ impl Follower {
                 self.phase = Phase::Begin;
                 return true;
             }
+            Ended::Restart(reason) => {
+                tracing::warn!(reason, "transferring again");
+                self.phase = Phase::Begin;
+                return true;
+            }
             Ended::Tail(TailError::OtherHistory) => {
                 tracing::warn!("source has another history; transferring again");
                 self.core.wakeups.end(StreamEnd::Status(UNAVAILABLE, text::UNAVAILABLE.into()));
@@ -104,13 +112,13 @@ impl Follower {
         }
         match &self.phase {
             Phase::Begin => {
-                let (begin, facts) = self.core.source.transfer_begin();
+                let Some((begin, facts)) = self.ask(timeout, |source| source.transfer_begin())? else { return Ok(()) };
                 self.store = Store::at(begin, &facts);
                 self.phase = Phase::Rows(None);
             }
             Phase::Rows(after) => {
-                let rows = self.core.source.transfer(&KeyRange::all(), after.as_ref(), BATCH_BYTES_MAX);
-                let rows = rows.map_err(Ended::Storage)?;
+                let rows = |source: &dyn Source| source.transfer(&KeyRange::all(), after.as_ref(), BATCH_BYTES_MAX);
+                let Some(rows) = self.ask(timeout, rows)? else { return Ok(()) };
                 rows.events.into_iter().for_each(|event| self.store.load(event));
                 self.phase = Phase::Rows(rows.resume_after.clone());
                 if rows.resume_after.is_none() {
@@ -128,6 +136,24 @@ impl Follower {
             Phase::Follow => self.follow(timeout)?,
         }
         Ok(())
+    }
+
+    /// Asks the source; `None` when it can't be reached, after a pause of at most `timeout`.
+    fn ask<T>(
+        &self,
+        timeout: Duration,
+        ask: impl FnOnce(&dyn Source) -> Result<T, SourceError>,
+    ) -> Result<Option<T>, Ended> {
+        match ask(&*self.core.source) {
+            Ok(answer) => Ok(Some(answer)),
+            Err(SourceError::Unavailable(reason)) => {
+                tracing::debug!(reason, "the source of the state can't be reached");
+                std::thread::sleep(UNAVAILABLE_PAUSE.min(timeout));
+                Ok(None)
+            }
+            Err(SourceError::Restart(reason)) => Err(Ended::Restart(reason)),
+            Err(SourceError::Storage(error)) => Err(Ended::Storage(error)),
+        }
     }
 
     /// All rows are read: follows until the store is whole, then gives it out.

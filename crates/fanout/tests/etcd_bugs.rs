@@ -5,8 +5,8 @@ mod support;
 
 use std::time::Duration;
 
-use support::{Client, World, config, start, watch};
-use tailwater_eventlog::KeyRange;
+use support::{Change, Client, World, config, start, watch};
+use tailwater_eventlog::{KeyRange, Revision};
 use tailwater_fanout::{CreateWatch, FanoutConfig};
 
 const MOMENT: Duration = Duration::from_millis(60);
@@ -163,5 +163,31 @@ fn periodic_progress_is_left_out_when_events_were_sent() {
     }
     assert_eq!((client.watchers[&0].received, client.watchers[&0].progress), (12, None));
     client.poll_until("it was silent", |client| client.watchers[&0].progress == Some(13));
+    fanout.stop();
+}
+
+#[test]
+fn a_source_that_jumps_ends_only_the_watchers_that_are_compacted_away() {
+    let world = World::new();
+    world.put("a", b"1");
+    let fanout = start(&world, config());
+    let mut behind = Client::new(&world, &fanout);
+    let mut ahead = Client::new(&world, &fanout);
+    behind.create(watch(KeyRange::all(), 0));
+    ahead.create(watch(KeyRange::all(), 6));
+    behind.poll_until("it watches", |client| !client.watchers.is_empty());
+    ahead.poll_until("it watches", |client| !client.watchers.is_empty());
+    // Revisions 3 to 8 never were in this source's tail, and of those only 6 and later are whole.
+    let records: Vec<Vec<Change>> =
+        (3..9).map(|revision| vec![(format!("key{revision}").into_bytes(), Some(b"v".to_vec()))]).collect();
+    world.jump(&records, 6);
+    world.settle(&fanout);
+    behind.poll_until("it is told", |client| client.answers.iter().any(|answer| answer.compact_revision == 6));
+    ahead.poll_until("it has caught up", |client| client.watchers[&0].received == 3);
+    // Both ways of reading go on.
+    world.put("after", b"2");
+    world.settle(&fanout);
+    ahead.poll_until("it follows", |client| client.watchers[&0].received == 4);
+    assert_eq!(fanout.snapshot().compacted, Revision(6));
     fanout.stop();
 }

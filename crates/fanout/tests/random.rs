@@ -99,7 +99,12 @@ fn step(rng: &mut StdRng, world: &Arc<World>, fanout: &Fanout, clients: &mut Vec
             world.compact(target);
         }
         44..46 => world.settle(fanout),
-        46 => world.behind.store(true, Ordering::SeqCst),
+        46 if rng.random_bool(0.5) => world.behind.store(true, Ordering::SeqCst),
+        46 => {
+            let records: Vec<_> = (0..rng.random_range(0..30)).map(|_| changes(rng)).collect();
+            let compacted = if rng.random_bool(0.5) { rng.random_range(0..=world.revision() + 30) } else { 0 };
+            world.jump(&records, compacted);
+        }
         47..50 if clients.len() < 4 => clients.push(Client::new(world, fanout)),
         _ if clients.is_empty() => {}
         50..60 => {

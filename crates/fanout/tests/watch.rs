@@ -11,7 +11,7 @@ use prost::Message;
 use tailwater_api::etcdserverpb::WatchResponse;
 use tailwater_eventlog::{
     Cursor, Envelope, Event, EventKind, Fact, Frame, History, HistoryChunk, HistoryError, HistoryEvent, HistoryId,
-    HistoryPoint, KeyRange, LeaseId, LiveChunk, Position, Revision, Source, StorageError, Tail, TailConfig, TailError,
+    HistoryPoint, KeyRange, LeaseId, LiveChunk, Position, Revision, Source, SourceError, Tail, TailConfig, TailError,
 };
 use tailwater_fanout::{CreateWatch, Fanout, FanoutConfig, WatchFilter, WatchStream};
 
@@ -49,14 +49,14 @@ impl History for Memory {
 }
 
 impl Source for Memory {
-    fn transfer_begin(&self) -> (Cursor, Vec<Fact>) {
-        self.tail.snapshot()
+    fn transfer_begin(&self) -> Result<(Cursor, Vec<Fact>), SourceError> {
+        Ok(self.tail.snapshot())
     }
 
     fn transfer_end(&self) -> Revision {
-        self.transfer_begin().0.revision
+        self.tail.end().revision
     }
-    fn transfer(&self, _: &KeyRange, _: Option<&Bytes>, _: usize) -> Result<LiveChunk, StorageError> {
+    fn transfer(&self, _: &KeyRange, _: Option<&Bytes>, _: usize) -> Result<LiveChunk, SourceError> {
         Ok(LiveChunk { events: Vec::new(), resume_after: None })
     }
     fn follow(&self, cursor: Cursor, bytes_max: usize, timeout: Duration) -> Result<Vec<Arc<Frame>>, TailError> {

@@ -71,6 +71,11 @@ impl Upkeep {
                 shared.fold_wanted.store(true, Ordering::Release);
                 Ok(Duration::from_millis(1))
             }
+            // A member copies the state from here.
+            FoldProgress::Held => {
+                shared.fold_wanted.store(true, Ordering::Release);
+                Ok(PERIOD)
+            }
             FoldProgress::Done => {
                 let _ = self.apply.send(ApplyJob::Folded);
                 Ok(PERIOD)

@@ -102,6 +102,12 @@ impl Engine {
         Ok(self.db.iterator_cf(self.family(family), IteratorMode::Start).next().transpose()?.is_none())
     }
 
+    /// The last key of `family`.
+    pub(super) fn last_key(&self, family: Family) -> Result<Option<Bytes>, StorageError> {
+        let last = self.db.iterator_cf(self.family(family), IteratorMode::End).next().transpose()?;
+        Ok(last.map(|(key, _)| Bytes::from(key)))
+    }
+
     /// Writes all memtables to files, those of all families up to the same write.
     pub(super) fn flush(&self) -> Result<(), StorageError> {
         let mut options = FlushOptions::default();

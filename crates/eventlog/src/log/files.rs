@@ -76,15 +76,15 @@ pub(super) fn check_flushed(path: &Path, found: &LogState) -> Result<(), Storage
     )))
 }
 
-fn failed(path: &Path, error: &io::Error) -> StorageError {
+pub(super) fn failed(path: &Path, error: &io::Error) -> StorageError {
     StorageError::Engine(format!("{}: {error}", path.display()))
 }
 
-fn damaged(file: &Path) -> StorageError {
+pub(super) fn damaged(file: &Path) -> StorageError {
     StorageError::Inconsistent(format!("{}: the line does not fit its checksum", file.display()))
 }
 
-fn read_if_there(file: &Path) -> Result<Option<String>, StorageError> {
+pub(super) fn read_if_there(file: &Path) -> Result<Option<String>, StorageError> {
     match fs::read(file) {
         // A damaged byte need not be text; the checksum finds what this changes.
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
@@ -103,7 +103,7 @@ fn has_tables(path: &Path) -> io::Result<bool> {
 }
 
 /// Writes a file whole or not at all, and durably.
-fn replace(path: &Path, name: &str, line: &str) -> Result<(), StorageError> {
+pub(super) fn replace(path: &Path, name: &str, line: &str) -> Result<(), StorageError> {
     let new = path.join(format!("{name}.new"));
     let write = || {
         let mut file = File::create(&new)?;

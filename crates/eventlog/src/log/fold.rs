@@ -6,20 +6,25 @@
 use rocksdb::WriteBatch;
 
 use super::engine::{Engine, Family};
-use super::{EventLog, FoldProgress, StorageError, format};
+use super::hold::Holds;
+use super::{FoldProgress, Generation, StorageError, format};
 use crate::{Event, EventKind, Revision};
 
 /// A step's batch in bytes, the last record aside: it stays in memory until it is written.
 const BATCH_BYTES_MAX: usize = 8 << 20;
 
-pub(super) fn step(log: &EventLog, events_max: usize) -> Result<FoldProgress, StorageError> {
-    let _one_at_a_time = log.shared.folding.lock();
+pub(super) fn step(log: &Generation, holds: &Holds, events_max: usize) -> Result<FoldProgress, StorageError> {
+    let _one_at_a_time = log.folding.lock();
     let state = log.state();
     let target = Revision(state.compacted.0 - 1);
     if state.fold_point >= target {
         return Ok(FoldProgress::Done);
     }
-    let engine = &log.shared.engine;
+    // Asked with the lock held: a hold that is taken from now on finds the fold point after this step.
+    if holds.is_held() {
+        return Ok(FoldProgress::Held);
+    }
+    let engine = &log.engine;
     let mut batch = WriteBatch::default();
     let mut folded = 0;
     let mut fold_point = state.fold_point;
@@ -41,7 +46,7 @@ pub(super) fn step(log: &EventLog, events_max: usize) -> Result<FoldProgress, St
     let value = format::sealed(format::FOLD_KEY, format::encode_fold_point(reached));
     batch.put_cf(engine.family(Family::State), format::FOLD_KEY, value);
     engine.write(batch)?;
-    log.shared.state.lock().fold_point = reached;
+    log.state.lock().fold_point = reached;
     metrics::counter!(crate::metrics::ROWS_FOLDED).increment(folded as u64);
     let lag = u64::try_from(target.0 - reached.0).expect("a step does not go beyond its target");
     metrics::gauge!(crate::metrics::FOLD_LAG_REVISIONS).set(crate::metrics::gauge(lag));

@@ -6,26 +6,37 @@
 //! A file `FLUSHED` holds one line, `tailwater event log flushed a f checksum xxxxxxxx`, with the applied position a
 //! and the fold point f that the last flush has made durable. It is replaced and synced after each flush.
 //!
+//! Beside the directory a file with its name and `.generation` holds one line, `tailwater event log generation n
+//! checksum xxxxxxxx`: the state is in the directory with `.n` behind its name (for n = 0, or without the file, in the
+//! directory itself). `generation n installed a t` instead says too that a copy of position a and term t was installed
+//! there, and that the raft log has not been told yet.
+//!
 //! * `log`: key = revision, 8 bytes big endian, then sub-revision, 4 bytes big endian. Value = an event's row (see
 //!   `event.rs`). Revisions and sub-revisions follow each other without a gap.
 //! * `base`: key = the user's key. Value = the row of a put at or below the fold point.
-//! * `state`: key = byte 1 and the machine's own key; or one of two keys that begin with byte 0:
+//! * `state`: key = byte 1 and the machine's own key; or one of three keys that begin with byte 0:
 //!   * `\0numbers`: byte 1 (version), then, 8 bytes little endian each: history id, revision, compacted revision,
 //!     applied position, term of the entry applied.
 //!   * `\0fold`: byte 1 (version), then the fold point, 8 bytes little endian.
+//!   * `\0staging`: byte 1 (version), then how far a copy of another member's state got, 8 bytes little endian each:
+//!     history id, fold point, whether base is whole (0 or 1), revision and sub-revision of the last log row (0: none),
+//!     the revision up to which records are whole; and then the last key in base. It means nothing once the copy is whole.
 //!
 //!   Each value in `state` ends with 4 bytes, little endian: the CRC-32C of key and value, so that a value which
 //!   turns up under another key is found as well.
 
 use bytes::Bytes;
 
-use super::{LogState, StorageError};
+use super::generations::Marker;
+use super::staging::Progress;
+use super::{CopyPoint, Installed, LogState, StorageError};
 use crate::{Event, EventKind, HistoryId, Position, Revision, RowError, Term};
 
 /// Of the directory.
 pub(super) const FORMAT: u32 = 1;
 pub(super) const NUMBERS_KEY: &[u8] = b"\0numbers";
 pub(super) const FOLD_KEY: &[u8] = b"\0fold";
+pub(super) const STAGING_KEY: &[u8] = b"\0staging";
 /// Stands before the machine's own keys.
 pub(super) const STATE_PREFIX: &[u8] = &[1];
 
@@ -50,6 +61,11 @@ pub(super) fn parse_log_key(key: &[u8]) -> Result<(Revision, u32), StorageError>
 /// Whether `next` is what must come right after `last` in the log.
 pub(super) fn follows(last: (Revision, u32), next: (Revision, u32)) -> bool {
     next == (last.0, last.1.wrapping_add(1)) || next == (last.0.next(), 0)
+}
+
+/// As [`follows`], where the greatest sub-revision stands for a record that is known to be whole.
+pub(super) fn comes_after(last: (Revision, u32), next: (Revision, u32)) -> bool {
+    if last.1 == u32::MAX { next == (last.0.next(), 0) } else { follows(last, next) }
 }
 
 pub(super) fn place_of_log(revision: Revision, sub: u32) -> String {
@@ -128,6 +144,37 @@ pub(super) fn decode_fold_point(value: &[u8]) -> Result<Revision, StorageError> 
     Ok(Revision(i64::from_le_bytes(fold_point)))
 }
 
+pub(super) fn encode_progress(progress: &Progress) -> Vec<u8> {
+    let mut value = vec![VALUE_VERSION];
+    let (revision, sub) = progress.log_last.unwrap_or_default();
+    value.extend_from_slice(&progress.point.history.0.to_le_bytes());
+    value.extend_from_slice(&progress.point.fold_point.0.to_le_bytes());
+    value.extend_from_slice(&u64::from(progress.base_done).to_le_bytes());
+    value.extend_from_slice(&revision.0.to_le_bytes());
+    value.extend_from_slice(&u64::from(sub).to_le_bytes());
+    value.extend_from_slice(&progress.complete.0.to_le_bytes());
+    value.extend_from_slice(progress.base_last.as_deref().unwrap_or_default());
+    value
+}
+
+pub(super) fn decode_progress(value: &Bytes) -> Result<Progress, StorageError> {
+    const NUMBERS_BYTES: usize = 1 + 6 * 8;
+    let (numbers, key) = (value.slice(..value.len().min(NUMBERS_BYTES)), value.slice(value.len().min(NUMBERS_BYTES)..));
+    let [history, fold_point, base_done, revision, sub, complete] = words(STAGING_KEY, &numbers)?;
+    let revision = Revision(i64::from_le_bytes(revision));
+    let sub = u32::try_from(u64::from_le_bytes(sub)).unwrap_or(u32::MAX);
+    Ok(Progress {
+        point: CopyPoint {
+            history: HistoryId(u64::from_le_bytes(history)),
+            fold_point: Revision(i64::from_le_bytes(fold_point)),
+        },
+        base_last: (!key.is_empty()).then_some(key),
+        base_done: u64::from_le_bytes(base_done) != 0,
+        log_last: (revision != Revision(0)).then_some((revision, sub)),
+        complete: Revision(i64::from_le_bytes(complete)),
+    })
+}
+
 fn words<const N: usize>(key: &[u8], value: &[u8]) -> Result<[[u8; 8]; N], StorageError> {
     let fail = |source| StorageError::Row { place: format!("state key {}", key.escape_ascii()), source };
     match value.split_first() {
@@ -142,6 +189,8 @@ fn words<const N: usize>(key: &[u8], value: &[u8]) -> Result<[[u8; 8]; N], Stora
 
 const FORMAT_TEXT: &str = "tailwater event log format ";
 const FLUSHED_TEXT: &str = "tailwater event log flushed ";
+const GENERATION_TEXT: &str = "tailwater event log generation ";
+const INSTALLED_TEXT: &str = " installed ";
 
 /// The line in the file `FORMAT`.
 pub(super) fn format_line(format: u32) -> String {
@@ -162,6 +211,23 @@ pub(super) fn flushed_line(flushed: &LogState) -> String {
 pub(super) fn parse_flushed_line(line: &str) -> Option<(Position, Revision)> {
     let (applied, fold_point) = unsealed_line(line)?.strip_prefix(FLUSHED_TEXT)?.split_once(' ')?;
     Some((Position(applied.parse().ok()?), Revision(fold_point.parse().ok()?)))
+}
+
+/// The line in the file that names the generation.
+pub(super) fn generation_line(marker: &Marker) -> String {
+    let installed = marker.installed.map(|at| format!("{INSTALLED_TEXT}{} {}", at.applied, at.term));
+    sealed_line(&format!("{GENERATION_TEXT}{}{}", marker.number, installed.unwrap_or_default()))
+}
+
+/// What the file that names the generation says, `None` when the line is not whole.
+pub(super) fn parse_generation_line(line: &str) -> Option<Marker> {
+    let text = unsealed_line(line)?.strip_prefix(GENERATION_TEXT)?;
+    let Some((number, installed)) = text.split_once(INSTALLED_TEXT) else {
+        return Some(Marker { number: text.parse().ok()?, installed: None });
+    };
+    let (applied, term) = installed.split_once(' ')?;
+    let installed = Installed { applied: Position(applied.parse().ok()?), term: Term(term.parse().ok()?) };
+    Some(Marker { number: number.parse().ok()?, installed: Some(installed) })
 }
 
 fn sealed_line(text: &str) -> String {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{EventLog, Family, LiveChunk, StorageError, format};
+use super::{Family, Generation, LiveChunk, StorageError, format};
 use crate::{Event, KeyRange, Revision};
 
 /// Keys looked up at once; with values of the largest size they are about 50 MB.
@@ -17,14 +17,14 @@ const KEYS_PER_LOOKUP: usize = 32;
 type Wanted<'a> = (&'a [u8], Revision, u32);
 
 pub(super) fn read(
-    log: &EventLog,
+    log: &Generation,
     range: &KeyRange,
     resume_after: Option<&Bytes>,
     bytes_max: usize,
 ) -> Result<LiveChunk, StorageError> {
     // In this order: the tree may know events above `at` that are not written yet, but none up to `at` is missing.
     let at = log.state().revision;
-    let tree = log.shared.tree.lock().clone();
+    let tree = log.tree.lock().clone();
     let mut versions = tree
         .range_after(range, resume_after.map(Bytes::as_ref))
         .filter_map(|(key, history, _)| history.live_at(at).map(|version| (key, version.revision, version.sub)));
@@ -44,9 +44,9 @@ pub(super) fn read(
     }
 }
 
-fn lookup(log: &EventLog, wanted: &[Wanted<'_>]) -> Result<Vec<Arc<Event>>, StorageError> {
+fn lookup(log: &Generation, wanted: &[Wanted<'_>]) -> Result<Vec<Arc<Event>>, StorageError> {
     let keys: Vec<_> = wanted.iter().map(|(_, revision, sub)| format::log_key(*revision, *sub)).collect();
-    let rows = log.shared.engine.multi_get(Family::Log, &keys)?;
+    let rows = log.engine.multi_get(Family::Log, &keys)?;
     let mut events = Vec::with_capacity(wanted.len());
     for (&(key, revision, sub), row) in wanted.iter().zip(rows) {
         let event = match row {
@@ -62,9 +62,9 @@ fn lookup(log: &EventLog, wanted: &[Wanted<'_>]) -> Result<Vec<Arc<Event>>, Stor
 }
 
 /// A missing row is in order only when the version is not the newest any more.
-fn check_superseded(log: &EventLog, key: &[u8], revision: Revision, sub: u32) -> Result<(), StorageError> {
+fn check_superseded(log: &Generation, key: &[u8], revision: Revision, sub: u32) -> Result<(), StorageError> {
     let at = log.state().revision;
-    let tree = log.shared.tree.lock();
+    let tree = log.tree.lock();
     let newest = tree.get(key).and_then(|history| history.live_at(at));
     if newest.is_some_and(|version| (version.revision, version.sub) == (revision, sub)) {
         let (key, place) = (key.escape_ascii(), format::place_of_log(revision, sub));

@@ -2,13 +2,28 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 use super::engine::{Engine, Family};
-use super::{EventLog, EventLogConfig, LogState, Scan, Shared, StorageError, files, format};
+use super::generation::Directory;
+use super::generations::{self, Home};
+use super::{EventLog, EventLogConfig, Generation, LogState, Scan, StorageError, files, format};
 use crate::{KeyIndex, Revision};
 
 pub(super) fn open(config: &EventLogConfig) -> Result<(EventLog, KeyIndex), StorageError> {
+    let marker = generations::read(&config.path)?;
+    let (generation, index) = open_generation(&generations::config_of(config, marker.number))?;
+    generations::remove_others(&config.path, marker.number);
+    let log = EventLog {
+        current: Arc::new(ArcSwap::from_pointee(generation)),
+        home: Arc::new(Home::new(config.clone(), marker)),
+    };
+    Ok((log, index))
+}
+
+/// Opens one directory.
+pub(super) fn open_generation(config: &EventLogConfig) -> Result<(Generation, KeyIndex), StorageError> {
     files::check_format(&config.path)?;
     let engine = Engine::open(config)?;
     let state = read_numbers(&engine)?;
@@ -18,15 +33,15 @@ pub(super) fn open(config: &EventLogConfig) -> Result<(EventLog, KeyIndex), Stor
     load_base(&engine, &state, &mut index)?;
     load_log(&engine, &state, &mut index)?;
     while !index.compact_step(state.compacted, usize::MAX) {}
-    let shared = Shared {
+    let generation = Generation {
         engine,
-        path: config.path.clone(),
         state: Mutex::new(state),
         tree: index.shared_tree(),
         folding: Mutex::new(()),
         flushing: Mutex::new(()),
+        directory: Directory::new(config.path.clone()),
     };
-    Ok((EventLog { shared: Arc::new(shared) }, index))
+    Ok((generation, index))
 }
 
 fn read_numbers(engine: &Engine) -> Result<LogState, StorageError> {

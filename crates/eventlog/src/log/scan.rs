@@ -1,5 +1,7 @@
 //! Reading the log in order.
 
+use bytes::Bytes;
+
 use super::engine::{Engine, Family, Rows};
 use super::{StorageError, format};
 use crate::{Event, Revision};
@@ -21,6 +23,12 @@ impl<'a> Scan<'a> {
     /// # Errors
     /// The storage failed, a row is corrupt, or one is missing.
     pub(crate) fn next_event(&mut self) -> Result<Option<Event>, StorageError> {
+        let Some(((revision, sub), row)) = self.next_row()? else { return Ok(None) };
+        format::read_log_row(revision, sub, row).map(Some)
+    }
+
+    /// The next row as it is stored, and its place; the row itself is not checked.
+    pub(super) fn next_row(&mut self) -> Result<Option<((Revision, u32), Bytes)>, StorageError> {
         let Some((key, row)) = self.rows.next_row()? else { return Ok(None) };
         let place = format::parse_log_key(&key)?;
         if let Some(last) = self.last
@@ -30,6 +38,6 @@ impl<'a> Scan<'a> {
             return Err(StorageError::Inconsistent(format!("a hole: {before} is followed by {after}")));
         }
         self.last = Some(place);
-        format::read_log_row(place.0, place.1, row).map(Some)
+        Ok(Some((place, row)))
     }
 }

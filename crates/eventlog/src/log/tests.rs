@@ -108,7 +108,7 @@ fn read_live(log: &EventLog, bytes_max: usize) -> Vec<Arc<Event>> {
 }
 
 /// Everything that a reader at or above the compacted revision may ask for, compared with the events ever written.
-fn check(log: &EventLog, index: &KeyIndex, model: &Writer) {
+pub(crate) fn check(log: &EventLog, index: &KeyIndex, model: &Writer) {
     let state = log.state();
     let live: Vec<_> = model.live_at(state.revision).into_values().collect();
     assert_eq!(read_live(log, 1), live);
@@ -123,7 +123,8 @@ fn check(log: &EventLog, index: &KeyIndex, model: &Writer) {
             assert_eq!(event.as_ref(), expected.get(meta.key.as_ref()), "at {at}");
         }
     }
-    let mut scan = log.scan((state.fold_point.next(), 0), state.revision);
+    let current = log.current();
+    let mut scan = current.scan((state.fold_point.next(), 0), state.revision);
     let above = model.events.iter().filter(|event| event.revision() > state.fold_point);
     for event in above.filter(|event| event.revision() <= state.revision) {
         assert_eq!(scan.next_event().unwrap().as_ref(), Some(event.as_ref()));
@@ -147,7 +148,7 @@ fn listing(path: &Path) -> io::Result<BTreeMap<OsString, u64>> {
 
 /// What a crash would leave: the files as they are, without what is in memory. RocksDB compacts in the background, so a
 /// copy counts only when nothing changed while it was made.
-fn crash_copy(from: &Path) -> tempfile::TempDir {
+pub(crate) fn crash_copy(from: &Path) -> tempfile::TempDir {
     for _ in 0..1000 {
         let copy = tempfile::tempdir().unwrap();
         let copied = listing(from).and_then(|files| {
@@ -344,7 +345,8 @@ fn missing_record_is_named() {
     writer.mixed(30);
     for gone in [2i64, 12] {
         let mut batch = rocksdb::WriteBatch::default();
-        let engine = &writer.log.shared.engine;
+        let current = writer.log.current();
+        let engine = &current.engine;
         batch.delete_range_cf(
             engine.family(Family::Log),
             format::log_key(Revision(gone), 0),
@@ -364,7 +366,8 @@ type Everything = (LogState, Vec<Event>, Vec<Arc<Event>>, usize);
 /// Reads everything, as a start and later reads would.
 fn read_all(path: &Path) -> Result<Everything, StorageError> {
     let (log, index) = EventLog::open(&config(path))?;
-    let mut scan = log.scan((Revision(0), 0), Revision(i64::MAX - 1));
+    let current = log.current();
+    let mut scan = current.scan((Revision(0), 0), Revision(i64::MAX - 1));
     let mut events = Vec::new();
     while let Some(event) = scan.next_event()? {
         events.push(event);

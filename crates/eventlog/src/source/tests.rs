@@ -147,7 +147,7 @@ fn transfer_then_tail_gives_the_state() {
         let key = format!("key/{:02}", number * 7 % 40);
         world.record(&[(&key, (number % 4 != 0).then_some("value"))]);
     }
-    let (cursor, facts) = world.source.transfer_begin();
+    let (cursor, facts) = world.source.transfer_begin().unwrap();
     assert_eq!((cursor.revision, facts.len()), (Revision(101), 0));
     let mut store = std::collections::BTreeMap::new();
     let mut after = None;
@@ -261,7 +261,7 @@ fn read_until(source: &LocalSource, done: &AtomicBool) -> (Vec<Arc<Event>>, usiz
     loop {
         let last = done.load(Ordering::SeqCst);
         transfers += 1;
-        let (mut cursor, _) = source.transfer_begin();
+        let (mut cursor, _) = source.transfer_begin().unwrap();
         let mut store = std::collections::BTreeMap::new();
         let mut after = None;
         loop {

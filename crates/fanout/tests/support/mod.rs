@@ -13,7 +13,7 @@ use prost::Message;
 use tailwater_api::etcdserverpb::WatchResponse;
 use tailwater_eventlog::{
     Cursor, Envelope, Event, EventKind, Fact, Frame, History, HistoryChunk, HistoryError, HistoryEvent, HistoryId,
-    HistoryPoint, KeyRange, LeaseId, LiveChunk, Position, Revision, Source, StorageError, Tail, TailConfig, TailError,
+    HistoryPoint, KeyRange, LeaseId, LiveChunk, Position, Revision, Source, SourceError, Tail, TailConfig, TailError,
 };
 use tailwater_fanout::{CreateWatch, Fanout, FanoutConfig, WatchControl, WatchFilter, WatchStream};
 
@@ -27,6 +27,47 @@ pub struct State {
     pub revision: i64,
     pub compacted: i64,
     position: u64,
+}
+
+impl State {
+    /// Writes a record, if there is anything to write.
+    fn change(&mut self, changes: &[Change]) -> Vec<Arc<Event>> {
+        let revision = Revision(self.revision + 1);
+        let mut events = Vec::new();
+        for (key, value) in changes {
+            let old = self.live.get(key).cloned();
+            let sub = u32::try_from(events.len()).unwrap();
+            let prev = old.as_ref().map(|o| (o.revision(), o.sub()));
+            let event = match (value, &old) {
+                (None, None) => continue,
+                (None, Some(_)) => Event::delete(revision, sub, key, prev),
+                (Some(value), _) => {
+                    let envelope = Envelope {
+                        kind: EventKind::Put,
+                        revision,
+                        sub,
+                        create_revision: old.as_ref().map_or(revision, |o| o.envelope().create_revision),
+                        version: old.as_ref().map_or(1, |o| o.envelope().version + 1),
+                        lease: LeaseId(0),
+                        prev,
+                    };
+                    Event::put(envelope, key, value)
+                }
+            };
+            events.push(Arc::new(event));
+        }
+        for event in &events {
+            match event.kind() {
+                EventKind::Put => self.live.insert(event.key().to_vec(), event.clone()),
+                EventKind::Delete => self.live.remove(event.key()),
+            };
+        }
+        if !events.is_empty() {
+            self.revision = revision.0;
+            self.events.extend(events.iter().cloned());
+        }
+        events
+    }
 }
 
 /// Everything that was written; the fanout's source.
@@ -48,43 +89,11 @@ impl World {
     /// One record; deletes of what is not there are left out. Returns the revision that is reached.
     pub fn commit(&self, changes: &[Change]) -> i64 {
         let mut state = self.state.lock().unwrap();
-        let revision = Revision(state.revision + 1);
-        let mut events = Vec::new();
-        for (key, value) in changes {
-            let old = state.live.get(key).cloned();
-            let sub = u32::try_from(events.len()).unwrap();
-            let prev = old.as_ref().map(|o| (o.revision(), o.sub()));
-            let event = match (value, &old) {
-                (None, None) => continue,
-                (None, Some(_)) => Event::delete(revision, sub, key, prev),
-                (Some(value), _) => {
-                    let envelope = Envelope {
-                        kind: EventKind::Put,
-                        revision,
-                        sub,
-                        create_revision: old.as_ref().map_or(revision, |o| o.envelope().create_revision),
-                        version: old.as_ref().map_or(1, |o| o.envelope().version + 1),
-                        lease: LeaseId(0),
-                        prev,
-                    };
-                    Event::put(envelope, key, value)
-                }
-            };
-            events.push(Arc::new(event));
+        let events = state.change(changes);
+        if !events.is_empty() {
+            self.publish(&mut state, events, vec![]);
         }
-        if events.is_empty() {
-            return state.revision;
-        }
-        for event in &events {
-            match event.kind() {
-                EventKind::Put => state.live.insert(event.key().to_vec(), event.clone()),
-                EventKind::Delete => state.live.remove(event.key()),
-            };
-        }
-        state.revision = revision.0;
-        state.events.extend(events.iter().cloned());
-        self.publish(&mut state, events, vec![]);
-        revision.0
+        state.revision
     }
 
     pub fn put(&self, key: &str, value: &[u8]) -> i64 {
@@ -100,6 +109,21 @@ impl World {
         state.compacted = state.compacted.max(revision);
         let fact = Fact::Compacted(Revision(state.compacted));
         self.publish(&mut state, vec![], vec![fact]);
+    }
+
+    /// As a member that was far behind and has taken over the state of another: `records` of changes that no tail of
+    /// this source ever held, a compaction, and a tail that goes on behind them.
+    pub fn jump(&self, records: &[Vec<Change>], compacted: i64) {
+        let mut state = self.state.lock().unwrap();
+        for changes in records {
+            state.change(changes);
+            state.position += 1;
+        }
+        state.position += 1;
+        state.compacted = state.compacted.max(compacted.min(state.revision));
+        let (position, revision) = (Position(state.position), Revision(state.revision));
+        let facts = [Fact::Compacted(Revision(state.compacted))];
+        self.tail.restart(Cursor { history: HistoryId(1), revision, position }, &facts);
     }
 
     fn publish(&self, state: &mut State, events: Vec<Arc<Event>>, facts: Vec<Fact>) {
@@ -162,15 +186,15 @@ impl History for World {
 }
 
 impl Source for World {
-    fn transfer_begin(&self) -> (Cursor, Vec<Fact>) {
-        self.tail.snapshot()
+    fn transfer_begin(&self) -> Result<(Cursor, Vec<Fact>), SourceError> {
+        Ok(self.tail.snapshot())
     }
 
     fn transfer_end(&self) -> Revision {
         Revision(self.revision())
     }
 
-    fn transfer(&self, _: &KeyRange, after: Option<&Bytes>, _: usize) -> Result<LiveChunk, StorageError> {
+    fn transfer(&self, _: &KeyRange, after: Option<&Bytes>, _: usize) -> Result<LiveChunk, SourceError> {
         let state = self.state.lock().unwrap();
         let rest = state.live.iter().filter(|(key, _)| after.is_none_or(|after| after.as_ref() < key.as_slice()));
         let events: Vec<_> = rest.map(|(_, event)| event.clone()).take(7).collect();

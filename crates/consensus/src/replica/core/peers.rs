@@ -42,8 +42,25 @@ impl ReplicaCore {
         }
         self.recount(&message);
         let Some(message) = self.doubted(message) else { return };
+        let from = message.from;
         if let Err(error) = self.node.step(message) {
             tracing::debug!(%error, "raft message passed over");
+        }
+        self.resume(from);
+    }
+
+    /// A peer that was told to copy the state, and says that the log it has committed reaches into this one, is sent entries
+    /// again: it may have come by it otherwise. Raft would wait for the very position that it named.
+    fn resume(&mut self, id: u64) {
+        let (committed, first) = (self.committed(), self.node.store().view.first_index());
+        let raft = &mut self.node.raft;
+        let is_leader = raft.state == StateRole::Leader;
+        let Some(peer) = raft.mut_prs().get_mut(id).filter(|_| is_leader) else { return };
+        let reached = peer.committed_index.min(committed);
+        if peer.state == ProgressState::Snapshot && reached + 1 >= first {
+            // What is committed is the same everywhere.
+            peer.maybe_update(reached);
+            self.node.report_snapshot(id, SnapshotStatus::Failure);
         }
     }
 

@@ -356,42 +356,6 @@ fn a_group_of_which_all_were_cut_elects_once_all_are_there() {
 }
 
 #[test]
-fn a_follower_far_behind_is_told_to_copy_the_state() {
-    let mut cluster = Cluster::empty();
-    cluster.raft_log_bytes = 1 << 20;
-    for id in 1..=3 {
-        cluster.start(id, &all(3), |_| {});
-    }
-    let leader = cluster.leader();
-    let behind = leader % 3 + 1;
-    cluster.ticks(2);
-    cluster.cut_off(behind, true);
-    cluster.ticks(12);
-    let large = |n: usize| {
-        Command::Put(pb::PutRequest {
-            key: format!("k{n}").into(),
-            value: vec![7; 200 << 10].into(),
-            ..Default::default()
-        })
-    };
-    for n in 0..20 {
-        cluster.ask(leader, large(n)).unwrap();
-        let node = cluster.node(leader);
-        node.upkeep();
-    }
-    cluster.settle();
-    assert!(cluster.node(behind).consensus.catch_up_wanted().borrow().is_none());
-    cluster.cut_off(behind, false);
-    cluster.ticks(30);
-    let wanted = *cluster.node(behind).consensus.catch_up_wanted().borrow();
-    let wanted = wanted.expect("the leader's log begins above the follower's");
-    assert_eq!(wanted.from, MemberId(leader));
-    assert!(wanted.position > cluster.node(behind).applied());
-    assert!(wanted.position <= cluster.node(leader).applied());
-    assert_eq!(cluster.leading(), Some(leader), "it disturbs nobody");
-}
-
-#[test]
 fn one_member_of_a_lost_group_goes_on_alone_with_what_it_has() {
     let mut cluster = Cluster::new(3);
     let leader = cluster.leader();

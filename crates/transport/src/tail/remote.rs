@@ -1,0 +1,152 @@
+//! A source in another process.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tailwater_eventlog::{
+    Cursor, Fact, Frame, History, HistoryChunk, HistoryError, HistoryPoint, KeyRange, LiveChunk, MemberId, Revision,
+    Source, SourceError, TailError,
+};
+use tokio::runtime::Handle;
+
+use super::server::CoreWord;
+use super::uplink::Uplink;
+use crate::LinkConfig;
+
+mod following;
+mod reading;
+mod transferring;
+
+use following::Following;
+use transferring::Transferring;
+
+/// How a tail in another process is followed.
+#[derive(Clone, Debug)]
+pub struct RemoteSourceConfig {
+    /// Where sources are, the preferred first. At least one.
+    pub urls: Vec<String>,
+    /// This node's id: a source whose path to the core leads through it is left.
+    pub reader_id: MemberId,
+    /// What is wanted; none: every key. Not overlapping.
+    pub ranges: Vec<KeyRange>,
+    /// Where clients reach this node, for those who route to it; may be empty.
+    pub client_url: String,
+    /// A source without a word for so long is left. Default 3 s.
+    pub silence_max: Duration,
+    /// A source that heard of the core longer ago, or knew no leader for so long, is left for another. Default 3 s.
+    pub core_age_max: Duration,
+    /// A transfer or history read without a message for so long is broken. Default 60 s: they wait their turn.
+    pub bulk_silence_max: Duration,
+    /// Connections.
+    pub link: LinkConfig,
+}
+
+impl RemoteSourceConfig {
+    /// With the defaults.
+    #[must_use]
+    pub fn new(urls: Vec<String>, reader_id: MemberId) -> Self {
+        Self {
+            urls,
+            reader_id,
+            ranges: Vec::new(),
+            client_url: String::new(),
+            silence_max: Duration::from_secs(3),
+            core_age_max: Duration::from_secs(3),
+            bulk_silence_max: Duration::from_secs(60),
+            link: LinkConfig::default(),
+        }
+    }
+}
+
+/// Follows the tail at one of several sources, and goes to another one at its cursor when that one fails. While none can
+/// be reached its reader gets nothing; it is not told that anything ended. One reader's calls only, from threads that
+/// may block.
+pub struct RemoteSource {
+    shared: Arc<Shared>,
+    /// The tail thread's.
+    following: Mutex<Following>,
+    /// The tail thread's.
+    transferring: Mutex<Transferring>,
+}
+
+struct Shared {
+    config: RemoteSourceConfig,
+    runtime: Handle,
+    uplink: Uplink,
+    /// The last word of the core, and when it came.
+    word: Mutex<Option<(CoreWord, Instant)>>,
+}
+
+impl RemoteSource {
+    /// Connects in the background, on `runtime`, until it is dropped.
+    ///
+    /// # Panics
+    /// When no source is given.
+    #[must_use]
+    pub fn new(config: RemoteSourceConfig, runtime: Handle) -> Self {
+        assert!(!config.urls.is_empty(), "a remote source needs the URL of one");
+        let uplink = Uplink::start(&runtime, config.urls.clone(), config.link.clone());
+        let shared = Arc::new(Shared { config, runtime, uplink, word: Mutex::new(None) });
+        Self { shared, following: Mutex::default(), transferring: Mutex::default() }
+    }
+
+    /// What this node knows of the core, for its own readers: the path to its source, itself last. `None` before a
+    /// source was heard.
+    #[must_use]
+    pub fn core_word(&self) -> Option<CoreWord> {
+        self.shared.word.lock().as_ref().map(|(word, at)| {
+            let mut path = word.path.clone();
+            path.push(self.shared.config.reader_id.0);
+            CoreWord { path, age: word.age + at.elapsed() }
+        })
+    }
+}
+
+impl History for RemoteSource {
+    fn read(
+        &self,
+        ranges: &[KeyRange],
+        from: HistoryPoint,
+        to: Revision,
+        with_prev: bool,
+        bytes_max: usize,
+    ) -> Result<HistoryChunk, HistoryError> {
+        let read = reading::Read { ranges, from, to, with_prev, bytes_max };
+        self.shared.runtime.block_on(reading::read(&self.shared, &read))
+    }
+}
+
+impl Source for RemoteSource {
+    fn transfer_begin(&self) -> Result<(Cursor, Vec<Fact>), SourceError> {
+        let mut transferring = self.transferring.lock();
+        self.shared.runtime.block_on(transferring.begin(&self.shared))
+    }
+
+    fn transfer_end(&self) -> Revision {
+        self.transferring.lock().reached()
+    }
+
+    fn transfer(
+        &self,
+        range: &KeyRange,
+        resume_after: Option<&Bytes>,
+        _bytes_max: usize,
+    ) -> Result<LiveChunk, SourceError> {
+        let mut transferring = self.transferring.lock();
+        self.shared.runtime.block_on(transferring.chunk(&self.shared, range, resume_after))
+    }
+
+    fn follow(&self, cursor: Cursor, _bytes_max: usize, timeout: Duration) -> Result<Vec<Arc<Frame>>, TailError> {
+        let mut following = self.following.lock();
+        let frames = following.frames(&self.shared, cursor);
+        self.shared.runtime.block_on(async {
+            match tokio::time::timeout(timeout, frames).await {
+                Ok(frames) => frames,
+                // What was on its way is kept for the next call.
+                Err(_) => Ok(Vec::new()),
+            }
+        })
+    }
+}

@@ -1,0 +1,131 @@
+//! Reading history at remote sources.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tailwater_api::tail as wire;
+use tailwater_eventlog::{HistoryChunk, HistoryError, HistoryEvent, HistoryPoint, KeyRange, Revision};
+use tonic::{Code, Status};
+
+use super::Shared;
+use crate::tail::codec::{CodecError, PROTOCOL_VERSION, event_in, range_out};
+use crate::tail::uplink::Connected;
+
+/// How long a read waits for a source.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// A source that has not reached the end of what is asked is asked again after this, and so often.
+const BEHIND_PAUSE: Duration = Duration::from_millis(50);
+const BEHIND_ATTEMPTS: usize = 20;
+
+pub(super) struct Read<'a> {
+    pub(super) ranges: &'a [KeyRange],
+    pub(super) from: HistoryPoint,
+    pub(super) to: Revision,
+    pub(super) with_prev: bool,
+    pub(super) bytes_max: usize,
+}
+
+/// Why one attempt failed.
+enum Failed {
+    Compacted(Revision),
+    Status(Status),
+    Codec(CodecError),
+    Silent,
+}
+
+impl From<Status> for Failed {
+    fn from(status: Status) -> Self {
+        Self::Status(status)
+    }
+}
+
+impl From<CodecError> for Failed {
+    fn from(error: CodecError) -> Self {
+        Self::Codec(error)
+    }
+}
+
+/// Asks each source once, and a while longer one that is only behind.
+pub(super) async fn read(shared: &Shared, read: &Read<'_>) -> Result<HistoryChunk, HistoryError> {
+    let mut reason = "no source can be reached".to_owned();
+    let (mut sources, mut behind) = (shared.uplink.sources(), BEHIND_ATTEMPTS);
+    while sources > 0 {
+        let Some(source) = shared.uplink.connected_within(CONNECT_TIMEOUT).await else { break };
+        match ask(shared, &source, read).await {
+            Ok(chunk) => return Ok(chunk),
+            Err(Failed::Compacted(at)) => return Err(HistoryError::Compacted(at)),
+            Err(Failed::Status(status)) if status.code() == Code::OutOfRange && behind > 0 => {
+                behind -= 1;
+                status.message().clone_into(&mut reason);
+                tokio::time::sleep(BEHIND_PAUSE).await;
+            }
+            Err(failed) => {
+                reason = match failed {
+                    Failed::Status(status) => status.to_string(),
+                    Failed::Codec(error) => error.to_string(),
+                    Failed::Silent | Failed::Compacted(_) => "the source is silent".into(),
+                };
+                shared.uplink.leave(&source, &reason);
+                sources -= 1;
+            }
+        }
+    }
+    Err(HistoryError::Unavailable(reason))
+}
+
+async fn ask(shared: &Shared, source: &Connected, read: &Read<'_>) -> Result<HistoryChunk, Failed> {
+    let request = wire::HistoryRequest {
+        protocol_version: PROTOCOL_VERSION,
+        ranges: read.ranges.iter().map(range_out).collect(),
+        from: read.from.revision.0,
+        from_sub: read.from.sub,
+        to: read.to.0,
+        with_prev: read.with_prev,
+        bytes_max: read.bytes_max as u64,
+    };
+    let silence_max = shared.config.bulk_silence_max;
+    let in_time = |_| Failed::Silent;
+    let mut client = source.client.clone();
+    let answer = tokio::time::timeout(silence_max, client.history(request)).await.map_err(in_time)??;
+    let mut messages = answer.into_inner();
+    let mut chunk = HistoryChunk { events: Vec::new(), next: None, compacted: Revision(0) };
+    loop {
+        let message = tokio::time::timeout(silence_max, messages.message()).await.map_err(in_time)??;
+        let message = message.ok_or(CodecError::Missing("end"))?;
+        add(&mut chunk, read, message.rows, message.previous_rows)?;
+        let Some(end) = message.end else { continue };
+        let compacted = Revision(end.compacted_revision);
+        if end.compacted {
+            return Err(Failed::Compacted(compacted));
+        }
+        chunk.compacted = compacted;
+        chunk.next =
+            (end.next != 0).then_some(HistoryPoint { revision: Revision(end.next), sub: end.next_sub });
+        return match chunk.next {
+            // A reader that is sent back would never come to an end.
+            Some(next) if next <= read.from => Err(CodecError::Order(format!("history goes on at {next:?}")).into()),
+            _ => Ok(chunk),
+        };
+    }
+}
+
+fn add(chunk: &mut HistoryChunk, read: &Read<'_>, rows: Vec<Bytes>, prevs: Vec<Bytes>) -> Result<(), CodecError> {
+    let mut prevs = prevs.into_iter();
+    for (at, row) in rows.into_iter().enumerate() {
+        let event = event_in(at, row)?;
+        let prev = prevs.next().filter(|prev| !prev.is_empty());
+        let prev = prev.map(|prev| event_in(at, prev)).transpose()?;
+        let place = HistoryPoint { revision: event.revision(), sub: event.sub() };
+        let last = chunk.events.last().map(|last| (last.event.revision(), last.event.sub()));
+        let is_next = place >= read.from
+            && place.revision <= read.to
+            && last.is_none_or(|last| last < (place.revision, place.sub))
+            && prev.as_ref().is_none_or(|prev| prev.key() == event.key() && prev.revision() < event.revision());
+        if !is_next {
+            return Err(CodecError::Order(format!("history at {place:?}")));
+        }
+        chunk.events.push(HistoryEvent { event: Arc::new(event), prev: prev.map(Arc::new) });
+    }
+    Ok(())
+}

@@ -1,0 +1,228 @@
+//! The service: what is asked, whether it can be answered, and how many at a time.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tailwater_api::tail as wire;
+use tailwater_api::tail::tail_server::{Tail, TailServer};
+use tailwater_eventlog::{CopyPoint, EventLog, FoldHold, MemberId, Source};
+use tokio::sync::{Semaphore, watch};
+use tonic::{Request, Response, Status};
+
+use super::codec::{MESSAGE_BYTES_MAX, PROTOCOL_VERSION, cursor_in, range_in};
+use super::rate::ByteRate;
+use super::serving::{self, Messages, Serving};
+
+mod copy;
+mod follow;
+mod history;
+mod transfer;
+
+/// How a source is served.
+#[derive(Clone, Debug)]
+pub struct TailServiceConfig {
+    /// A follower hears from its source at least this often. Default 100 ms.
+    pub heartbeat_interval: Duration,
+    /// Followers at a time; each is a thread that mostly waits. Default 256.
+    pub followers_max: usize,
+    /// Transfers at a time, and member copies at a time. Default 4 each.
+    pub transfers_max: usize,
+    /// History reads at a time; others wait. Default 8.
+    pub history_reads_max: usize,
+    /// Bytes per second of all transfers and copies together, so that writes go on; 0: no bound. Default 64 MiB.
+    pub transfer_bytes_per_second: u64,
+    /// Bytes per second of all history reads together; 0: no bound. Default 64 MiB.
+    pub history_bytes_per_second: u64,
+    /// A transfer, copy or history read whose reader takes nothing for so long ends. Default 60 s.
+    pub stall_max: Duration,
+    /// Log and base are kept for a transfer or copy for so long at most. Default 1 h.
+    pub hold_max: Duration,
+}
+
+impl Default for TailServiceConfig {
+    fn default() -> Self {
+        Self {
+            heartbeat_interval: Duration::from_millis(100),
+            followers_max: 256,
+            transfers_max: 4,
+            history_reads_max: 8,
+            transfer_bytes_per_second: 64 << 20,
+            history_bytes_per_second: 64 << 20,
+            stall_max: Duration::from_secs(60),
+            hold_max: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// What a node knows of the core: through whom it hears from it, and how long ago it did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CoreWord {
+    /// Node ids from the core down to this node, which is the last.
+    pub path: Vec<u64>,
+    /// Since the core was last heard: zero at the leader, since the leader's last word at another member.
+    pub age: Duration,
+}
+
+/// Makes the source of one reader: each reads on its own.
+pub type SourceFactory = Box<dyn Fn() -> Arc<dyn Source> + Send + Sync>;
+/// Tells the word of the core now.
+pub type CoreWordTeller = Box<dyn Fn() -> CoreWord + Send + Sync>;
+
+struct Inner {
+    config: TailServiceConfig,
+    source: SourceFactory,
+    /// What members copy, and what is held for transfers; a relay has none.
+    log: Option<EventLog>,
+    word: CoreWordTeller,
+    followers: Arc<Semaphore>,
+    transfers: Arc<Semaphore>,
+    copies: Arc<Semaphore>,
+    history_reads: Arc<Semaphore>,
+    transfer_rate: Arc<ByteRate>,
+    history_rate: Arc<ByteRate>,
+    stopping: watch::Sender<bool>,
+}
+
+/// Serves a source to other nodes; clones share it.
+#[derive(Clone)]
+pub struct TailService {
+    inner: Arc<Inner>,
+}
+
+impl TailService {
+    /// Of a source, and the log that members copy where there is one.
+    #[must_use]
+    pub fn new(config: TailServiceConfig, source: SourceFactory, log: Option<EventLog>, word: CoreWordTeller) -> Self {
+        let semaphore = |permits: usize| Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
+        let inner = Inner {
+            source,
+            log,
+            word,
+            followers: semaphore(config.followers_max),
+            transfers: semaphore(config.transfers_max),
+            copies: semaphore(config.transfers_max),
+            history_reads: semaphore(config.history_reads_max),
+            transfer_rate: Arc::new(ByteRate::new(config.transfer_bytes_per_second)),
+            history_rate: Arc::new(ByteRate::new(config.history_bytes_per_second)),
+            stopping: watch::Sender::new(false),
+            config,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// As a gRPC service.
+    #[must_use]
+    pub fn into_grpc(self) -> TailServer<Self> {
+        TailServer::new(self).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// Ends every stream with UNAVAILABLE; readers go elsewhere.
+    pub fn stop(&self) {
+        self.inner.stopping.send_replace(true);
+    }
+
+    fn serving(&self, kind: &'static str, slots: &Arc<Semaphore>) -> Result<Serving, Status> {
+        let permit = Arc::clone(slots).try_acquire_owned();
+        let permit = permit.map_err(|_| Status::resource_exhausted(format!("too many readers of this kind: {kind}")))?;
+        Ok(Serving { kind, permit, stopping: self.inner.stopping.subscribe(), rate: None, stall_max: None })
+    }
+
+    /// A flow that is bounded in bytes per second, and does not wait for its reader for ever.
+    fn bulk(&self, kind: &'static str, slots: &Arc<Semaphore>) -> Result<Serving, Status> {
+        let rate = Some(Arc::clone(&self.inner.transfer_rate));
+        Ok(Serving { rate, stall_max: Some(self.inner.config.stall_max), ..self.serving(kind, slots)? })
+    }
+}
+
+#[tonic::async_trait]
+impl Tail for TailService {
+    type FollowStream = Messages<wire::FollowResponse>;
+    type TransferStream = Messages<wire::TransferResponse>;
+    type HistoryStream = Messages<wire::HistoryResponse>;
+    type CopyStream = Messages<wire::CopyResponse>;
+
+    async fn follow(&self, request: Request<wire::FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
+        let request = request.into_inner();
+        check_version(request.protocol_version)?;
+        let cursor = request.cursor.as_ref().map(cursor_in).ok_or_else(|| Status::invalid_argument("no cursor"))?;
+        let ranges = request.ranges.into_iter().map(range_in).collect();
+        let serving = self.serving("follow", &self.inner.followers)?;
+        let inner = Arc::clone(&self.inner);
+        let reader = MemberId(request.reader_id);
+        let messages = serving::spawn(serving, move |sink| follow::serve(&inner, reader, cursor, ranges, sink))?;
+        Ok(Response::new(messages))
+    }
+
+    async fn transfer(&self, request: Request<wire::TransferRequest>) -> Result<Response<Self::TransferStream>, Status> {
+        let request = request.into_inner();
+        check_version(request.protocol_version)?;
+        let serving = self.bulk("transfer", &self.inner.transfers)?;
+        let inner = Arc::clone(&self.inner);
+        Ok(Response::new(serving::spawn(serving, move |sink| transfer::serve(&inner, request, sink))?))
+    }
+
+    async fn history(&self, request: Request<wire::HistoryRequest>) -> Result<Response<Self::HistoryStream>, Status> {
+        let request = request.into_inner();
+        check_version(request.protocol_version)?;
+        let permit = Arc::clone(&self.inner.history_reads).acquire_owned().await;
+        let serving = Serving {
+            kind: "history",
+            permit: permit.map_err(|_| Status::unavailable("the source is shutting down"))?,
+            stopping: self.inner.stopping.subscribe(),
+            rate: Some(Arc::clone(&self.inner.history_rate)),
+            stall_max: Some(self.inner.config.stall_max),
+        };
+        let inner = Arc::clone(&self.inner);
+        Ok(Response::new(serving::spawn(serving, move |sink| history::serve(&inner, request, sink))?))
+    }
+
+    async fn copy(&self, request: Request<wire::CopyRequest>) -> Result<Response<Self::CopyStream>, Status> {
+        let request = request.into_inner();
+        check_version(request.protocol_version)?;
+        let Some(log) = self.inner.log.clone() else {
+            return Err(Status::unimplemented("this node holds no log that a member could copy"));
+        };
+        let serving = self.bulk("copy", &self.inner.copies)?;
+        let inner = Arc::clone(&self.inner);
+        Ok(Response::new(serving::spawn(serving, move |sink| copy::serve(&inner, &log, &request, sink))?))
+    }
+}
+
+fn check_version(version: u32) -> Result<(), Status> {
+    if version == PROTOCOL_VERSION {
+        return Ok(());
+    }
+    let text = format!("protocol version {version} is not spoken here, version {PROTOCOL_VERSION} is");
+    Err(Status::failed_precondition(text))
+}
+
+/// Keeps what a reader needs as long as it comes on, and not for ever.
+struct Hold {
+    hold: FoldHold,
+    until: Instant,
+    lifetime: Duration,
+}
+
+impl Hold {
+    /// From now on; between two renewals lies at most a stalled message.
+    fn take(log: &EventLog, config: &TailServiceConfig) -> Self {
+        let lifetime = config.stall_max * 2;
+        Self { hold: log.copy_begin(lifetime), until: Instant::now() + config.hold_max, lifetime }
+    }
+
+    fn point(&self) -> CopyPoint {
+        self.hold.point()
+    }
+
+    /// Ends by itself when its lifetime has passed.
+    fn linger(self) {
+        self.renew();
+        self.hold.linger();
+    }
+
+    fn renew(&self) {
+        if Instant::now() < self.until {
+            self.hold.renew(self.lifetime);
+        }
+    }
+}

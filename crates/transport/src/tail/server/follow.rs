@@ -1,0 +1,82 @@
+//! One follower: frames after its cursor, and heartbeats where there are none.
+
+use std::time::Instant;
+
+use tailwater_api::tail as wire;
+use tailwater_api::tail::resync::Reason;
+use tailwater_eventlog::{Cursor, Fact, KeyRange, MemberId, Source, TailError};
+use tonic::Status;
+
+use super::Inner;
+use crate::tail::codec::{cursor_out, fact_out};
+use crate::tail::pieces::{PIECE_BYTES, Pieces};
+use crate::tail::serving::{Gone, Sink, behind, bytes_of};
+
+/// Until the reader goes, or can't be served.
+pub(super) fn serve(
+    inner: &Inner,
+    reader: MemberId,
+    mut cursor: Cursor,
+    ranges: Vec<KeyRange>,
+    sink: &mut Sink<wire::FollowResponse>,
+) -> Result<(), Gone> {
+    let source = (inner.source)();
+    tracing::info!(reader = format!("{:x}", reader.0), revision = cursor.revision.0, "serving the tail to a reader");
+    sink.send(greeting(inner, &*source, cursor))?;
+    let mut heartbeat = Instant::now();
+    loop {
+        // First: a reader that does not take what it has gets nothing read for it.
+        sink.ready()?;
+        let frames = match source.follow(cursor, PIECE_BYTES, inner.config.heartbeat_interval) {
+            Ok(frames) => frames,
+            Err(TailError::Behind(_)) => return resync(Reason::Compacted, sink),
+            Err(TailError::OtherHistory) => return resync(Reason::OtherHistory, sink),
+            Err(TailError::Closed) => return Err(sink.fail(Status::unavailable("the tail has ended"))),
+            Err(error @ TailError::Storage(_)) => return Err(sink.fail(Status::internal(error.to_string()))),
+        };
+        for frames in Pieces::new(&frames, &ranges, PIECE_BYTES) {
+            let bytes = frames.iter().map(|frame| bytes_of(&frame.rows)).sum();
+            sink.send_rows(wire::FollowResponse { frames, ..Default::default() }, bytes)?;
+        }
+        cursor = behind(cursor, &frames);
+        // Also while frames come: they do not tell how old the core's last word is.
+        if frames.is_empty() || heartbeat.elapsed() >= inner.config.heartbeat_interval {
+            heartbeat = Instant::now();
+            let heartbeat = Some(word(inner, cursor));
+            sink.send(wire::FollowResponse { heartbeat, ..Default::default() })?;
+        }
+    }
+}
+
+/// What a reader hears first: the word of the core, and the leader as this source knows it. Another source may have
+/// told the reader of a leader at a position that it has passed.
+fn greeting(inner: &Inner, source: &dyn Source, cursor: Cursor) -> wire::FollowResponse {
+    let facts = match source.transfer_begin() {
+        Ok((at, facts)) if at.history == cursor.history => facts,
+        _ => Vec::new(),
+    };
+    let facts: Vec<_> = facts.iter().filter(|fact| matches!(fact, Fact::Leader(..))).map(fact_out).collect();
+    let frame = wire::Frame {
+        position: cursor.position.0,
+        revision: cursor.revision.0,
+        rows: Vec::new(),
+        facts,
+        continued: false,
+    };
+    let frames = if frame.facts.is_empty() { Vec::new() } else { vec![frame] };
+    wire::FollowResponse { frames, heartbeat: Some(word(inner, cursor)), resync: None }
+}
+
+fn word(inner: &Inner, cursor: Cursor) -> wire::Heartbeat {
+    let word = (inner.word)();
+    wire::Heartbeat {
+        reached: Some(cursor_out(cursor)),
+        path: word.path,
+        core_age_ms: u64::try_from(word.age.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+fn resync(reason: Reason, sink: &mut Sink<wire::FollowResponse>) -> Result<(), Gone> {
+    let resync = Some(wire::Resync { reason: reason.into() });
+    sink.send(wire::FollowResponse { resync, ..Default::default() })
+}
