@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tailwater_eventlog::{Cursor, Frame, KeyRange, Position, SourceError, StorageError, TailError};
+use tailwater_eventlog::{Cursor, Frame, KeyRange, Position, Source, SourceError, StorageError, TailError};
 
 use crate::core::Core;
 use crate::delivery::{UNAVAILABLE, text};
@@ -40,19 +40,8 @@ pub(crate) struct Reached {
 enum Ended {
     Tail(TailError),
     Storage(StorageError),
-    /// The transfer must begin again, for this reason.
     Restart(String),
     Stopped,
-}
-
-impl From<SourceError> for Ended {
-    fn from(error: SourceError) -> Self {
-        match error {
-            SourceError::Restart(reason) => Self::Restart(reason),
-            SourceError::Storage(error) => Self::Storage(error),
-            SourceError::Unavailable(_) => unreachable!("an unavailable source is asked again"),
-        }
-    }
 }
 
 /// The tail thread's state.
@@ -123,15 +112,13 @@ impl Follower {
         }
         match &self.phase {
             Phase::Begin => {
-                let Some((begin, facts)) = available(self.core.source.transfer_begin(), timeout)? else {
-                    return Ok(());
-                };
+                let Some((begin, facts)) = self.ask(timeout, |source| source.transfer_begin())? else { return Ok(()) };
                 self.store = Store::at(begin, &facts);
                 self.phase = Phase::Rows(None);
             }
             Phase::Rows(after) => {
-                let rows = self.core.source.transfer(&KeyRange::all(), after.as_ref(), BATCH_BYTES_MAX);
-                let Some(rows) = available(rows, timeout)? else { return Ok(()) };
+                let rows = |source: &dyn Source| source.transfer(&KeyRange::all(), after.as_ref(), BATCH_BYTES_MAX);
+                let Some(rows) = self.ask(timeout, rows)? else { return Ok(()) };
                 rows.events.into_iter().for_each(|event| self.store.load(event));
                 self.phase = Phase::Rows(rows.resume_after.clone());
                 if rows.resume_after.is_none() {
@@ -149,6 +136,24 @@ impl Follower {
             Phase::Follow => self.follow(timeout)?,
         }
         Ok(())
+    }
+
+    /// Asks the source; `None` when it can't be reached, after a pause of at most `timeout`.
+    fn ask<T>(
+        &self,
+        timeout: Duration,
+        ask: impl FnOnce(&dyn Source) -> Result<T, SourceError>,
+    ) -> Result<Option<T>, Ended> {
+        match ask(&*self.core.source) {
+            Ok(answer) => Ok(Some(answer)),
+            Err(SourceError::Unavailable(reason)) => {
+                tracing::debug!(reason, "the source of the state can't be reached");
+                std::thread::sleep(UNAVAILABLE_PAUSE.min(timeout));
+                Ok(None)
+            }
+            Err(SourceError::Restart(reason)) => Err(Ended::Restart(reason)),
+            Err(SourceError::Storage(error)) => Err(Ended::Storage(error)),
+        }
     }
 
     /// All rows are read: follows until the store is whole, then gives it out.
@@ -221,19 +226,6 @@ impl Follower {
 
     fn frames(&self, timeout: Duration) -> Result<Vec<Arc<Frame>>, Ended> {
         self.core.source.follow(self.store.cursor(), BATCH_BYTES_MAX, timeout).map_err(Ended::Tail)
-    }
-}
-
-/// `None`, after a pause of at most `timeout`, while the source can't be reached: the same is asked again.
-fn available<T>(answer: Result<T, SourceError>, timeout: Duration) -> Result<Option<T>, Ended> {
-    match answer {
-        Ok(answer) => Ok(Some(answer)),
-        Err(SourceError::Unavailable(reason)) => {
-            tracing::debug!(reason, "the source of the state can't be reached");
-            std::thread::sleep(UNAVAILABLE_PAUSE.min(timeout));
-            Ok(None)
-        }
-        Err(error) => Err(error.into()),
     }
 }
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tailwater_consensus::raft_log::{SimDisk, SyncMode};
+use tailwater_consensus::raft_log::{Disk as _, RaftLog, RaftLogConfig, SimDisk, SyncMode};
 use tailwater_consensus::{Chosen, Consensus, ConsensusConfig, Parts, SourceReady, StartError, assemble};
-use tailwater_eventlog::{Cursor, LocalSource, Member as Listed, MemberId, Revision, Source, TailError};
+use tailwater_eventlog::{Cursor, LocalSource, Member as Listed, MemberId, Position, Revision, Source, TailError};
 use tailwater_fanout::{Fanout, FanoutParts};
 
 use crate::network::{Outbox, Wire};
@@ -92,6 +92,10 @@ pub(crate) struct Member {
     pub(crate) tick: u64,
     /// Ticks processed, of all runs.
     pub(crate) ticks: u64,
+    /// What its files hold of the state for sure.
+    pub(crate) flushed: Position,
+    /// A disk as it was some time ago, for a planted bug.
+    old_disk: Option<(u64, SimDisk)>,
 }
 
 /// A running process.
@@ -113,10 +117,10 @@ pub(crate) struct Running {
 }
 
 impl Member {
-    pub(crate) fn new(index: usize, root: &Path, mode: SyncMode) -> Self {
+    pub(crate) fn new(index: usize, root: &Path) -> Self {
         Self {
             id: MemberId(index as u64 + 1),
-            disk: SimDisk::new(mode),
+            disk: SimDisk::new(SyncMode::Honest),
             dir: root.join(index.to_string()),
             run: 0,
             running: None,
@@ -124,7 +128,46 @@ impl Member {
             slow_until: 0,
             tick: TICK,
             ticks: 0,
+            flushed: Position(0),
+            old_disk: None,
         }
+    }
+
+    /// The planted bug: what the disk holds now will be there after the next crash, and nothing that comes later.
+    pub(crate) fn remember_disk(&mut self, now: u64) {
+        if self.old_disk.as_ref().is_none_or(|(since, _)| now - since > 200_000) {
+            self.old_disk = Some((now, self.disk.kill()));
+        }
+    }
+
+    /// Whether it is not yet sure that its log has all that it promised.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.disk.list().is_ok_and(|names| names.iter().any(|name| name == "cut"))
+    }
+
+    /// The disk takes the last synced batch, or a few, along with a loss of power. `noticed`: a part of a record is left,
+    /// so that the member can tell; else the log ends where a record does. `bytes` is how many go. Nothing happens when
+    /// that would take what the state rests on.
+    pub(crate) fn lose_synced(&mut self, bytes: usize, noticed: bool) -> bool {
+        let Ok(names) = self.disk.list() else { return false };
+        let Some(newest) = names.iter().rfind(|name| name.ends_with(".log")) else { return false };
+        let Some(mut content) = self.disk.read(newest) else { return false };
+        content.truncate(content.len().saturating_sub(bytes));
+        let shortened = self.disk.kill();
+        shortened.put(newest, &content);
+        // Opening cuts, so it is tried on a copy.
+        let scratch = shortened.kill();
+        let Ok((_, recovered)) = RaftLog::open(Arc::new(scratch), RaftLogConfig::default()) else { return false };
+        let Some(cut) = recovered.cut else { return false };
+        if recovered.last_index < self.flushed.0 {
+            return false;
+        }
+        if !noticed {
+            content.truncate(usize::try_from(cut.offset).unwrap_or(usize::MAX));
+            shortened.put(newest, &content);
+        }
+        self.disk = shortened;
+        true
     }
 
     /// Starts a process on what the disk holds.
@@ -160,9 +203,10 @@ impl Member {
     pub(crate) fn crash(&mut self, cut: Option<u64>) {
         let Some(running) = self.running.take() else { return };
         self.disk.fail_after(None);
-        let after = match cut {
-            Some(seed) => self.disk.cut(seed),
-            None => self.disk.kill(),
+        let after = match (self.old_disk.take(), cut) {
+            (Some((_, old)), _) => old,
+            (None, Some(seed)) => self.disk.cut(seed),
+            (None, None) => self.disk.kill(),
         };
         drop(running);
         self.disk = after;

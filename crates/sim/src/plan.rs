@@ -20,8 +20,10 @@ pub struct WorldConfig {
 /// Bugs that can be planted in the simulated world, to prove that its judge finds them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bug {
-    /// A sync that reports success and keeps nothing: what is answered is not on a quorum's disks.
+    /// Syncs that report success and keep nothing for a while: what is answered is not on a quorum's disks.
     AnswerBeforeQuorum,
+    /// A loss of power that takes the last synced batch, too, and a member that does not notice: it votes.
+    VoteAfterCutLog,
     /// A member that believes to lead serves reads without confirming it.
     StaleRead,
     /// Progress overtakes the events of its stream.
@@ -34,8 +36,14 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::AnswerBeforeQuorum, Self::StaleRead, Self::ProgressTooEarly, Self::ProposedTwice, Self::ResumesBehind];
+    pub const ALL: [Self; 6] = [
+        Self::AnswerBeforeQuorum,
+        Self::VoteAfterCutLog,
+        Self::StaleRead,
+        Self::ProgressTooEarly,
+        Self::ProposedTwice,
+        Self::ResumesBehind,
+    ];
 }
 
 /// How a world is built.
@@ -64,8 +72,9 @@ impl Plan {
         let quick = random.between(2_000, 20_000);
         let fault_gap = match random.index(8) {
             0 => None,
-            1..4 => Some((200_000, 2_000_000)),
-            _ => Some((50_000, 700_000)),
+            1 => Some((2_000_000, 8_000_000)),
+            2..5 => Some((200_000, 2_000_000)),
+            _ => Some((60_000, 900_000)),
         };
         Self {
             members,

@@ -13,13 +13,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tailwater_consensus::Chosen;
-use tailwater_consensus::raft_log::SyncMode;
 
 use crate::member::{At, Clock, Member, Thread};
 use crate::network::{Network, Outbox};
 use crate::operation::{Ask, Reply};
 use crate::oracle::Oracle;
-use crate::plan::{Bug, Plan, WorldConfig};
+use crate::plan::{Plan, WorldConfig};
 use crate::random::Random;
 use crate::trace::{Sink, Trace};
 use crate::violation::{Checked, Guarantee, Violation, broken};
@@ -143,11 +142,7 @@ impl World {
         let plan = Plan::new(&mut random);
         let network = Network::new(plan.members, &mut random);
         let root = directory()?;
-        let mode = match config.bug {
-            Some(Bug::AnswerBeforeQuorum) => SyncMode::Ignored,
-            _ => SyncMode::Honest,
-        };
-        let members = (0..plan.members).map(|index| Member::new(index, root.path(), mode)).collect();
+        let members = (0..plan.members).map(|index| Member::new(index, root.path())).collect();
         let clients = (0..plan.clients).map(Client::new).collect();
         let watchers = (0..plan.watchers).map(|_| Watcher::new(&plan, &mut random)).collect();
         let mut world = Self {

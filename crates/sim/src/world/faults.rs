@@ -3,6 +3,7 @@
 use super::{Event, World};
 use crate::member::{At, Thread};
 use crate::operation::Ask;
+use crate::plan::Bug;
 
 /// The end of a fault.
 pub(super) enum Lift {
@@ -23,19 +24,19 @@ impl World {
         let member = self.random.index(self.members.len());
         match self.random.index(20) {
             0..5 => self.cut_some(),
-            5..9 => self.crash_some(member),
-            9 if self.members.len() > 1 => {
+            5..10 => self.crash_some(member),
+            10 if self.random.chance(300) => {
                 // All at once, as when the power goes.
                 for member in 0..self.members.len() {
                     self.crash_some(member);
                 }
             }
-            9..13 => {
+            10..13 => {
                 let end = self.now + self.between(50_000, 4_000_000);
                 self.trace.step(self.now, "pause", &[member as u64, end]);
                 self.members[member].paused_until = end;
             }
-            13..15 => {
+            13 | 14 => {
                 let end = self.now + self.between(200_000, 5_000_000);
                 self.trace.step(self.now, "slow disk", &[member as u64, end]);
                 self.members[member].slow_until = end;
@@ -53,11 +54,17 @@ impl World {
 
     /// Writes a member's state to its files, as upkeep does from time to time.
     fn flush(&mut self, member: usize) {
+        if self.config.bug == Some(Bug::AnswerBeforeQuorum) {
+            // The state would be ahead of what the log keeps, and the member would not start.
+            return;
+        }
         self.trace.step(self.now, "flush", &[member as u64]);
-        if let Some(source) = self.members[member].running.as_ref().and_then(|running| running.source.as_ref()) {
-            // A failed flush leaves what was flushed before; the raft log has the rest.
-            if let Err(error) = source.log.flush() {
-                self.trace.say(self.now, || format!("flush: {error}"));
+        let this = &mut self.members[member];
+        if let Some(source) = this.running.as_ref().and_then(|running| running.source.as_ref()) {
+            match source.log.flush() {
+                Ok(position) => this.flushed = position,
+                // What was flushed before is there; the raft log has the rest.
+                Err(error) => self.trace.say(self.now, || format!("flush: {error}")),
             }
         }
     }
@@ -80,11 +87,33 @@ impl World {
         }
         let cut = self.random.chance(700).then(|| self.random.any());
         self.crash(member, cut);
+        let often = if self.config.bug == Some(Bug::VoteAfterCutLog) { 1000 } else { 300 };
+        if cut.is_some() && self.random.chance(often) {
+            self.lose_synced(member);
+        }
         let away = match self.random.index(3) {
             0 => self.between(1_000, 100_000),
             _ => self.between(100_000, 4_000_000),
         };
         self.schedule(away, Event::Start(member));
+    }
+
+    /// Now and then a loss of power takes more than it should. A group stands that of one member at a time, since who
+    /// notices it does not vote before it has everything back.
+    fn lose_synced(&mut self, member: usize) {
+        let others = (0..self.members.len()).filter(|other| *other != member);
+        let sure = |other: usize| {
+            let other = &self.members[other];
+            other.running.is_some() && !other.is_doubtful()
+        };
+        if self.config.bug == Some(Bug::AnswerBeforeQuorum) || self.members.len() == 1 || !others.into_iter().all(sure) {
+            return;
+        }
+        let bytes = self.random.index(600) + 10;
+        let noticed = self.config.bug != Some(Bug::VoteAfterCutLog);
+        if self.members[member].lose_synced(bytes, noticed) {
+            self.trace.step(self.now, "lose synced", &[member as u64, bytes as u64]);
+        }
     }
 
     /// Ends a process, and whatever hung on it.

@@ -8,6 +8,7 @@ use tailwater_eventlog::{History, HistoryPoint, Revision};
 
 use super::{Event, World};
 use crate::member::{At, Thread};
+use crate::plan::Bug;
 use crate::violation::{Checked, Guarantee, broken};
 
 /// Turns of the replica after which the log must have one, however slow its disk is: its queue is bounded, and a thread
@@ -142,6 +143,9 @@ impl World {
             running.behind = 0;
         }
         if self.with_parts(at, Parts::step_log)? {
+            if self.config.bug == Some(Bug::AnswerBeforeQuorum) {
+                self.members[at.member].remember_disk(self.now);
+            }
             self.trace.step(self.now, "log", &[at.member as u64]);
             self.wake_soon(at, Thread::Replica);
             self.wake_soon(at, Thread::Log);

@@ -311,6 +311,10 @@ impl World {
         }
         for response in responses {
             self.watched(index, response)?;
+            if self.watchers[index].open.is_none() {
+                // It has had enough of this stream.
+                return Ok(());
+            }
         }
         if ended {
             let status = self.watchers[index].open.as_ref().map(|open| open.stream.status());
