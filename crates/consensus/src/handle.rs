@@ -383,6 +383,18 @@ impl Consensus {
         })
     }
 
+    /// This member.
+    #[must_use]
+    pub fn member_id(&self) -> MemberId {
+        self.shared.config.member_id
+    }
+
+    /// The storage, for those who serve it to other nodes.
+    #[must_use]
+    pub fn event_log(&self) -> &EventLog {
+        &self.events
+    }
+
     /// Leases known here, the first to expire first. A local read.
     #[must_use]
     pub fn leases(&self) -> Vec<LeaseId> {

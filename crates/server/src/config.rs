@@ -10,8 +10,8 @@ use tailwater_fanout::FanoutConfig;
 use tailwater_gateway::{AutoCompaction, GatewayConfig};
 
 use crate::data_dir::Identity;
-use crate::flags::Flags;
 use crate::duration;
+use crate::flags::Flags;
 use crate::founding::Founding;
 
 /// etcd's default quota.

@@ -64,7 +64,9 @@ impl Founding {
         members.sort_by_key(|member| member.id);
         if let Some(twins) = members.windows(2).find(|pair| pair[0].id == pair[1].id) {
             let (one, other) = (&twins[0].name, &twins[1].name);
-            return Err(format!("--initial-cluster gives {one:?} and {other:?} the same URL; each member needs its own"));
+            return Err(format!(
+                "--initial-cluster gives {one:?} and {other:?} the same URL; each member needs its own"
+            ));
         }
         let ids: Vec<u64> = members.iter().map(|member| member.id.0).collect();
         Ok(Self { members, identity: Identity { member_id, cluster_id: ids::cluster_id(&ids) }, joins })

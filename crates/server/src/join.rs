@@ -59,7 +59,8 @@ pub(crate) fn ask(urls: &[String]) -> anyhow::Result<Group> {
             }
         }
     }
-    Err(last.context("no member of the cluster could be asked for its members; start them, or correct --initial-cluster"))
+    Err(last
+        .context("no member of the cluster could be asked for its members; start them, or correct --initial-cluster"))
 }
 
 #[cfg(test)]
@@ -71,7 +72,8 @@ mod tests {
     #[test]
     fn a_member_finds_itself_by_its_urls() {
         let peer_urls = vec!["http://h:2".to_owned(), "http://h:1".to_owned()];
-        let list = MemberList { cluster_id: 7, members: vec![Member { id: MemberId(5), peer_urls, ..Default::default() }] };
+        let list =
+            MemberList { cluster_id: 7, members: vec![Member { id: MemberId(5), peer_urls, ..Default::default() }] };
         let group = Group::from(list);
         let own = group.identity_of(&["http://h:1".into(), "http://h:2".into()]).expect("added");
         assert_eq!(own, Identity { member_id: 5, cluster_id: 7 });

@@ -8,6 +8,7 @@ mod founding;
 mod ids;
 mod join;
 mod listener;
+mod no_source;
 mod node;
 mod peer_side;
 mod process;

@@ -80,6 +80,7 @@ impl Node {
         };
         peer.serve(&consensus, peer_listeners)?;
         let source = source.wait().context("cannot start the write plane")?;
+        peer.serve_tail(source.clone());
         let write_plane: Arc<dyn WritePlane> = Arc::new(peer.router(&consensus, config));
         let fanout = {
             let _inside = clients.enter();

@@ -1,28 +1,33 @@
-//! What this member serves to the others and asks of them: raft messages, the write plane, the tail.
+//! What this member serves to the others and asks of them: raft messages, the write plane, the tail, copies of the state.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
-use tailwater_consensus::{Consensus, PeerTransport};
-use tailwater_eventlog::MemberId;
+use tailwater_consensus::{CatchUp, Consensus, PeerTransport};
+use tailwater_eventlog::{LocalSource, MemberId, Source};
 use tailwater_transport::{
-    Directory, PeerPort, Peers, PeersConfig, PortInfo, PortServer, Router, RouterConfig, WriteService,
-    WriteServiceConfig,
+    CopyConfig, CoreWord, Directory, PeerPort, Peers, PeersConfig, PortInfo, PortServer, Router, RouterConfig,
+    TailService, TailServiceConfig, WriteService, WriteServiceConfig, copy_member_state,
 };
 use tokio::runtime::{Builder, Runtime};
 
 use crate::config::Config;
 use crate::data_dir::Identity;
+use crate::no_source::NoSource;
 
 /// What other members have to go away in when this one stops.
 const GRACE: Duration = Duration::from_secs(1);
+/// Between two attempts to copy the state of another member.
+const COPY_PAUSE: Duration = Duration::from_secs(1);
 
 /// The peer URLs, on a runtime of their own: no client's request is before a heartbeat.
 pub(crate) struct PeerSide {
     peers: Peers,
     runtime: Runtime,
     version: String,
-    served: parking_lot::Mutex<Option<(PortServer, WriteService)>>,
+    served: parking_lot::Mutex<Option<(PortServer, WriteService, TailService)>>,
+    /// There once this member knows a history.
+    source: Arc<OnceLock<LocalSource>>,
 }
 
 impl PeerSide {
@@ -35,7 +40,7 @@ impl PeerSide {
         let directory = Arc::new(Directory::new(identity.cluster_id));
         let peers = Peers::new(PeersConfig::new(MemberId(identity.member_id)), directory, runtime.handle().clone());
         let version = config.reported_version.clone();
-        Ok(Self { peers, runtime, version, served: parking_lot::Mutex::default() })
+        Ok(Self { peers, runtime, version, served: parking_lot::Mutex::default(), source: Arc::default() })
     }
 
     /// What the replica sends through.
@@ -49,16 +54,15 @@ impl PeerSide {
     /// A listener can't be used.
     pub(crate) fn serve(&self, consensus: &Consensus, listeners: Vec<std::net::TcpListener>) -> anyhow::Result<()> {
         self.peers.attach(Arc::new(consensus.clone()));
-        let write = WriteService::new(
-            Arc::new(consensus.clone()),
-            self.peers.greeter().clone(),
-            WriteServiceConfig::default(),
-        );
+        let write =
+            WriteService::new(Arc::new(consensus.clone()), self.peers.greeter().clone(), WriteServiceConfig::default());
+        let tail = self.tail_service(consensus);
         let version = format!("{{\"etcdserver\":\"{0}\",\"etcdcluster\":\"{0}\"}}", self.version);
         let info = PortInfo { directory: self.peers.directory().clone(), version: Arc::new(move || version.clone()) };
         let port = PeerPort::new(info)
             .add_service(self.peers.service().into_server())
             .add_service(write.clone().into_server())
+            .add_service(tail.clone().into_grpc())
             .into_server();
         for listener in listeners {
             tracing::info!(address = %listener.local_addr()?, "now serving peer traffic");
@@ -69,8 +73,28 @@ impl PeerSide {
                 }
             });
         }
-        *self.served.lock() = Some((port, write));
+        *self.served.lock() = Some((port, write, tail));
+        let directory = self.peers.directory().clone();
+        self.runtime.spawn(catch_up(consensus.clone(), directory));
         Ok(())
+    }
+
+    /// What the tail is served from, from now on.
+    pub(crate) fn serve_tail(&self, source: LocalSource) {
+        assert!(self.source.set(source).is_ok(), "the history is found once");
+    }
+
+    fn tail_service(&self, consensus: &Consensus) -> TailService {
+        let source = self.source.clone();
+        let sources = move || -> Arc<dyn Source> {
+            match source.get() {
+                Some(source) => Arc::new(source.clone()),
+                None => Arc::new(NoSource),
+            }
+        };
+        let teller = core_word(consensus.clone());
+        let log = Some(consensus.event_log().clone());
+        TailService::new(TailServiceConfig::default(), Box::new(sources), log, Box::new(teller))
     }
 
     /// Proposals and barriers of this process.
@@ -91,8 +115,55 @@ impl PeerSide {
     /// Ends links and streams.
     pub(crate) fn stop(&self) {
         self.peers.stop();
-        let Some((port, write)) = self.served.lock().take() else { return };
+        let Some((port, write, tail)) = self.served.lock().take() else { return };
         write.stop();
+        tail.stop();
         self.runtime.block_on(port.stop(GRACE));
     }
+}
+
+/// A member hears from the core while it knows a leader; its age counts from when that ended.
+fn core_word(consensus: Consensus) -> impl Fn() -> CoreWord + Send + Sync {
+    let own = consensus.member_id();
+    let lost = parking_lot::Mutex::new(None::<Instant>);
+    move || {
+        let leader = consensus.status().leader;
+        let mut lost = lost.lock();
+        if leader == MemberId(0) {
+            let age = lost.get_or_insert_with(Instant::now).elapsed();
+            return CoreWord { path: vec![own.0], age };
+        }
+        *lost = None;
+        let path = if leader == own { vec![own.0] } else { vec![leader.0, own.0] };
+        CoreWord { path, age: Duration::ZERO }
+    }
+}
+
+/// Copies the state of another member whenever the replica can't go on without.
+async fn catch_up(consensus: Consensus, directory: Arc<Directory>) {
+    let mut wanted = consensus.catch_up_wanted();
+    loop {
+        let Ok(wish) = wanted.wait_for(Option::is_some).await.map(|wish| *wish) else { return };
+        let wish = wish.expect("just waited for");
+        match copy(&consensus, &directory, wish).await {
+            Ok(()) => tracing::info!(position = wish.position.0, "caught up with the state of another member"),
+            Err(error) => {
+                tracing::warn!(reason = format!("{error:#}"), "the state of another member was not taken over");
+                tokio::time::sleep(COPY_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn copy(consensus: &Consensus, directory: &Directory, wish: CatchUp) -> anyhow::Result<()> {
+    let own = consensus.member_id();
+    let mut sources: Vec<_> = directory.members().into_iter().filter(|member| member.id != own).collect();
+    // The leader has enough to do: it is asked last.
+    sources.sort_by_key(|member| member.id == wish.from);
+    let urls: Vec<String> = sources.into_iter().flat_map(|member| member.peer_urls).collect();
+    let log = consensus.event_log().clone();
+    let staging = tokio::task::spawn_blocking(move || log.staging()).await??;
+    tracing::info!(position = wish.position.0, "copying the state of another member: the log does not reach back");
+    let staged = copy_member_state(&urls, staging, wish.position, &CopyConfig::new(own)).await?;
+    Ok(consensus.install(staged).await?)
 }

@@ -9,17 +9,45 @@ use tailwater_eventlog::{KeyRange, LeaseId, MemberId, Position, Revision};
 /// One request of a client.
 #[derive(Clone, Debug)]
 pub(crate) enum Kind {
-    Put { key: Bytes, lease: LeaseId, prev_kv: bool },
-    Delete { range: KeyRange, prev_kv: bool },
+    Put {
+        key: Bytes,
+        lease: LeaseId,
+        prev_kv: bool,
+    },
+    Delete {
+        range: KeyRange,
+        prev_kv: bool,
+    },
     /// Puts the key if it still has this mod revision, else reads it.
-    Swap { key: Bytes, seen: Revision },
+    Swap {
+        key: Bytes,
+        seen: Revision,
+    },
     /// Puts two keys and deletes a third, in one revision.
-    Together { puts: [Bytes; 2], delete: Bytes },
-    Compact { at: Revision, physical: bool },
-    Grant { lease: LeaseId, ttl: i64 },
-    Revoke { lease: LeaseId },
-    KeepAlive { lease: LeaseId },
-    Read { range: KeyRange, at: Option<Revision>, serializable: bool, limit: usize },
+    Together {
+        puts: [Bytes; 2],
+        delete: Bytes,
+    },
+    Compact {
+        at: Revision,
+        physical: bool,
+    },
+    Grant {
+        lease: LeaseId,
+        ttl: i64,
+    },
+    Revoke {
+        lease: LeaseId,
+    },
+    KeepAlive {
+        lease: LeaseId,
+    },
+    Read {
+        range: KeyRange,
+        at: Option<Revision>,
+        serializable: bool,
+        limit: usize,
+    },
 }
 
 /// A request under way.

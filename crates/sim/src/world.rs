@@ -31,15 +31,30 @@ use watchers::Watcher;
 enum Event {
     Tick(At),
     Turn(At, Thread),
-    Deliver { to: usize, message: Bytes },
+    Deliver {
+        to: usize,
+        message: Bytes,
+    },
     /// A request reaches the member that was taken for the leader.
-    Request { gateway: At, to: usize, operation: u64, ask: Ask },
+    Request {
+        gateway: At,
+        to: usize,
+        operation: u64,
+        ask: Ask,
+    },
     /// Its answer reaches the gateway.
-    Response { gateway: At, operation: u64, reply: Reply },
+    Response {
+        gateway: At,
+        operation: u64,
+        reply: Reply,
+    },
     /// A client has thought enough.
     Client(usize),
     /// A client gives its operation up.
-    GiveUp { client: usize, operation: u64 },
+    GiveUp {
+        client: usize,
+        operation: u64,
+    },
     Watcher(usize),
     /// A watcher's client does something.
     Whim(usize),

@@ -35,9 +35,17 @@ pub(super) struct Client {
 enum State {
     Thinking,
     /// It waits for the leader.
-    Asking { operation: Operation, gateway: At, ticks: Vec<u64> },
+    Asking {
+        operation: Operation,
+        gateway: At,
+        ticks: Vec<u64>,
+    },
     /// It waits until its node is at the position.
-    Reading { operation: Operation, gateway: At, position: Position },
+    Reading {
+        operation: Operation,
+        gateway: At,
+        position: Position,
+    },
 }
 
 impl Client {
@@ -246,7 +254,9 @@ impl World {
             return Ok(());
         }
         let asking = |client: &&Client| client.operation().is_some_and(|(under_way, _)| under_way.id == operation);
-        let Some(index) = self.clients.iter().find(asking).map(|client| client.index) else { return self.late(operation, &reply) };
+        let Some(index) = self.clients.iter().find(asking).map(|client| client.index) else {
+            return self.late(operation, &reply);
+        };
         if !matches!(self.clients[index].state, State::Asking { .. }) {
             return Ok(());
         }
@@ -413,9 +423,6 @@ fn has_no_effect(error: &ProposeError) -> bool {
         | ProposeError::LearnerNotReady
         | ProposeError::BadTransferee
         | ProposeError::NoLeader => true,
-        ProposeError::LeaderChanged
-        | ProposeError::Timeout
-        | ProposeError::Stopped
-        | ProposeError::Storage(_) => false,
+        ProposeError::LeaderChanged | ProposeError::Timeout | ProposeError::Stopped | ProposeError::Storage(_) => false,
     }
 }
