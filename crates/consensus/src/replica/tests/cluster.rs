@@ -379,6 +379,6 @@ impl Cluster {
         let disk = &self.disks[&id];
         let name = disk.list().unwrap().into_iter().rfind(|name| name.ends_with(".log")).unwrap();
         let file = disk.open(&name).unwrap();
-        file.write_at(file.size().unwrap(), b"torn").unwrap();
+        file.write_at(file.size().unwrap(), &[b't'; 40]).unwrap();
     }
 }
