@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use tailwater_api::etcdserverpb as etcd;
-use tailwater_api::write::command::Command;
+use tailwater_api::tail;
+use tailwater_api::write::{self, command::Command};
 use tailwater_consensus::{Answer, Applied, Consensus, ConsensusConfig, ProposeError, WritePlane};
 use tailwater_eventlog::{LeaseId, Member, MemberId};
 use tailwater_transport::{
     Directory, PeerPort, Peers, PeersConfig, PortInfo, PortServer, Router, RouterConfig, WriteService,
-    WriteServiceConfig,
+    WriteServiceConfig, fetch_members,
 };
 use tokio::runtime::Handle;
 
@@ -29,13 +30,13 @@ struct Node {
     router: Router,
 }
 
-fn config(dir: &Path, id: u64, members: &[Member]) -> ConsensusConfig {
+fn config(dir: &Path, id: u64, members: &[Member], founding: bool) -> ConsensusConfig {
     ConsensusConfig {
         data_dir: dir.join(id.to_string()),
         member_id: MemberId(id),
         cluster_id: CLUSTER,
         initial_members: members.to_vec(),
-        founding: true,
+        founding,
         force_new_cluster: false,
         strict_reconfig_check: true,
         heartbeat_interval: Duration::from_millis(50),
@@ -56,11 +57,11 @@ fn config(dir: &Path, id: u64, members: &[Member]) -> ConsensusConfig {
 }
 
 impl Node {
-    async fn start(dir: &Path, id: u64, members: &[Member], listener: TcpListener) -> Self {
+    async fn start(dir: &Path, id: u64, members: &[Member], founding: bool, listener: TcpListener) -> Self {
         let id = MemberId(id);
         let directory = Arc::new(Directory::new(CLUSTER));
         let peers = Peers::new(PeersConfig::new(id), directory.clone(), Handle::current());
-        let config = config(dir, id.0, members);
+        let config = config(dir, id.0, members, founding);
         let transport = Arc::new(peers.clone());
         let started = tokio::task::spawn_blocking(move || Consensus::start(config, transport));
         let (consensus, source) = started.await.expect("no panic").expect("a replica");
@@ -89,21 +90,27 @@ impl Node {
     }
 }
 
+fn free_listener() -> TcpListener {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.set_nonblocking(true).expect("a socket");
+    listener
+}
+
+fn url(listener: &TcpListener) -> String {
+    format!("http://{}", listener.local_addr().expect("bound"))
+}
+
 async fn group(dir: &Path) -> Vec<Node> {
-    let listeners: Vec<_> = (0..3)
-        .map(|_| {
-            let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-            listener.set_nonblocking(true).expect("a socket");
-            listener
-        })
-        .collect();
+    let listeners: Vec<_> = (0..3).map(|_| free_listener()).collect();
     let member = |(at, listener): (usize, &TcpListener)| Member {
         id: MemberId(at as u64 + 1),
-        peer_urls: vec![format!("http://{}", listener.local_addr().expect("bound"))],
+        // Named: it has started, as far as changes of membership ask.
+        name: format!("member-{at}"),
+        peer_urls: vec![url(listener)],
         ..Default::default()
     };
     let members: Vec<_> = listeners.iter().enumerate().map(member).collect();
-    let starting = listeners.into_iter().zip(1..).map(|(listener, id)| Node::start(dir, id, &members, listener));
+    let starting = listeners.into_iter().zip(1..).map(|(listener, id)| Node::start(dir, id, &members, true, listener));
     join_all(starting).await
 }
 
@@ -203,6 +210,66 @@ async fn leadership_moves_at_the_request_of_any_member() {
     asks.router.move_leader(next.id).await.expect("moved");
     assert_eq!(leader(&nodes).await, next.id);
     asks.router.propose(put("b")).await.expect("answered");
+    for node in nodes {
+        node.stop().await;
+    }
+}
+
+/// Proposes a change of membership until the leader finds the group well enough for it.
+async fn change(router: &Router, command: Command) -> Vec<Member> {
+    let start = Instant::now();
+    loop {
+        match router.propose(command.clone()).await {
+            Ok(Applied { answer: Answer::Members(members), .. }) => return members,
+            Ok(applied) => panic!("a change of membership is answered with {applied:?}"),
+            Err(error) => assert!(start.elapsed() < PATIENCE, "{error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_joins_catches_up_votes_and_leaves() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let nodes = group(dir.path()).await;
+    for i in 0..100 {
+        nodes[0].router.propose(put(format!("{i}"))).await.expect("answered");
+    }
+    let leads = leader(&nodes).await;
+    let follower = nodes.iter().find(|node| node.id != leads).expect("a follower");
+    let listener = free_listener();
+    let joins = tail::Member { id: 4, peer_urls: vec![url(&listener)], is_learner: true, ..Default::default() };
+    let members = change(&follower.router, Command::MemberAdd(write::MemberAdd { member: Some(joins) })).await;
+    assert_eq!(members.len(), 4);
+
+    let known = follower.peers.directory().peer_urls(follower.id).remove(0);
+    let list = fetch_members(&known, PATIENCE).await.expect("a list");
+    assert_eq!(list.cluster_id, CLUSTER);
+    // As if it had heard of itself and one other only: the leader is whom it hears from.
+    let heard: Vec<_> = list.members.into_iter().filter(|member| member.id != leads).collect();
+    let fourth = Node::start(dir.path(), 4, &heard, false, listener).await;
+    let write = fourth.router.propose(put("from the new one")).await.expect("answered by the leader");
+    let start = Instant::now();
+    while fourth.router.status().applied < write.position {
+        assert!(start.elapsed() < PATIENCE, "it does not catch up");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let members = change(&fourth.router, Command::MemberPromote(write::MemberPromote { id: 4 })).await;
+    assert!(members.iter().all(|member| !member.is_learner));
+    // The answer may be there before the leader's raft knows of the new voter.
+    let start = Instant::now();
+    while let Err(error) = fourth.router.move_leader(MemberId(4)).await {
+        assert!(start.elapsed() < PATIENCE, "a voter can lead: {error:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    fourth.router.move_leader(leads).await.expect("moved back");
+
+    let members = change(&follower.router, Command::MemberRemove(write::MemberRemove { id: 4 })).await;
+    assert_eq!(members.len(), 3);
+    let reason = tokio::time::timeout(PATIENCE, fourth.consensus.stopped()).await.expect("it learns of it");
+    assert!(reason.is_some_and(|reason| reason.contains("removed")));
+    nodes[0].router.propose(put("after")).await.expect("answered");
+    fourth.stop().await;
     for node in nodes {
         node.stop().await;
     }
