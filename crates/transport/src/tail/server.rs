@@ -21,6 +21,8 @@ mod transfer;
 /// How a source is served.
 #[derive(Clone, Debug)]
 pub struct TailServiceConfig {
+    /// Of this node; readers of another cluster are refused. 0: not checked. Default 0.
+    pub cluster_id: u64,
     /// A follower hears from its source at least this often. Default 100 ms.
     pub heartbeat_interval: Duration,
     /// Followers at a time; each is a thread that mostly waits. Default 256.
@@ -42,6 +44,7 @@ pub struct TailServiceConfig {
 impl Default for TailServiceConfig {
     fn default() -> Self {
         Self {
+            cluster_id: 0,
             heartbeat_interval: Duration::from_millis(100),
             followers_max: 256,
             transfers_max: 4,
@@ -121,6 +124,19 @@ impl TailService {
         self.inner.stopping.send_replace(true);
     }
 
+    /// Whether the reader speaks this protocol, and means this cluster.
+    fn check(&self, version: u32, cluster_id: u64) -> Result<(), Status> {
+        let own = self.inner.config.cluster_id;
+        if version != PROTOCOL_VERSION {
+            let text = format!("protocol version {version} is not spoken here, version {PROTOCOL_VERSION} is");
+            return Err(Status::failed_precondition(text));
+        }
+        if own != 0 && cluster_id != 0 && own != cluster_id {
+            return Err(Status::failed_precondition(format!("this source is of cluster {own:x}, not {cluster_id:x}")));
+        }
+        Ok(())
+    }
+
     fn serving(&self, kind: &'static str, slots: &Arc<Semaphore>) -> Result<Serving, Status> {
         let permit = Arc::clone(slots).try_acquire_owned();
         let permit =
@@ -144,7 +160,7 @@ impl Tail for TailService {
 
     async fn follow(&self, request: Request<wire::FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
         let request = request.into_inner();
-        check_version(request.protocol_version)?;
+        self.check(request.protocol_version, request.cluster_id)?;
         let cursor = request.cursor.as_ref().map(cursor_in).ok_or_else(|| Status::invalid_argument("no cursor"))?;
         let ranges = request.ranges.into_iter().map(range_in).collect();
         let serving = self.serving("follow", &self.inner.followers)?;
@@ -159,7 +175,7 @@ impl Tail for TailService {
         request: Request<wire::TransferRequest>,
     ) -> Result<Response<Self::TransferStream>, Status> {
         let request = request.into_inner();
-        check_version(request.protocol_version)?;
+        self.check(request.protocol_version, request.cluster_id)?;
         let serving = self.bulk("transfer", &self.inner.transfers)?;
         let inner = Arc::clone(&self.inner);
         Ok(Response::new(serving::spawn(serving, move |sink| transfer::serve(&inner, request, sink))?))
@@ -167,7 +183,7 @@ impl Tail for TailService {
 
     async fn history(&self, request: Request<wire::HistoryRequest>) -> Result<Response<Self::HistoryStream>, Status> {
         let request = request.into_inner();
-        check_version(request.protocol_version)?;
+        self.check(request.protocol_version, request.cluster_id)?;
         let permit = Arc::clone(&self.inner.history_reads).acquire_owned().await;
         let serving = Serving {
             kind: "history",
@@ -182,7 +198,7 @@ impl Tail for TailService {
 
     async fn copy(&self, request: Request<wire::CopyRequest>) -> Result<Response<Self::CopyStream>, Status> {
         let request = request.into_inner();
-        check_version(request.protocol_version)?;
+        self.check(request.protocol_version, request.cluster_id)?;
         let Some(log) = self.inner.log.clone() else {
             return Err(Status::unimplemented("this node holds no log that a member could copy"));
         };
@@ -190,14 +206,6 @@ impl Tail for TailService {
         let inner = Arc::clone(&self.inner);
         Ok(Response::new(serving::spawn(serving, move |sink| copy::serve(&inner, &log, &request, sink))?))
     }
-}
-
-fn check_version(version: u32) -> Result<(), Status> {
-    if version == PROTOCOL_VERSION {
-        return Ok(());
-    }
-    let text = format!("protocol version {version} is not spoken here, version {PROTOCOL_VERSION} is");
-    Err(Status::failed_precondition(text))
 }
 
 /// Keeps what a reader needs as long as it comes on, and not for ever.

@@ -28,7 +28,7 @@ pub(super) struct Following {
 enum Stage {
     #[default]
     Idle,
-    Opening(Opening),
+    Opening(Box<Opening>),
     Open(Box<Open>),
 }
 
@@ -108,7 +108,7 @@ impl Following {
                 // Also when the reader has gone elsewhere.
                 _ => {
                     let source = shared.uplink.connected().await;
-                    self.stage = Stage::Opening(open(shared, source, cursor));
+                    self.stage = Stage::Opening(Box::new(open(shared, source, cursor)));
                 }
             }
         }
@@ -123,6 +123,7 @@ fn open(shared: &Shared, source: Connected, cursor: Cursor) -> Opening {
         cursor: Some(cursor_out(cursor)),
         ranges: shared.config.ranges.iter().map(range_out).collect(),
         client_url: shared.config.client_url.clone(),
+        cluster_id: shared.config.cluster_id,
     };
     let (mut client, silence_max) = (source.client.clone(), shared.config.silence_max);
     let stream = shared.runtime.handle().spawn(async move {
