@@ -7,6 +7,7 @@ use tailwater_api::tail as wire;
 use tailwater_api::tail::tail_server::{Tail, TailServer};
 use tailwater_eventlog::{CopyPoint, EventLog, FoldHold, MemberId, Source};
 use tokio::sync::{Semaphore, watch};
+use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 
 use super::codec::{MESSAGE_BYTES_MAX, PROTOCOL_VERSION, cursor_in, range_in};
@@ -84,6 +85,7 @@ struct Inner {
     transfer_rate: Arc<ByteRate>,
     history_rate: Arc<ByteRate>,
     stopping: watch::Sender<bool>,
+    threads: TaskTracker,
 }
 
 /// Serves a source to other nodes; clones share it.
@@ -108,6 +110,7 @@ impl TailService {
             transfer_rate: Arc::new(ByteRate::new(config.transfer_bytes_per_second)),
             history_rate: Arc::new(ByteRate::new(config.history_bytes_per_second)),
             stopping: watch::Sender::new(false),
+            threads: TaskTracker::new(),
             config,
         };
         Self { inner: Arc::new(inner) }
@@ -122,6 +125,18 @@ impl TailService {
     /// Ends every stream with UNAVAILABLE; readers go elsewhere.
     pub fn stop(&self) {
         self.inner.stopping.send_replace(true);
+        self.inner.threads.close();
+    }
+
+    /// Resolves when the threads of all streams have let go of the source, after [`TailService::stop`].
+    pub async fn ended(&self) {
+        self.inner.threads.wait().await;
+    }
+
+    /// How many streams are served now.
+    #[must_use]
+    pub fn streams(&self) -> usize {
+        self.inner.threads.len()
     }
 
     /// Whether the reader speaks this protocol, and means this cluster.
@@ -141,7 +156,8 @@ impl TailService {
         let permit = Arc::clone(slots).try_acquire_owned();
         let permit =
             permit.map_err(|_| Status::resource_exhausted(format!("too many readers of this kind: {kind}")))?;
-        Ok(Serving { kind, permit, stopping: self.inner.stopping.subscribe(), rate: None, stall_max: None })
+        let thread = self.inner.threads.token();
+        Ok(Serving { kind, permit, thread, stopping: self.inner.stopping.subscribe(), rate: None, stall_max: None })
     }
 
     /// A flow that is bounded in bytes per second, and does not wait for its reader for ever.
@@ -188,6 +204,7 @@ impl Tail for TailService {
         let serving = Serving {
             kind: "history",
             permit: permit.map_err(|_| Status::unavailable("the source is shutting down"))?,
+            thread: self.inner.threads.token(),
             stopping: self.inner.stopping.subscribe(),
             rate: Some(Arc::clone(&self.inner.history_rate)),
             stall_max: Some(self.inner.config.stall_max),
