@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crossbeam::channel::Sender;
+use crossbeam::channel::{Sender, TrySendError};
 use parking_lot::Mutex;
 use prost::Message as _;
 use protobuf::Message as _;
 use raft::eraftpb::Message;
 use tailwater_api::etcdserverpb as pb;
 use tailwater_api::write::{self, command::Command};
-use tailwater_eventlog::{EventLog, LeaseId, Member, MemberId, Position, StorageError, Term};
+use tailwater_eventlog::{EventLog, LeaseId, Member, MemberId, Position, Staged, StorageError, Term};
 use tokio::sync::{oneshot, watch};
 
 use crate::machine::quota;
@@ -125,6 +125,25 @@ pub enum StartError {
     RaftLog(String),
 }
 
+/// A copied state is not taken over; this member goes on as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// The member has gone on past it by itself.
+    #[error("the copied state stands at {copied}, this member at {own}")]
+    Behind {
+        /// Where this member stands.
+        own: Position,
+        /// Where the copied state stands.
+        copied: Position,
+    },
+    /// The copied state is of another history.
+    #[error("the copied state is of another history")]
+    OtherHistory,
+    /// This member stops.
+    #[error("stopped")]
+    Stopped,
+}
+
 /// Handle on the running replica; clones share it.
 #[derive(Clone)]
 pub struct Consensus {
@@ -151,8 +170,9 @@ impl Consensus {
     /// A raft message of another member. One that can't be read, or for which there is no room, is dropped as if it had
     /// been lost on the way.
     pub fn receive(&self, bytes: &[u8]) {
-        match Message::parse_from_bytes(bytes) {
-            Ok(message) => self.accept(message, bytes.len()),
+        let mut message = Message::default();
+        match message.merge_from_bytes(bytes) {
+            Ok(()) => self.accept(message, bytes.len()),
             Err(error) => tracing::warn!(%error, "a raft message can't be read"),
         }
     }
@@ -201,6 +221,29 @@ impl Consensus {
         }
         drop(inbox);
         self.shared.wake();
+    }
+
+    /// Goes on at a copied state, which [`Consensus::catch_up_wanted`] asked for: the state is switched, followers of the tail
+    /// begin again, and the raft log follows. Durable when it is answered; a crash at any point leaves a directory that
+    /// starts. Cancel safe: a dropped wait does not withdraw the copy.
+    ///
+    /// # Errors
+    /// See [`InstallError`].
+    pub async fn install(&self, staged: Staged) -> Result<(), InstallError> {
+        let (reply, answer) = oneshot::channel();
+        let mut job = ApplyJob::Install(Box::new(staged), reply);
+        loop {
+            let Some(apply) = self.apply.lock().clone() else { return Err(InstallError::Stopped) };
+            job = match apply.try_send(job) {
+                Ok(()) => break,
+                Err(TrySendError::Disconnected(_)) => return Err(InstallError::Stopped),
+                // The apply thread is behind; a copy took long, and may wait.
+                Err(TrySendError::Full(job)) => job,
+            };
+            drop(apply);
+            tokio::time::sleep(self.shared.config.heartbeat_interval).await;
+        }
+        answer.await.unwrap_or(Err(InstallError::Stopped))
     }
 
     /// Hands leadership to a voting member; answered when that member leads.

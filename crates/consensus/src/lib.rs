@@ -17,7 +17,7 @@ mod start;
 mod write_plane;
 
 pub use answer::{Answer, Applied, ApplyError, ProposeError};
-pub use handle::{Consensus, ConsensusConfig, ConsensusStatus, LeaseInfo, StartError};
+pub use handle::{Consensus, ConsensusConfig, ConsensusStatus, InstallError, LeaseInfo, StartError};
 pub use peers::{NoPeers, PeerTransport};
 pub use replica::CatchUp;
 pub use start::{Chosen, Parts, SourceReady, assemble};

@@ -33,7 +33,7 @@ use tailwater_eventlog::{
 };
 
 use crate::{Answer, ApplyError};
-pub(crate) use encode::PREFIXES;
+use encode::PREFIXES;
 pub(crate) use lease::{LeaseChange, LeaseRecord};
 pub(crate) use members::{Group, conf_state_of, member_message};
 
@@ -100,6 +100,15 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
+    /// The machine of what is stored, given the index of its keys.
+    pub(crate) fn open(events: &EventLog, index: KeyIndex) -> Result<Self, StorageError> {
+        let mut rows = Vec::new();
+        for prefix in PREFIXES {
+            rows.extend(events.state_scan(prefix)?);
+        }
+        Self::load(index, events.state(), rows)
+    }
+
     /// The machine of a stored state: what `state_scan` found under the machine's prefixes, and the index of all keys.
     pub(crate) fn load(
         index: KeyIndex,
@@ -157,8 +166,14 @@ impl Machine {
     }
 
     /// The leases, by id.
+    #[cfg(test)]
     pub(crate) fn leases(&self) -> &BTreeMap<LeaseId, LeaseRecord> {
         &self.leases
+    }
+
+    /// The leases as the leader's clock starts from them: id, TTL, seconds left at the last checkpoint.
+    pub(crate) fn lease_times(&self) -> impl Iterator<Item = (LeaseId, i64, i64)> {
+        self.leases.iter().map(|(id, lease)| (*id, lease.ttl, lease.remaining))
     }
 
     /// Keys attached to a lease, sorted; `None` when there is no such lease.

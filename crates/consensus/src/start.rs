@@ -11,11 +11,11 @@ use parking_lot::Mutex;
 use prost::Message;
 use raft::eraftpb::{Entry, HardState};
 use tailwater_api::write::{self, command::Command};
-use tailwater_eventlog::{EventLog, EventLogConfig, LocalSource, MemberId, Position, Tail, Term};
+use tailwater_eventlog::{EventLog, EventLogConfig, Installed, LocalSource, MemberId, Position, Tail, Term};
 use tokio::sync::watch;
 
-use crate::machine::{Group, LeaseChange, Machine, PREFIXES, conf_state_of, member_message};
-use crate::raft_log::{Disk, RaftLog, RaftLogConfig, RealDisk, Recovered};
+use crate::machine::{Group, Machine, conf_state_of, member_message};
+use crate::raft_log::{Disk, LogPoint, RaftLog, RaftLogConfig, RealDisk, Recovered};
 use crate::replica::apply::{Applier, ApplyJob};
 use crate::replica::core::{CoreConfig, ReplicaCore, Standing, one_command};
 use crate::replica::driver::{Driver, REMOVED};
@@ -61,7 +61,7 @@ fn validate(config: &ConsensusConfig) -> Result<(), StartError> {
         "the heartbeat interval must not be 0"
     } else if config.batch_bytes_max == 0 || config.proposal_queue_bytes_max == 0 {
         "bounds of queues and batches must not be 0"
-    } else if !config.initial_members.iter().any(|member| member.id == config.member_id) {
+    } else if config.founding && !config.initial_members.iter().any(|member| member.id == config.member_id) {
         "this member is not among the initial members"
     } else {
         return Ok(());
@@ -180,14 +180,14 @@ pub fn assemble(
         memtable_bytes: config.memtable_bytes,
         block_cache_bytes: config.block_cache_bytes,
     })?;
-    let mut rows = Vec::new();
-    for prefix in PREFIXES {
-        rows.extend(events.state_scan(prefix)?);
-    }
-    let machine = Machine::load(index, events.state(), rows)?;
+    let machine = Machine::open(&events, index)?;
     let log_config = RaftLogConfig { sync_delay: config.sync_delay, salt: chosen.salt, ..Default::default() };
     let (mut raft_log, mut recovered) = RaftLog::open(disk, log_config).map_err(raft_log_error)?;
     let applied = machine.state().applied;
+    if let Some(installed) = events.installed() {
+        settle_install(&mut raft_log, &mut recovered, installed)?;
+        events.installed_settled()?;
+    }
     if applied.0 > recovered.last_index {
         let last = recovered.last_index;
         return Err(StartError::RaftLog(format!("the state was applied up to {applied}, but the log ends at {last}")));
@@ -199,6 +199,12 @@ pub fn assemble(
         tracing::warn!(file = cut.file, offset = cut.offset, bytes = cut.bytes, reason = cut.reason, "raft log cut");
     }
     let group = group(&config, &machine)?;
+    let is_alone = group.conf_state.voters == [config.member_id.0];
+    if recovered.doubtful && is_alone {
+        // Nobody could tell more than its own log does.
+        raft_log.settle().map_err(raft_log_error)?;
+        recovered.doubtful = false;
+    }
     let tail_from = match config.force_new_cluster {
         true => force_new_cluster(&mut raft_log, &mut recovered, applied, &config, chosen)?,
         false => Position(0),
@@ -271,6 +277,25 @@ fn group(config: &ConsensusConfig, machine: &Machine) -> Result<Group, StartErro
     Ok(group)
 }
 
+/// A copied state was taken over, and a crash came before the raft log was known to stand behind it: now it does.
+fn settle_install(log: &mut RaftLog, recovered: &mut Recovered, at: Installed) -> Result<(), StartError> {
+    let point = LogPoint { index: at.applied.0, term: at.term.0 };
+    let view = log.view();
+    if view.term(point.index).is_ok_and(|term| term == point.term) {
+        return Ok(());
+    }
+    log.reset_to_snapshot(point).map_err(raft_log_error)?;
+    // A log is never of a later term than its owner.
+    if recovered.hard_state.term < point.term {
+        recovered.hard_state = HardState { term: point.term, vote: 0, commit: point.index };
+        log.append(&[], Some(&recovered.hard_state)).map_err(raft_log_error)?;
+        log.sync().map_err(raft_log_error)?;
+    }
+    recovered.hard_state.commit = point.index;
+    (recovered.first_index, recovered.last_index) = (point.index + 1, point.index);
+    Ok(())
+}
+
 /// Whom to reach at first: before the log or the state tells, whoever the start names.
 fn tell_members(peers: &dyn PeerTransport, config: &ConsensusConfig, group: &Group) {
     let known = if group.members.is_empty() { &config.initial_members } else { &group.members };
@@ -327,14 +352,14 @@ impl SourceReady {
     /// # Errors
     /// The replica has stopped, or found no leader in time; it is stopped then.
     pub fn wait(self) -> Result<LocalSource, StartError> {
-        let polls = FOUNDING_TIMEOUT.as_millis() / FOUNDING_POLL.as_millis();
-        for _ in 0..polls {
+        let mut polls = FOUNDING_TIMEOUT.as_millis() / FOUNDING_POLL.as_millis();
+        while polls > 0 && !self.consensus.shared.stopping() {
             if let Ok(tail) = self.tail.recv_timeout(FOUNDING_POLL) {
                 return Ok(self.source(tail));
             }
-            if self.consensus.shared.stopping() {
-                break;
-            }
+            // A member that joins may first have much to copy.
+            let is_copying = self.consensus.shared.catch_up.borrow().is_some();
+            polls -= u128::from(!is_copying);
         }
         self.consensus.stop();
         let reason = self.consensus.shared.end.borrow().clone().flatten();
@@ -359,10 +384,7 @@ fn ticks(duration: Duration, tick: Duration) -> u64 {
 fn shared(config: ConsensusConfig, proposer_id: u64, machine: &Machine, group: Group, wake: Sender<()>) -> Shared {
     let tick_ms = u64::try_from(config.heartbeat_interval.as_millis()).unwrap_or(u64::MAX);
     let mut lessor = Lessor::new(tick_ms);
-    for (id, lease) in machine.leases() {
-        lessor.apply(LeaseChange::Granted(*id, lease.ttl));
-        lessor.apply(LeaseChange::Checkpointed(*id, lease.remaining));
-    }
+    lessor.replace(machine.lease_times());
     let state = machine.state();
     let members = if machine.bootstrapped() { &group.members } else { &config.initial_members };
     let member = members.iter().find(|member| member.id == config.member_id);

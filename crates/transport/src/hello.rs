@@ -98,6 +98,7 @@ impl Greeter {
             cluster_id: self.directory.cluster_id(),
             from: self.member_id.0,
             to: to.0,
+            peer_urls: self.directory.peer_urls(self.member_id),
         }
     }
 
@@ -119,19 +120,12 @@ impl Greeter {
         if hello.to != self.member_id.0 {
             return Err(self.refuse(Reason::WrongMember, "member ID mismatch"));
         }
-        self.check_removed(from)?;
         Ok(from)
     }
 
-    /// Whether a sender that was let in is still a member.
-    ///
-    /// # Errors
-    /// FAILED_PRECONDITION with the reason in its details.
-    pub fn check_removed(&self, from: MemberId) -> Result<(), Status> {
-        match self.directory.is_removed(from) {
-            true => Err(self.refuse(Reason::Removed, "the member has been permanently removed from the cluster")),
-            false => Ok(()),
-        }
+    /// What a sender is told that was removed from the group.
+    pub(crate) fn refuse_removed(&self) -> Status {
+        self.refuse(Reason::Removed, "the member has been permanently removed from the cluster")
     }
 
     fn refuse(&self, reason: Reason, text: &str) -> Status {

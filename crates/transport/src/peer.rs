@@ -23,6 +23,7 @@ use tailwater_consensus::{Consensus, PeerTransport};
 use tailwater_eventlog::{Member, MemberId};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 use tonic::Status;
 
 use self::link::Link;
@@ -31,6 +32,10 @@ use crate::{Directory, Greeter, LinkConfig};
 
 /// Refusals that are remembered, so that each is logged once.
 const REFUSALS_MAX: usize = 64;
+/// Links to senders that are no members as far as this one knows.
+const STRANGERS_MAX: usize = 16;
+/// How often it is looked whether such a link is to a member that was removed.
+const SWEEP_PERIOD: Duration = Duration::from_secs(1);
 
 /// Where raft messages go, and who is told of lost ones.
 pub trait PeerSink: Send + Sync {
@@ -79,9 +84,11 @@ pub struct PeersConfig {
     pub urgent_bytes_max: usize,
     /// Messages that leave together, in bytes; a larger one leaves alone. Default 1 MiB.
     pub batch_bytes_max: usize,
-    /// A larger message of a peer is refused; above what one raft entry and one append may hold. Default 1 GiB.
+    /// A larger message can't be sent or received: above what one raft entry may hold, a batch of commands or the largest
+    /// request. Default 256 MiB.
     pub message_bytes_max: usize,
-    /// A peer that acknowledges nothing for this long is cut off. Default 5 s.
+    /// A peer that owes acknowledgements and gives none for this long is cut off, whatever its connection does. Default
+    /// 20 s.
     pub ack_timeout: Duration,
 }
 
@@ -95,8 +102,8 @@ impl PeersConfig {
             append_bytes_max: 128 << 20,
             urgent_bytes_max: 4 << 20,
             batch_bytes_max: 1 << 20,
-            message_bytes_max: 1 << 30,
-            ack_timeout: Duration::from_secs(5),
+            message_bytes_max: 256 << 20,
+            ack_timeout: Duration::from_secs(20),
         }
     }
 }
@@ -108,7 +115,20 @@ impl PeersConfig {
 #[derive(Clone)]
 pub struct Peers {
     inner: Arc<Inner>,
-    links: Arc<RwLock<HashMap<MemberId, Link>>>,
+    links: Arc<RwLock<Links>>,
+}
+
+#[derive(Default)]
+struct Links {
+    by_id: HashMap<MemberId, Link>,
+    /// Looks after links to senders that are no members.
+    sweeper: Option<AbortHandle>,
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        self.sweeper.iter().for_each(AbortHandle::abort);
+    }
 }
 
 /// What links and streams share.
@@ -145,14 +165,14 @@ impl Peers {
     /// Ends all links and streams, and lets go of the replica.
     pub fn stop(&self) {
         self.inner.stopping.send_replace(true);
-        self.links.write().clear();
+        *self.links.write() = Links::default();
         self.inner.sink.write().take();
     }
 
     /// What is served to the other members.
     #[must_use]
     pub fn service(&self) -> PeerService {
-        PeerService::new(self.inner.clone())
+        PeerService::new(self.clone())
     }
 
     /// Who the members are.
@@ -171,20 +191,65 @@ impl Peers {
     #[must_use]
     pub fn active(&self) -> Vec<MemberId> {
         let mut active: Vec<_> =
-            self.links.read().iter().filter(|(_, link)| link.is_active()).map(|(id, _)| *id).collect();
+            self.links.read().by_id.iter().filter(|(_, link)| link.is_active()).map(|(id, _)| *id).collect();
         active.sort_unstable();
         active
     }
 
+    /// A sender says where it is reached. That serves while this member does not know it, or knows an old place.
+    fn heard_of(&self, member: MemberId, urls: &[String]) {
+        let mut links = self.links.write();
+        if [MemberId(0), self.inner.config.member_id].contains(&member)
+            || urls.is_empty()
+            || *self.inner.stopping.borrow()
+        {
+            return;
+        }
+        if let Some(link) = links.by_id.get(&member) {
+            link.heard_urls(urls);
+            return;
+        }
+        let members = self.directory().members();
+        if links.by_id.keys().filter(|id| is_stranger(**id, &members)).count() < STRANGERS_MAX {
+            tracing::info!(%member, ?urls, "heard from a member that is not known here yet");
+            let link = Link::start(self.inner.clone(), member, Vec::new());
+            link.heard_urls(urls);
+            links.by_id.insert(member, link);
+            self.start_sweeping(&mut links);
+        }
+    }
+
+    /// Ends links to members once it is known that they were removed; ends itself when only members are left.
+    fn start_sweeping(&self, links: &mut Links) {
+        if links.sweeper.as_ref().is_some_and(|sweeper| !sweeper.is_finished()) {
+            return;
+        }
+        let (inner, links_again) = (self.inner.clone(), Arc::downgrade(&self.links));
+        let sweeping = async move {
+            loop {
+                tokio::time::sleep(SWEEP_PERIOD).await;
+                let Some(links) = links_again.upgrade() else { return };
+                let members = inner.greeter.directory().members();
+                let mut links = links.write();
+                links.by_id.retain(|id, _| !inner.is_removed(*id));
+                if links.by_id.keys().all(|id| !is_stranger(*id, &members)) {
+                    links.sweeper = None;
+                    return;
+                }
+            }
+        };
+        links.sweeper = Some(self.inner.handle.spawn(sweeping).abort_handle());
+    }
+
     #[cfg(test)]
     fn held_bytes(&self, to: MemberId) -> usize {
-        self.links.read().get(&to).map_or(0, Link::held_bytes)
+        self.links.read().by_id.get(&to).map_or(0, Link::held_bytes)
     }
 }
 
 impl PeerTransport for Peers {
     fn send(&self, to: MemberId, message: Bytes) {
-        if let Some(link) = self.links.read().get(&to) {
+        if let Some(link) = self.links.read().by_id.get(&to) {
             link.send(message);
         }
     }
@@ -196,13 +261,24 @@ impl PeerTransport for Peers {
             return;
         }
         let this = self.inner.config.member_id;
-        links.retain(|id, link| members.iter().any(|member| member.id == *id && member.peer_urls == link.urls));
-        for member in members.iter().filter(|member| member.id != this && !member.peer_urls.is_empty()) {
-            links
-                .entry(member.id)
-                .or_insert_with(|| Link::start(self.inner.clone(), member.id, member.peer_urls.clone()));
+        for member in members.iter().filter(|member| member.id != this) {
+            let urls = &member.peer_urls;
+            if links.by_id.get(&member.id).is_none_or(|link| link.urls() != urls) {
+                // The old one first, since both show the same metrics.
+                links.by_id.remove(&member.id);
+                links.by_id.insert(member.id, Link::start(self.inner.clone(), member.id, urls.clone()));
+            }
+        }
+        // Who is missing was removed, or is yet to be added where this member stands in the log.
+        links.by_id.retain(|id, _| !self.inner.is_removed(*id));
+        if links.by_id.keys().any(|id| is_stranger(*id, members)) {
+            self.start_sweeping(&mut links);
         }
     }
+}
+
+fn is_stranger(id: MemberId, members: &[Member]) -> bool {
+    members.iter().all(|member| member.id != id)
 }
 
 impl Inner {
@@ -217,12 +293,14 @@ impl Inner {
         }
     }
 
-    /// Whether a sender may still speak: the replica remembers members that were removed before this process began.
+    /// Whether a member was removed for good. That it is not among the members says nothing: this one may be behind.
+    fn is_removed(&self, member: MemberId) -> bool {
+        self.sink().is_some_and(|sink| sink.is_removed(member))
+    }
+
+    /// Whether a sender may still speak.
     fn check_removed(&self, from: MemberId) -> Result<(), Status> {
-        if self.sink().is_some_and(|sink| sink.is_removed(from)) {
-            self.greeter.directory().add_removed([from]);
-        }
-        self.greeter.check_removed(from)
+        if self.is_removed(from) { Err(self.greeter.refuse_removed()) } else { Ok(()) }
     }
 
     /// Once per sender and reason: a refused sender tries again and again.

@@ -220,3 +220,81 @@ fn with_type(content_type: &'static str, body: String) -> Response<Body> {
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+    use tailwater_eventlog::{Member, MemberId};
+
+    use super::*;
+    use crate::{FetchError, MemberList, fetch_members};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn members() -> Vec<Member> {
+        let member = |id, name: &str, is_learner| Member {
+            id: MemberId(id),
+            name: name.into(),
+            peer_urls: vec![format!("http://127.0.0.1:{id}")],
+            client_urls: Vec::new(),
+            is_learner,
+        };
+        vec![member(7, "", true), member(3, "three", false)]
+    }
+
+    fn port() -> PeerPort {
+        let directory = Arc::new(Directory::new(0xc1));
+        directory.set_members(&members());
+        PeerPort::new(PortInfo { directory, version: Arc::new(|| "{\"etcdserver\":\"3.6.0\"}".into()) })
+    }
+
+    async fn ask(request: http::request::Builder) -> (StatusCode, http::HeaderMap, String) {
+        let request = request.body(Body::empty()).expect("a request");
+        let response = port().router.oneshot(request).await.expect("an answer");
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.expect("a body").to_bytes();
+        (head.status, head.headers, String::from_utf8(body.to_vec()).expect("text"))
+    }
+
+    #[tokio::test]
+    async fn tools_find_what_etcd_serves() {
+        let (status, _, body) = ask(Request::get("/version")).await;
+        assert_eq!((status, body.as_str()), (StatusCode::OK, "{\"etcdserver\":\"3.6.0\"}"));
+        let (status, headers, body) = ask(Request::get("/members")).await;
+        let expected = "[{\"id\":3,\"peerURLs\":[\"http://127.0.0.1:3\"],\"name\":\"three\"},\
+                        {\"id\":7,\"peerURLs\":[\"http://127.0.0.1:7\"],\"isLearner\":true}]\n";
+        assert_eq!((status, body.as_str()), (StatusCode::OK, expected));
+        assert_eq!(headers[CLUSTER_ID_HEADER], "c1");
+        let (status, headers, _) = ask(Request::post("/members")).await;
+        assert_eq!(
+            (status, &headers[header::CONTENT_TYPE]),
+            (StatusCode::METHOD_NOT_ALLOWED, &TEXT.parse().expect("text"))
+        );
+        let (status, _, body) = ask(Request::get("/health")).await;
+        assert_eq!((status, body.as_str()), (StatusCode::NOT_FOUND, "404 page not found\n"));
+        let call = Request::post("/other.Service/Call").header(header::CONTENT_TYPE, "application/grpc");
+        let (status, headers, _) = ask(call).await;
+        assert_eq!((status, &headers["grpc-status"]), (StatusCode::OK, &HeaderValue::from_static("12")));
+    }
+
+    #[tokio::test]
+    async fn a_node_that_joins_asks_for_the_members() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        listener.set_nonblocking(true).expect("a socket");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        let server = port().into_server();
+        let serving = tokio::spawn(server.clone().serve(listener));
+        let fetched = fetch_members(&url, PATIENCE).await.expect("a list");
+        let mut members = members();
+        members.reverse();
+        assert_eq!(fetched, MemberList { cluster_id: 0xc1, members });
+        server.stop(PATIENCE).await;
+        serving.await.expect("no panic").expect("served");
+        let gone = fetch_members(&url, PATIENCE).await.expect_err("nobody is there");
+        assert!(matches!(gone, FetchError::Unreachable { .. }), "{gone}");
+        for url in ["https://127.0.0.1:1", "unix:///x", "", "http://"] {
+            let bad = fetch_members(url, PATIENCE).await.expect_err("not a URL that can be asked");
+            assert!(matches!(bad, FetchError::Url(_)), "{bad}");
+        }
+    }
+}

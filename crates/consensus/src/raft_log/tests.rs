@@ -49,7 +49,10 @@ fn all(log: &RaftLog) -> Vec<Entry> {
 fn entries_and_hard_state_come_back_after_reopening() {
     let disk = SimDisk::new(SyncMode::Honest);
     let (mut log, recovered) = open(&disk).unwrap();
-    assert_eq!(recovered, Recovered { hard_state: HardState::default(), first_index: 1, last_index: 0, cut: None, doubtful: false });
+    assert_eq!(
+        recovered,
+        Recovered { hard_state: HardState::default(), first_index: 1, last_index: 0, cut: None, doubtful: false }
+    );
     put(&mut log, &entries(1..=10, 1), Some(&hard(1, 0)));
     put(&mut log, &entries(11..=40, 2), Some(&hard(2, 10)));
     put(&mut log, &[], Some(&hard(3, 40)));
@@ -58,7 +61,10 @@ fn entries_and_hard_state_come_back_after_reopening() {
     log.close().unwrap();
 
     let (log, recovered) = open(&disk).unwrap();
-    assert_eq!(recovered, Recovered { hard_state: hard(3, 40), first_index: 1, last_index: 40, cut: None, doubtful: false });
+    assert_eq!(
+        recovered,
+        Recovered { hard_state: hard(3, 40), first_index: 1, last_index: 40, cut: None, doubtful: false }
+    );
     assert_eq!(all(&log), [entries(1..=10, 1), entries(11..=40, 2)].concat());
     assert_eq!((log.view().term(10).unwrap(), log.view().term(11).unwrap(), log.view().term(0).unwrap()), (1, 2, 0));
     assert!(matches!(log.view().term(41), Err(RaftLogError::Unavailable { last_index: 40 })));

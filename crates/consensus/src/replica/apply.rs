@@ -11,15 +11,15 @@ use prost::Message;
 use raft::eraftpb::{Entry, EntryType};
 use tailwater_api::write::{self, CommandBatch, command::Command};
 use tailwater_eventlog::{
-    Cursor, EventLog, Fact, Frame, LeaseId, LogState, MemberId, Position, Revision, StorageError, Tail, TailConfig,
-    Term,
+    Cursor, EventLog, Fact, Frame, LeaseId, LogState, MemberId, Position, Revision, Staged, StorageError, Tail,
+    TailConfig, Term,
 };
 use tokio::sync::oneshot;
 
-use super::core::ENTRY_FORMAT;
+use super::core::{ENTRY_FORMAT, Install};
 use super::shared::{Shared, Waiter};
 use crate::machine::{Group, Machine, MachineError, quota};
-use crate::{Answer, Applied, ApplyError, PeerTransport, ProposeError};
+use crate::{Answer, Applied, ApplyError, InstallError, PeerTransport, ProposeError};
 
 /// Bytes of events gathered from several entries into one write.
 const WRITE_BYTES_MAX: usize = 4 << 20;
@@ -38,6 +38,10 @@ pub(crate) enum ApplyJob {
     LeaseKeys(LeaseId, oneshot::Sender<Option<Vec<Bytes>>>),
     /// Folding has caught up with the compacted revision.
     Folded,
+    /// Go on at a copied state; answered when that is durable.
+    Install(Box<Staged>, oneshot::Sender<Result<(), InstallError>>),
+    /// The raft log stands behind the copied state.
+    Installed,
 }
 
 type Answered = (Waiter, Position, Result<Answer, ApplyError>);
@@ -55,6 +59,10 @@ pub(crate) struct Applier {
     pub(crate) peers: Arc<dyn PeerTransport>,
     /// The tail is not made below this position: a history that ends there is followed by nobody.
     pub(crate) tail_from: Position,
+    /// Entries up to here are in a state that was taken over, should they still come.
+    installed: Position,
+    /// What the tail was told of the leader last.
+    leader: Option<Fact>,
     /// Changes of the group in entries not yet written.
     groups: Vec<(u64, Group)>,
     /// Facts that wait for the end of the round.
@@ -85,6 +93,8 @@ impl Applier {
             tail_made,
             peers,
             tail_from,
+            installed: Position(0),
+            leader: None,
             groups: Vec::new(),
             facts: Vec::new(),
             answers: Vec::new(),
@@ -163,17 +173,29 @@ impl Applier {
                     self.entry(&entry)?;
                 }
             }
-            ApplyJob::Leader(leader, term) => self.facts.push(Fact::Leader(leader, term)),
+            ApplyJob::Leader(leader, term) => {
+                self.leader = Some(Fact::Leader(leader, term));
+                self.facts.push(Fact::Leader(leader, term));
+            }
             ApplyJob::LeaseKeys(id, reply) => {
                 // Whoever no longer waits needs no answer.
                 let _ = reply.send(self.machine.lease_keys(id));
             }
             ApplyJob::Folded => self.answer_physical(),
+            ApplyJob::Install(staged, reply) => {
+                let installed = self.install(*staged)?;
+                // The switch is made, whoever waits for it.
+                let _ = reply.send(installed);
+            }
+            ApplyJob::Installed => self.events.installed_settled()?,
         }
         Ok(())
     }
 
     fn entry(&mut self, entry: &Entry) -> Result<(), MachineError> {
+        if entry.index <= self.installed.0 {
+            return Ok(());
+        }
         self.machine.advance(Position(entry.index), Term(entry.term));
         self.entries += 1;
         match entry.entry_type() {
@@ -235,6 +257,7 @@ impl Applier {
     /// Write, publish, answer: in this order, so that whoever has an answer finds what it tells.
     fn finish(&mut self) -> Result<(), StorageError> {
         let output = self.machine.take_output();
+        let entry_bytes = std::mem::take(&mut self.entry_bytes);
         if std::mem::take(&mut self.entries) > 0 {
             let began = Instant::now();
             self.events.write(&output.write)?;
@@ -266,8 +289,6 @@ impl Applier {
             }
             metrics::gauge!(crate::metrics::PROPOSALS_APPLIED).set(state.applied.0 as f64);
             self.shared.bootstrapped.store(self.machine.bootstrapped(), Ordering::Release);
-            let entry_bytes = std::mem::take(&mut self.entry_bytes);
-            self.shared.applying_bytes.fetch_sub(entry_bytes, Ordering::Relaxed);
             // Before the position, which tells raft that it has heard of them.
             self.shared.inbox.lock().groups.append(&mut self.groups);
             self.shared.applied.store(state.applied.0, Ordering::Release);
@@ -278,12 +299,48 @@ impl Applier {
             let (position, revision) = (state.applied, state.revision);
             tail.publish(vec![Arc::new(Frame { position, revision, events: Vec::new(), facts })]);
         }
+        self.shared.applying_bytes.fetch_sub(entry_bytes, Ordering::Relaxed);
         for (waiter, position, answer) in self.answers.drain(..) {
             answer_waiter(waiter, position, answer);
         }
         // One that had nothing to fold.
         self.answer_physical();
         Ok(())
+    }
+
+    /// Switches to a copied state that is ahead of this one, with everything that rests on it.
+    fn install(&mut self, staged: Staged) -> Result<Result<(), InstallError>, MachineError> {
+        // What was applied so far belongs to the old state.
+        self.finish()?;
+        let (own, copied) = (self.machine.state(), staged.state());
+        if copied.applied <= own.applied {
+            return Ok(Err(InstallError::Behind { own: own.applied, copied: copied.applied }));
+        }
+        if self.machine.bootstrapped() && copied.history != own.history {
+            return Ok(Err(InstallError::OtherHistory));
+        }
+        let index = self.events.replace(staged)?;
+        self.machine = Machine::open(&self.events, index)?;
+        self.installed = copied.applied;
+        let group = self.machine.group();
+        self.peers.set_members(&group.members);
+        self.shared.lessor.lock().replace(self.machine.lease_times());
+        match &self.tail {
+            Some(tail) => {
+                let mut facts = self.machine.facts();
+                facts.extend(self.leader.clone());
+                tail.restart(cursor(copied), &facts);
+            }
+            None => self.make_tail(),
+        }
+        self.shared.fold_wanted.store(true, Ordering::Release);
+        self.shared.bootstrapped.store(self.machine.bootstrapped(), Ordering::Release);
+        let install = Install { index: copied.applied.0, term: copied.applied_term.0, group };
+        self.shared.inbox.lock().install = Some(install);
+        self.shared.applied.store(copied.applied.0, Ordering::Release);
+        self.shared.wake();
+        tracing::info!(position = copied.applied.0, revision = copied.revision.0, "took over a copied state");
+        Ok(Ok(()))
     }
 
     /// Answers the physical compactions whose history is folded: a later one may have been accepted since.

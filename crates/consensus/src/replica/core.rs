@@ -5,6 +5,7 @@
 //! starts after it arrived.
 
 mod doubt;
+mod install;
 mod membership;
 mod peers;
 mod store;
@@ -12,19 +13,20 @@ mod store;
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
+use prost::Message as _;
 use raft::eraftpb::{Entry, HardState, Message};
 use raft::{Config, RawNode, StateRole};
-use prost::Message as _;
 use tailwater_api::{wire, write};
 use tailwater_eventlog::{Member, MemberId, Position, Term};
 use tokio::sync::oneshot;
 
 use crate::ProposeError;
 use crate::machine::Group;
-use crate::raft_log::RaftLogView;
+use crate::raft_log::{LogPoint, RaftLogView};
+use doubt::Doubt;
+pub(crate) use install::Install;
 pub(crate) use membership::Change;
 pub use peers::CatchUp;
-use doubt::Doubt;
 use store::RaftStore;
 
 /// First byte of a normal entry's data: an encoded `CommandBatch` follows.
@@ -85,6 +87,8 @@ pub(crate) struct Standing {
 pub(crate) struct Append {
     /// Reported back through [`ReplicaCore::on_persisted`].
     pub(crate) number: u64,
+    /// Where the log begins anew, before the entries.
+    pub(crate) reset: Option<LogPoint>,
     pub(crate) entries: Vec<Entry>,
     pub(crate) hard_state: Option<HardState>,
     /// Whether it needs a sync.
@@ -106,6 +110,8 @@ pub(crate) struct Outputs {
     pub(crate) refused: Vec<(u64, ProposeError)>,
     /// Whether the doubt about the log has ended: to the log thread.
     pub(crate) settled: bool,
+    /// Whether the log now stands behind a state that was taken over: to the apply thread.
+    pub(crate) installed: bool,
 }
 
 /// The core. One owner: the replica thread.
@@ -116,8 +122,9 @@ pub(crate) struct ReplicaCore {
     /// Changes of membership; one at a time is proposed.
     changes: VecDeque<Pending>,
     refused: Vec<(u64, ProposeError)>,
-    /// The group as it is applied here.
+    /// The group as it is applied here, and the index of the entry that made it so.
     members: Vec<Member>,
+    group_index: u64,
     /// Tick at which a member was last heard.
     heard: BTreeMap<u64, u64>,
     /// Tick at which a member that needs a snapshot was last told so.
@@ -129,6 +136,9 @@ pub(crate) struct ReplicaCore {
     doubters_in_flight: Vec<Message>,
     /// Messages that are not raft's, to be sent now.
     own_messages: Vec<Message>,
+    /// A copied state that raft has not yet taken over, and the index of one whose log is being reset.
+    install: Option<Install>,
+    installing: Option<u64>,
     /// What the leader wants this member to copy before it can go on.
     catch_up: Option<CatchUp>,
     /// Number of the last append that needs a sync, and of the last that has it.
@@ -177,12 +187,15 @@ impl ReplicaCore {
             changes: VecDeque::new(),
             refused: Vec::new(),
             members: group.members,
+            group_index: config.applied.0,
             heard: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             doubt: None,
             doubters: Vec::new(),
             doubters_in_flight: Vec::new(),
             own_messages: Vec::new(),
+            install: None,
+            installing: None,
             catch_up: None,
             appended: 0,
             persisted: 0,
@@ -280,6 +293,7 @@ impl ReplicaCore {
         if number > self.persisted {
             self.persisted = number;
             self.node.on_persist_ready(number);
+            self.advance_raft();
         }
     }
 
@@ -288,23 +302,26 @@ impl ReplicaCore {
         self.bootstrapped |= bootstrapped;
         if applied > self.applied {
             self.applied = applied;
-            self.node.mut_store().applied = applied.0;
-            self.node.advance_apply_to(applied.0);
+            let store = self.node.mut_store();
+            store.applied = store.applied.max(applied.0);
+            self.advance_raft();
         }
         self.answer_confirmed();
     }
 
     /// What is to be done now; `None` when nothing is left.
     pub(crate) fn take_ready(&mut self) -> Option<Outputs> {
+        self.take_over();
         self.propose_queued();
         self.start_confirmation();
-        let settled = self.settle();
-        if !self.node.has_ready() && self.refused.is_empty() && self.own_messages.is_empty() && !settled {
+        let (settled, installed) = (self.settle(), self.is_installed());
+        let own = !self.refused.is_empty() || !self.own_messages.is_empty() || settled || installed;
+        if !self.node.has_ready() && !own {
             return None;
         }
         let messages = std::mem::take(&mut self.own_messages);
         let refused = std::mem::take(&mut self.refused);
-        let mut outputs = Outputs { messages, refused, settled, ..Default::default() };
+        let mut outputs = Outputs { messages, refused, settled, installed, ..Default::default() };
         if !self.node.has_ready() {
             return Some(outputs);
         }
@@ -315,6 +332,12 @@ impl ReplicaCore {
         let messages = ready.take_persisted_messages();
         let entries = ready.take_entries();
         let (number, sync, hard_state) = (ready.number(), ready.must_sync(), ready.hs().cloned());
+        let snapshot = ready.snapshot().get_metadata();
+        let reset =
+            Some(LogPoint { index: snapshot.index, term: snapshot.term }).filter(|point| *point != LogPoint::default());
+        if let Some(point) = reset {
+            self.node.store().view.stage_snapshot(point);
+        }
         // Raft must be able to read the entries before it is told that they are on their way.
         self.node.store().view.stage(&entries);
         self.node.advance_append_async(ready);
@@ -327,7 +350,7 @@ impl ReplicaCore {
             self.node.on_persist_ready(number);
         } else {
             self.appended = number;
-            outputs.append = Some(Append { number, entries, hard_state, sync, messages });
+            outputs.append = Some(Append { number, reset, entries, hard_state, sync, messages });
         }
         for state in read_states {
             self.on_read_index(&state.request_ctx, state.index);

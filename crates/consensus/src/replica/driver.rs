@@ -132,9 +132,16 @@ impl Driver {
         let applied = Position(self.shared.applied.load(Ordering::Acquire));
         let mut inbox = std::mem::take(&mut *self.shared.inbox.lock());
         self.core.on_persisted(self.shared.persisted.load(Ordering::Acquire));
-        for (index, group) in std::mem::take(&mut inbox.groups) {
-            self.group_changed(index, group);
+        let install = inbox.install.take();
+        let installed = install.as_ref().map_or(u64::MAX, |install| install.index);
+        let after = inbox.groups.partition_point(|(index, _)| *index < installed);
+        let after = inbox.groups.split_off(after);
+        self.reconfigure(std::mem::take(&mut inbox.groups));
+        if let Some(install) = install {
+            self.note_group(&install.group);
+            self.core.install(install);
         }
+        self.reconfigure(after);
         // Read after the position: a founded history must not be seen later than what founded it.
         self.core.on_applied(applied, self.shared.bootstrapped.load(Ordering::Acquire));
         inbox.messages.into_iter().for_each(|message| self.core.step(message));
@@ -161,7 +168,14 @@ impl Driver {
         }
     }
 
-    fn group_changed(&mut self, index: u64, group: Group) {
+    fn reconfigure(&mut self, groups: Vec<(u64, Group)>) {
+        for (index, group) in groups {
+            self.note_group(&group);
+            self.core.reconfigure(index, group);
+        }
+    }
+
+    fn note_group(&mut self, group: &Group) {
         let own = self.shared.config.member_id;
         let member = group.members.iter().find(|member| member.id == own);
         self.shared.status.lock().is_learner = member.is_some_and(|member| member.is_learner);
@@ -169,8 +183,7 @@ impl Driver {
             tracing::warn!("this member was removed from the cluster and will stop");
             self.removed_ticks = Some(self.shared.config.election_ticks);
         }
-        *self.shared.group.lock() = group.clone();
-        self.core.reconfigure(index, group);
+        self.shared.group.lock().clone_from(group);
     }
 
     /// Does what the core asks until nothing is left.
@@ -217,6 +230,9 @@ impl Driver {
         }
         if outputs.settled {
             self.log.send(LogJob::Settle).map_err(|_| "the log thread is gone".to_owned())?;
+        }
+        if outputs.installed {
+            self.send_apply(ApplyJob::Installed)?;
         }
         // 4. What was not proposed.
         for (proposal, error) in outputs.refused {

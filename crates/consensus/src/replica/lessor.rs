@@ -103,6 +103,19 @@ impl Lessor {
         }
     }
 
+    /// The leases are these from now on, with their TTL and what was checkpointed, after a state was taken over. Keepalives
+    /// that are announced stay so.
+    pub(crate) fn replace(&mut self, leases: impl IntoIterator<Item = (LeaseId, i64, i64)>) {
+        self.demote();
+        self.leases.clear();
+        self.by_expiry.clear();
+        self.by_checkpoint.clear();
+        for (id, ttl, checkpointed) in leases {
+            self.apply(LeaseChange::Granted(id, ttl));
+            self.apply(LeaseChange::Checkpointed(id, checkpointed));
+        }
+    }
+
     /// This member leads now: each lease gets what its checkpoint left or its whole TTL, and an election timeout, since
     /// the old leader may have renewed it without telling.
     pub(crate) fn promote(&mut self, election_ticks: u64) {

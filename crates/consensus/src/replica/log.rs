@@ -56,6 +56,9 @@ impl LogWriter {
         for job in std::iter::once(first).chain(self.jobs.try_iter().take(APPENDS_MAX)) {
             match job {
                 LogJob::Append(append) => {
+                    if let Some(point) = append.reset {
+                        self.log.reset_to_snapshot(point).map_err(|error| error.to_string())?;
+                    }
                     self.log.append(&append.entries, append.hard_state.as_ref()).map_err(|error| error.to_string())?;
                     number = append.number;
                     sync |= append.sync;

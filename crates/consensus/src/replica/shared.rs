@@ -11,7 +11,7 @@ use raft::eraftpb::Message;
 use tailwater_eventlog::MemberId;
 use tokio::sync::{oneshot, watch};
 
-use super::core::{BarrierWaiter, CatchUp, Pending};
+use super::core::{BarrierWaiter, CatchUp, Install, Pending};
 use super::lessor::Lessor;
 use crate::machine::Group;
 use crate::{Applied, ConsensusConfig, ConsensusStatus, ProposeError};
@@ -31,6 +31,8 @@ pub(crate) struct Inbox {
     pub(crate) message_bytes: usize,
     /// The group after each applied entry that changed it, with that entry's index, in order.
     pub(crate) groups: Vec<(u64, Group)>,
+    /// A copied state that the apply thread has switched to, after all of `groups`.
+    pub(crate) install: Option<Install>,
     /// Peers to which a message was lost.
     pub(crate) unreachable: Vec<MemberId>,
     /// Whom leadership is to be handed to.

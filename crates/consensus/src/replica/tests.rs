@@ -353,6 +353,8 @@ fn a_leader_that_is_gone_is_told_without_an_entry() {
     consensus.stop();
 }
 
+mod chaos;
 mod cluster;
 mod crash;
+mod install;
 mod members;

@@ -68,6 +68,8 @@ struct State {
     taken: u64,
     /// The session that takes; an older one gets nothing any more.
     session: u64,
+    /// When a batch was acknowledged last.
+    heard: Option<Instant>,
     /// Whether the other side has accepted this session's hello.
     is_open: bool,
     waker: Option<Waker>,
@@ -144,13 +146,16 @@ impl Lane {
             state.sent.pop_front();
             state.sent_bytes -= cost;
             round_trip = Some(now.saturating_duration_since(since));
+            state.heard = Some(now);
         }
         round_trip
     }
 
-    /// When the oldest batch left that is not acknowledged.
-    pub(crate) fn oldest_sent(&self) -> Option<Instant> {
-        self.state.lock().sent.front().map(|(_, _, since)| *since)
+    /// Since when the other side owes an acknowledgement and has given none. A slow way is not a silent one.
+    pub(crate) fn silent_since(&self) -> Option<Instant> {
+        let state = self.state.lock();
+        let (_, _, since) = state.sent.front()?;
+        Some(state.heard.map_or(*since, |heard| heard.max(*since)))
     }
 
     /// Bytes that wait or are on their way.
@@ -244,8 +249,9 @@ mod tests {
         assert_eq!(batch.messages.len(), 1);
         assert!(!lane.push(message(3, 2)), "it is on its way");
         assert!(lane.acknowledge(1999, Instant::now()).is_none());
+        assert!(lane.silent_since().is_some());
         assert!(lane.acknowledge(2000, Instant::now()).is_some());
-        assert_eq!(lane.held_bytes(), 0);
+        assert_eq!((lane.held_bytes(), lane.silent_since()), (0, None));
         for _ in 0..5 {
             assert!(lane.push(message(3, 100)));
         }

@@ -1,7 +1,8 @@
 //! The way to one peer: a session per lane, opened when there is something to send, and opened again when it broke.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use parking_lot::Mutex;
@@ -18,10 +19,15 @@ use crate::endpoint::{ConnectError, connect};
 use crate::hello::RefusalReason;
 use crate::metrics as names;
 
+/// How long a peer may take to accept a hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// What a peer may say of where it is.
+const HEARD_URLS_MAX: usize = 16;
+const URL_BYTES_MAX: usize = 1024;
+
 /// A link to one peer. Dropping it ends its sessions.
 #[derive(Debug)]
 pub(super) struct Link {
-    pub(super) urls: Vec<String>,
     shared: Arc<LinkShared>,
     tasks: Vec<AbortHandle>,
 }
@@ -31,12 +37,16 @@ pub(super) struct LinkShared {
     inner: Arc<Inner>,
     to: MemberId,
     urls: Vec<String>,
+    /// As the peer itself has said; tried after the others.
+    heard: Mutex<Vec<String>>,
     urgent: Arc<Lane>,
     append: Arc<Lane>,
     /// Sessions that are open now.
     sessions: AtomicUsize,
     /// The last refusal that was logged.
     refused: Mutex<Option<RefusalReason>>,
+    /// Whether it was logged that the peer can't be reached.
+    is_down_told: AtomicBool,
     counts: Counts,
 }
 
@@ -90,11 +100,13 @@ impl Link {
         let config = &inner.config;
         let shared = Arc::new(LinkShared {
             to,
-            urls: urls.clone(),
+            urls,
+            heard: Mutex::default(),
             urgent: Arc::new(Lane::new(config.urgent_bytes_max)),
             append: Arc::new(Lane::new(config.append_bytes_max)),
             sessions: AtomicUsize::new(0),
             refused: Mutex::new(None),
+            is_down_told: AtomicBool::new(false),
             counts: Counts::new(config.member_id, to),
             inner: inner.clone(),
         });
@@ -104,12 +116,28 @@ impl Link {
             let running = run(shared.clone(), kind);
             inner.handle.spawn(running).abort_handle()
         });
-        Self { urls, shared, tasks: tasks.into() }
+        Self { shared, tasks: tasks.into() }
+    }
+
+    /// Where the peer is, as the group knows it.
+    pub(super) fn urls(&self) -> &Vec<String> {
+        &self.shared.urls
+    }
+
+    /// Where the peer is, as it says itself.
+    pub(super) fn heard_urls(&self, urls: &[String]) {
+        let is_new = |url: &&String| !self.shared.urls.contains(url) && url.len() <= URL_BYTES_MAX;
+        *self.shared.heard.lock() = urls.iter().filter(is_new).take(HEARD_URLS_MAX).cloned().collect();
     }
 
     /// Queues a message; one that finds no room is dropped, and raft is told so that it stops guessing ahead.
     pub(super) fn send(&self, message: bytes::Bytes) {
         let kind = LaneKind::of(&message);
+        if message.len() > self.shared.inner.config.message_bytes_max {
+            tracing::error!(to = %self.shared.to, bytes = message.len(), "a raft message is too large for the peer");
+            self.shared.counts.failures.increment(1);
+            return;
+        }
         if !self.shared.lane(kind).push(message) {
             self.shared.counts.failures.increment(1);
             self.shared.inner.report_unreachable(self.shared.to);
@@ -151,14 +179,27 @@ impl LinkShared {
         gauge.set(self.lane(kind).held_bytes() as f64);
     }
 
-    /// Logs why the link does not come about: a refusal once, until it is another or the link was up.
-    fn report(&self, kind: LaneKind, url: &str, broken: &Broken) {
+    /// The URL of an attempt: those that the group knows and those that the peer has said, in turn.
+    fn url(&self, attempt: usize) -> Option<String> {
+        let heard = self.heard.lock();
+        let count = self.urls.len() + heard.len();
+        self.urls.iter().chain(heard.iter()).nth(attempt % count.max(1)).cloned()
+    }
+
+    /// Logs why the link is down: once, until it was up again or another reason shows.
+    fn report(&self, kind: LaneKind, url: &str, broken: &Broken, was_up: bool) {
         let refusal = match broken {
             Broken::Status(status) => RefusalReason::of(status),
             _ => None,
         };
         let Some(refusal) = refusal else {
-            tracing::debug!(to = %self.to, url, lane = kind.name(), %broken, "link to a peer is down");
+            if was_up {
+                tracing::warn!(to = %self.to, url, lane = kind.name(), %broken, "lost the link to a peer");
+            } else if !self.is_down_told.swap(true, Ordering::Relaxed) {
+                tracing::warn!(to = %self.to, url, %broken, "a peer can't be reached");
+            } else {
+                tracing::debug!(to = %self.to, url, lane = kind.name(), %broken, "a peer can't be reached");
+            }
             return;
         };
         let is_new = self.refused.lock().replace(refusal) != Some(refusal);
@@ -171,26 +212,30 @@ impl LinkShared {
     }
 }
 
-/// Keeps one lane's session while the link lives.
+/// Keeps one lane's session while the link lives. A URL that served is kept; after one that did not, the next is tried.
 async fn run(link: Arc<LinkShared>, kind: LaneKind) {
     let lane = link.lane(kind).clone();
     let (first, longest) = link.inner.config.link.backoff;
     let mut backoff = Backoff::new(first, longest);
-    for url in link.urls.iter().cycle() {
+    let mut attempt = 0_usize;
+    loop {
         lane.has_work().await;
-        let mut is_up = None;
-        let broken = match session(&link, kind, url, &mut is_up).await {
-            Ok(never) => match never {},
-            Err(broken) => broken,
-        };
+        if let Some(url) = link.url(attempt) {
+            let mut is_up = None;
+            let broken = match session(&link, kind, &url, &mut is_up).await {
+                Ok(never) => match never {},
+                Err(broken) => broken,
+            };
+            let was_up = is_up.take().is_some();
+            match was_up {
+                true => backoff.reset(),
+                false => attempt = attempt.wrapping_add(1),
+            }
+            link.report(kind, &url, &broken, was_up);
+        }
         lane.reset();
         link.show_queue(kind);
         link.counts.failures.increment(1);
-        if is_up.take().is_some() {
-            tracing::warn!(to = %link.to, url, lane = kind.name(), %broken, "lost the link to a peer");
-            backoff.reset();
-        }
-        link.report(kind, url, &broken);
         link.inner.report_unreachable(link.to);
         tokio::time::sleep(backoff.pause()).await;
     }
@@ -230,19 +275,20 @@ async fn session<'a>(
     let channel = connect(url, &config.link).await?;
     let outgoing = lane.begin(link.inner.greeter.hello(link.to), config.batch_bytes_max);
     let mut client = PeerClient::new(channel).max_encoding_message_size(usize::MAX);
-    let answer = tokio::time::timeout(config.ack_timeout, client.exchange(outgoing)).await;
+    let answer = tokio::time::timeout(config.ack_timeout.min(HELLO_TIMEOUT), client.exchange(outgoing)).await;
     let mut acks = answer.map_err(|_| Broken::Silent)??.into_inner();
     tracing::info!(to = %link.to, url, lane = kind.name(), "established the link to a peer");
     *is_up = Some(Up::new(link));
     *link.refused.lock() = None;
+    link.is_down_told.store(false, Ordering::Relaxed);
     lane.open();
     let mut counted = 0;
     loop {
         // Checked as often as something could have become too old; a new batch may start its wait meanwhile.
-        let overdue = lane.oldest_sent().unwrap_or_else(Instant::now) + config.ack_timeout;
+        let overdue = lane.silent_since().unwrap_or_else(Instant::now) + config.ack_timeout;
         let ack = tokio::select! {
             ack = acks.message() => ack?.ok_or(Broken::Ended)?,
-            () = tokio::time::sleep_until(overdue) => match lane.oldest_sent() {
+            () = tokio::time::sleep_until(overdue) => match lane.silent_since() {
                 Some(since) if since + config.ack_timeout <= Instant::now() => return Err(Broken::Silent),
                 _ => continue,
             },

@@ -2,10 +2,15 @@
 
 use std::io::Read as _;
 use std::net::TcpListener;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use futures_util::{Stream, StreamExt as _};
+use tailwater_api::peer::peer_server::{Peer, PeerServer};
+use tailwater_api::peer::{PeerAck, PeerBatch};
 use tokio::io::AsyncWriteExt as _;
+use tonic::{Request, Response, Streaming};
 
 use super::*;
 use crate::port::{PeerPort, PortInfo, PortServer};
@@ -184,6 +189,53 @@ async fn a_peer_that_does_not_read_costs_its_bound_and_nobody_else_anything() {
     two.stop().await;
 }
 
+/// Accepts a stream, and then reads nothing of it.
+#[derive(Clone)]
+struct Stuck;
+
+#[tonic::async_trait]
+impl Peer for Stuck {
+    type ExchangeStream = Pin<Box<dyn Stream<Item = Result<PeerAck, Status>> + Send>>;
+
+    async fn exchange(&self, request: Request<Streaming<PeerBatch>>) -> Result<Response<Self::ExchangeStream>, Status> {
+        let mut batches = request.into_inner();
+        batches.message().await?;
+        let held = futures_util::stream::pending().chain(batches.map(|_| Ok(PeerAck::default())));
+        Ok(Response::new(Box::pin(held)))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_on_its_way_counts_and_a_stuck_peer_is_cut_off() {
+    let listener = free_listener();
+    let stuck = member_at(2, &[url(&listener)]);
+    let directory = Arc::new(Directory::new(CLUSTER));
+    let info = PortInfo { directory, version: Arc::new(|| "{}".into()) };
+    let server = PeerPort::new(info).add_service(PeerServer::new(Stuck)).into_server();
+    tokio::spawn(server.clone().serve(listener));
+    let one = Node::start_on(1, CLUSTER, free_listener(), |config| {
+        config.append_bytes_max = 16 << 20;
+        config.ack_timeout = Duration::from_secs(1);
+    });
+    one.peers.set_members(&[one.member.clone(), stuck]);
+    one.peers.send(MemberId(2), message(APPEND, 0, 100));
+    until("the link is up", || one.peers.active() == [MemberId(2)]).await;
+    // Much of it leaves, into windows and sockets, and none is acknowledged.
+    let mut refused = 0;
+    for i in 0..300 {
+        one.peers.send(MemberId(2), message(APPEND, i, 100_000));
+        refused += usize::from(!one.sink.unreachable.lock().is_empty());
+        if i % 10 == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(one.peers.held_bytes(MemberId(2)) <= 16 << 20);
+    }
+    assert!(refused > 100, "30 MB were offered, 16 MiB may be on the way");
+    until("it is cut off", || one.peers.held_bytes(MemberId(2)) == 0).await;
+    one.stop().await;
+    server.stop(PATIENCE).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn heartbeats_pass_a_backlog_of_appends() {
     let one = Node::start(1, CLUSTER);
@@ -284,16 +336,21 @@ async fn a_removed_member_learns_it() {
     introduce(&[&one, &two]);
     one.peers.send(MemberId(2), message(APPEND, 1, 100));
     until("a member is heard", || two.sink.of_kind(APPEND) == [1]).await;
+    // That it is missing says nothing: this one may be behind. That it was removed does.
     two.peers.set_members(std::slice::from_ref(&two.member));
-    let mut i = 1;
+    one.peers.send(MemberId(2), message(APPEND, 2, 100));
+    until("it is still heard", || two.sink.of_kind(APPEND) == [1, 2]).await;
+    two.sink.gone.lock().push(MemberId(1));
+    let mut i = 2;
     until("it is told, on the stream that it had", || {
         i += 1;
         one.peers.send(MemberId(2), message(APPEND, i, 100));
         one.sink.is_told_removed.load(Ordering::SeqCst)
     })
     .await;
-    assert_eq!(two.sink.of_kind(APPEND), [1], "nothing of it is heard any more");
+    assert_eq!(two.sink.of_kind(APPEND), [1, 2], "nothing of it is heard any more");
     assert!(one.sink.unreachable.lock().contains(&MemberId(2)));
+    until("the link to it has ended", || !two.peers.links.read().by_id.contains_key(&MemberId(1))).await;
     // One that was removed before this process began is known to the replica alone.
     let three = Node::start(3, CLUSTER);
     two.sink.gone.lock().push(MemberId(3));
@@ -303,10 +360,39 @@ async fn a_removed_member_learns_it() {
         three.sink.is_told_removed.load(Ordering::SeqCst)
     })
     .await;
-    assert_eq!(two.sink.received.lock().len(), 1);
+    assert_eq!(two.sink.received.lock().len(), 2);
     for node in [one, two, three] {
         node.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_answers_one_that_it_has_yet_to_learn_of() {
+    let one = Node::start(1, CLUSTER);
+    let two = Node::start(2, CLUSTER);
+    one.peers.set_members(&[one.member.clone(), two.member.clone()]);
+    // Its log does not name member 1 yet, or names the place where that was before.
+    two.peers.set_members(std::slice::from_ref(&two.member));
+    one.peers.send(MemberId(2), message(APPEND, 1, 20));
+    until("it is heard", || two.sink.of_kind(APPEND) == [1]).await;
+    two.peers.send(MemberId(1), message(HEARTBEAT, 2, 20));
+    until("it is answered", || one.sink.of_kind(HEARTBEAT) == [2]).await;
+    let gone = member_at(1, &[url(&free_listener())]);
+    two.peers.set_members(&[two.member.clone(), gone]);
+    one.peers.stop();
+    one.server.stop(PATIENCE).await;
+    let one = Node::start(1, CLUSTER);
+    one.peers.set_members(&[one.member.clone(), two.member.clone()]);
+    let mut i = 2;
+    until("it is answered at its new place", || {
+        i += 1;
+        one.peers.send(MemberId(2), message(APPEND, i, 20));
+        two.peers.send(MemberId(1), message(HEARTBEAT, i, 20));
+        !one.sink.of_kind(HEARTBEAT).is_empty()
+    })
+    .await;
+    one.stop().await;
+    two.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

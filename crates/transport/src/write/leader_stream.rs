@@ -3,7 +3,7 @@
 //! A request is *sent* once the stream has taken it; before that it can be withdrawn, and nothing happened. The stream
 //! takes none before the other side has accepted it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -65,7 +65,7 @@ struct Shared {
 struct State {
     last_id: u64,
     waiting: VecDeque<Waiting>,
-    sent: HashMap<u64, Sent>,
+    sent: BTreeMap<u64, Sent>,
     /// The session that takes; an older one gets nothing any more.
     session: u64,
     is_open: bool,
@@ -255,7 +255,7 @@ impl State {
     }
 }
 
-/// Keeps a session while there is something to ask.
+/// Keeps a session while there is something to ask. A URL that served is kept; after one that did not, the next is tried.
 async fn run(shared: Arc<Shared>) {
     let (first, longest) = shared.config.link.backoff;
     let mut backoff = Backoff::new(first, longest);
@@ -271,11 +271,11 @@ async fn run(shared: Arc<Shared>) {
                 Err(broken) => broken,
             };
             report(&shared, &broken, was_up);
-            if was_up {
-                backoff.reset();
+            match was_up {
+                true => backoff.reset(),
+                false => attempt = attempt.wrapping_add(1),
             }
         }
-        attempt = attempt.wrapping_add(1);
         if shared.end_session() {
             counter!(ROUTED_BREAKS).increment(1);
         }

@@ -42,10 +42,22 @@ impl LeaderWatch {
         }
     }
 
+    /// This one did not answer as a leader.
+    pub(super) fn lost(&self, leader: MemberId) {
+        if self.replica.is_none() && *self.leader.borrow() == leader {
+            set(&self.leader, MemberId(0));
+        }
+    }
+
     /// Resolves when the leader is known to be another than this one.
     pub(super) async fn changed_from(&self, leader: MemberId) {
         // The sender lives in `self`.
         drop(self.leader.subscribe().wait_for(|now| *now != leader).await);
+    }
+
+    /// Resolves when it is known who leads, and it is another than this one.
+    pub(super) async fn succeeded(&self, leader: MemberId) {
+        drop(self.leader.subscribe().wait_for(|now| *now != leader && *now != MemberId(0)).await);
     }
 }
 

@@ -24,6 +24,8 @@ use crate::{Greeter, LinkConfig};
 
 /// After "not me" the same member is asked again only then, unless it is known before who leads.
 const REFUSED_PAUSE: Duration = Duration::from_millis(50);
+/// How long one that led is waited for after another is known to lead: it may be cut off, and its word never come.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// How requests reach a leader elsewhere.
 #[derive(Clone, Debug)]
@@ -94,7 +96,7 @@ enum Next<T> {
 
 /// One request, in the two forms in which it is asked.
 struct Question<'a, T> {
-    request: Request,
+    remote: &'a (dyn Fn() -> Request + Send + Sync),
     repeat: Repeat,
     local: &'a (dyn for<'b> Fn(&'b dyn WritePlane) -> Reply<'b, T> + Send + Sync),
     /// `None`: an answer of another kind, or of a newer version.
@@ -148,7 +150,7 @@ impl WritePlane for Router {
     fn lease_keep_alive(&self, id: LeaseId) -> Reply<'_, Option<i64>> {
         Box::pin(async move {
             let question = Question {
-                request: Request::KeepAlive(pb::LeaseKeepAlive { id: id.0 }),
+                remote: &|| Request::KeepAlive(pb::LeaseKeepAlive { id: id.0 }),
                 repeat: Repeat::Harmless,
                 local: &|replica| replica.lease_keep_alive(id),
                 decode: |response| match response {
@@ -163,7 +165,7 @@ impl WritePlane for Router {
     fn lease_time_to_live(&self, id: LeaseId, keys: bool) -> Reply<'_, Option<LeaseInfo>> {
         Box::pin(async move {
             let question = Question {
-                request: Request::TimeToLive(pb::LeaseTimeToLive { id: id.0, keys }),
+                remote: &|| Request::TimeToLive(pb::LeaseTimeToLive { id: id.0, keys }),
                 repeat: Repeat::Harmless,
                 local: &|replica| replica.lease_time_to_live(id, keys),
                 decode: |response| match response {
@@ -181,7 +183,7 @@ impl WritePlane for Router {
                 return replica.leases().await;
             }
             let question = Question {
-                request: Request::Leases(pb::ListLeases {}),
+                remote: &|| Request::Leases(pb::ListLeases {}),
                 repeat: Repeat::Harmless,
                 local: &|replica| replica.leases(),
                 decode: |response| match response {
@@ -196,7 +198,7 @@ impl WritePlane for Router {
     fn move_leader(&self, to: MemberId) -> Reply<'_, ()> {
         Box::pin(async move {
             let question = Question {
-                request: Request::MoveLeader(pb::MoveLeader { to: to.0 }),
+                remote: &|| Request::MoveLeader(pb::MoveLeader { to: to.0 }),
                 repeat: Repeat::Never,
                 local: &|replica| replica.move_leader(to),
                 decode: |response| matches!(response, Response::Moved(_)).then_some(()),
@@ -215,11 +217,10 @@ impl WritePlane for Router {
 
 impl Inner {
     async fn propose(&self, command: Command) -> Result<Applied, ProposeError> {
-        let for_replica = command.clone();
         let question = Question {
-            request: Request::Propose(pb::Command { command: Some(command), ..Default::default() }),
+            remote: &|| Request::Propose(pb::Command { command: Some(command.clone()), ..Default::default() }),
             repeat: Repeat::Never,
-            local: &|replica| replica.propose(for_replica.clone()),
+            local: &|replica| replica.propose(command.clone()),
             decode: |response| match response {
                 Response::Applied(applied) => codec::decode_applied(applied),
                 _ => None,
@@ -260,11 +261,12 @@ impl Inner {
             } else if let Some(replica) = self.replica.as_ref().filter(|_| leader == self.greeter.member_id()) {
                 self.ask_replica(&question, &**replica).await
             } else {
+                let request = (question.remote)();
                 let permit = match &permit {
                     Some(permit) => permit,
-                    None => permit.insert(self.permit(&question.request)?),
+                    None => permit.insert(self.permit(&request)?),
                 };
-                self.ask_member(&question, leader, permit, deadline).await
+                self.ask_member(&question, leader, (request, permit.clone()), deadline).await
             };
             let error = match next {
                 Next::Done(answered) => return answered,
@@ -315,38 +317,45 @@ impl Inner {
         &self,
         question: &Question<'_, T>,
         leader: MemberId,
-        permit: &Permit,
+        (request, permit): (Request, Permit),
         deadline: Instant,
     ) -> Next<T> {
         let stream = self.stream(leader);
-        let (id, mut outcome) = stream.ask(question.request.clone(), permit.clone());
-        let mut is_leader = true;
+        let (id, mut outcome) = stream.ask(request, permit);
+        let mut is_sent = false;
+        let mut end = deadline;
         loop {
             tokio::select! {
                 outcome = &mut outcome => return self.judge(question, leader, outcome.unwrap_or(Outcome::Broken)),
-                () = self.leader.changed_from(leader), if is_leader => {
+                () = self.leader.changed_from(leader), if !is_sent => {
                     if stream.withdraw(id) || question.repeat == Repeat::Harmless {
                         return Next::Again(ProposeError::LeaderChanged);
                     }
                     // Who led may still say what became of it.
-                    is_leader = false;
+                    is_sent = true;
                 }
-                () = sleep_until(deadline) => {
-                    let is_known = stream.withdraw(id) && self.leader.now() == MemberId(0);
-                    return Next::Done(Err(if is_known { ProposeError::NoLeader } else { ProposeError::Timeout }));
+                () = self.leader.succeeded(leader), if is_sent && end == deadline => {
+                    end = Instant::now() + FAREWELL;
                 }
+                () = sleep_until(end.min(deadline)) => break,
             }
         }
+        let is_unsent = stream.withdraw(id);
+        Next::Done(Err(match end != deadline {
+            true => ProposeError::LeaderChanged,
+            false if is_unsent && self.leader.now() == MemberId(0) => ProposeError::NoLeader,
+            false => ProposeError::Timeout,
+        }))
     }
 
     fn judge<T>(&self, question: &Question<'_, T>, leader: MemberId, outcome: Outcome) -> Next<T> {
         let failure = match outcome {
             Outcome::Unsent => {
-                self.leader.hint(MemberId(0));
+                self.leader.lost(leader);
                 return Next::Again(ProposeError::NoLeader);
             }
             Outcome::Broken => {
-                self.leader.hint(MemberId(0));
+                self.leader.lost(leader);
                 return self.unknown(question, ProposeError::LeaderChanged);
             }
             Outcome::Answered(Response::Failure(failure)) => codec::decode_failure(failure),
@@ -404,7 +413,7 @@ impl Inner {
 async fn ask_barriers(inner: Arc<Inner>) {
     while let Some(waiters) = inner.barriers.next() {
         let question = Question {
-            request: Request::Barrier(pb::Barrier {}),
+            remote: &|| Request::Barrier(pb::Barrier {}),
             repeat: Repeat::Harmless,
             local: &|replica| replica.barrier(),
             decode: |response| match response {

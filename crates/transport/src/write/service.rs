@@ -32,7 +32,7 @@ pub struct WriteServiceConfig {
     pub request_bytes_max: usize,
     /// Answers that leave together, in bytes. Default 1 MiB.
     pub batch_bytes_max: usize,
-    /// A larger message is refused; above what a batch of one request may hold. Default 1 GiB.
+    /// A larger message is refused; above what a batch or one request may hold. Default 256 MiB.
     pub message_bytes_max: usize,
 }
 
@@ -42,7 +42,7 @@ impl Default for WriteServiceConfig {
             requests_max: 1 << 16,
             request_bytes_max: 256 << 20,
             batch_bytes_max: 1 << 20,
-            message_bytes_max: 1 << 30,
+            message_bytes_max: 256 << 20,
         }
     }
 }

@@ -400,6 +400,31 @@ async fn a_leader_that_does_not_answer_is_waited_for_so_long_and_no_longer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_led_is_not_waited_for_until_the_end() {
+    let two = Replica::with_leader(2);
+    two.holds.send_replace(true);
+    let served = Served::start(2, two.clone());
+    let local = Replica::with_leader(2);
+    let router = router(Some(local.clone()), &[&served], |_| {});
+    let proposal = tokio::spawn({
+        let router = router.clone();
+        async move { router.propose(put("a")).await }
+    });
+    until("it was sent", || two.keys().len() == 1).await;
+    // As long as nobody else leads, it may be the one who answers.
+    local.set_leader(0);
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    assert!(!proposal.is_finished());
+    local.set_leader(3);
+    // Its connection lives, its word does not come.
+    let start = Instant::now();
+    let error = proposal.await.expect("no panic").expect_err("its outcome is unknown");
+    assert!(matches!(error, ProposeError::LeaderChanged), "{error:?}");
+    assert!(start.elapsed() < PATIENCE / 2);
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn barriers_share_questions_but_never_join_one_that_began_before_them() {
     let two = Replica::with_leader(2);
     let served = Served::start(2, two.clone());

@@ -39,12 +39,6 @@ impl Doubt {
 }
 
 impl ReplicaCore {
-    /// Whether this member keeps its vote to itself.
-    #[cfg(test)]
-    pub(crate) fn is_doubtful(&self) -> bool {
-        self.doubt.is_some()
-    }
-
     /// What is left of a message for a member in doubt.
     pub(super) fn doubted(&mut self, mut message: Message) -> Option<Message> {
         if self.doubt.is_none() {
@@ -96,8 +90,7 @@ impl ReplicaCore {
         }
         doubt.asked = Some(ticks);
         let entries = vec![Entry { data: self.config.run_id.to_be_bytes().to_vec(), ..Default::default() }];
-        let message =
-            Message { to: leader, from: self.config.member_id.0, term, entries: entries.into(), ..Default::default() };
+        let message = Message { to: leader, from: self.config.member_id.0, term, entries, ..Default::default() };
         self.own_messages.push(with_type(message, MessageType::MsgReadIndex));
     }
 

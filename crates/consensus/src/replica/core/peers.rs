@@ -37,20 +37,39 @@ impl ReplicaCore {
         if self.node.raft.prs().get(message.from).is_some() {
             self.heard.insert(message.from, self.ticks);
         }
-        if message.msg_type() == MessageType::MsgSnapshot && self.needs_copy(&message) {
+        if message.msg_type() == MessageType::MsgSnapshot && (self.install.is_some() || self.needs_copy(&message)) {
             return;
         }
         self.recount(&message);
         let Some(message) = self.doubted(message) else { return };
+        let from = message.from;
         if let Err(error) = self.node.step(message) {
             tracing::debug!(%error, "raft message passed over");
+        }
+        self.resume(from);
+    }
+
+    /// A peer that was told to copy the state, and says that the log it has committed reaches into this one, is sent entries
+    /// again: it may have come by it otherwise. Raft would wait for the very position that it named.
+    fn resume(&mut self, id: u64) {
+        let (committed, first) = (self.committed(), self.node.store().view.first_index());
+        let raft = &mut self.node.raft;
+        let is_leader = raft.state == StateRole::Leader;
+        let Some(peer) = raft.mut_prs().get_mut(id).filter(|_| is_leader) else { return };
+        let reached = peer.committed_index.min(committed);
+        if peer.state == ProgressState::Snapshot && reached + 1 >= first {
+            // What is committed is the same everywhere.
+            peer.maybe_update(reached);
+            self.node.report_snapshot(id, SnapshotStatus::Failure);
         }
     }
 
     /// A peer that refuses what it had acknowledged has lost it: it counts for what it says that it has. One that only
     /// refuses late is asked once more than needed.
     fn recount(&mut self, message: &Message) {
-        if message.msg_type() != MessageType::MsgAppendResponse || !message.reject || message.term != self.node.raft.term
+        if message.msg_type() != MessageType::MsgAppendResponse
+            || !message.reject
+            || message.term != self.node.raft.term
         {
             return;
         }
@@ -79,9 +98,9 @@ impl ReplicaCore {
 
     /// The copy that this member needs; `None` while its log goes on.
     pub(crate) fn catch_up(&mut self) -> Option<CatchUp> {
-        // A leader that still has the entries may have come since.
-        let committed = self.committed();
-        self.catch_up.take_if(|wanted| wanted.position.0 <= committed);
+        // It was copied, or a leader that still has the entries has come since.
+        let reached = self.committed().max(self.applied.0);
+        self.catch_up.take_if(|wanted| wanted.position.0 <= reached);
         self.catch_up
     }
 

@@ -83,7 +83,7 @@ fn node(id: u64) -> Node {
         doubtful: false,
     };
     let members: Vec<_> = (1..=3).map(|id| Member { id: MemberId(id), ..Default::default() }).collect();
-    let group = Group { conf_state: conf_state_of(&members), members, removed: Vec::new() };
+    let group = crate::machine::Group { conf_state: conf_state_of(&members), members, removed: Vec::new() };
     let core = ReplicaCore::new(config, log.view(), recovered.hard_state, group).unwrap();
     let (committed, applied) = (VecDeque::new(), Vec::new());
     Node { core, log, _dir: dir, committed, applied, applies: true, connected: true }
@@ -160,7 +160,7 @@ fn a_confirmed_read_is_answered_once_applied_even_when_leadership_is_lost_meanwh
     assert!(!group.nodes[0].core.standing().is_leader, "a leader without a quorum steps down");
     let node = group.node(1);
     node.core.abandon();
-    assert!(matches!(open.try_recv(), Ok(Err(ProposeError::LeaderChanged))));
+    assert!(matches!(open.try_recv(), Ok(Err(ProposeError::LeaderChanged | ProposeError::NoLeader))));
     node.apply();
     let index = node.applied.len() as u64 + 1;
     assert!(matches!(confirmed.try_recv(), Ok(Ok(Position(at))) if at == index));

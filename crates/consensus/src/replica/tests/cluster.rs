@@ -1,12 +1,15 @@
 //! Whole members without their threads, in one: each gets its turns here, and messages go through memory.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
-use tailwater_eventlog::{Position, Tail};
+use rand::Rng;
+use rand::rngs::StdRng;
+use tailwater_eventlog::{CopyStep, LogState, Position, Staged, Tail};
 
 use super::*;
 use crate::raft_log::{Disk, SimDisk, SyncMode};
@@ -84,8 +87,32 @@ impl Node {
         &self.source.as_ref().expect("founded").tail
     }
 
+    pub(super) fn source(&self) -> &LocalSource {
+        self.source.as_ref().expect("founded")
+    }
+
     pub(super) fn applied(&self) -> Position {
         self.consensus.status().applied
+    }
+
+    /// One turn of one thread: 0 the replica, 1 the log, 2 apply, else upkeep.
+    fn turn(&mut self, thread: u32) {
+        let Some(parts) = &mut self.parts else { return };
+        let end = match thread {
+            0 => parts.step_replica(false),
+            1 => parts.step_log().map(drop),
+            2 => parts.step_apply().map(drop),
+            _ => parts.step_upkeep(),
+        };
+        if let Err(reason) = end {
+            self.reason = Some(reason);
+            self.parts = None;
+        }
+    }
+
+    /// A turn of the apply thread alone.
+    pub(super) fn apply(&mut self) {
+        self.parts.as_mut().unwrap().step_apply().unwrap();
     }
 
     pub(super) fn upkeep(&mut self) {
@@ -195,6 +222,31 @@ impl Cluster {
         panic!("never quiet");
     }
 
+    /// Some turns of any threads, and messages that come late, twice or never, without time.
+    pub(super) fn shuffle(&mut self, rng: &mut StdRng, turns: usize) {
+        for _ in 0..turns {
+            let id = rng.random_range(1..=3);
+            let message = {
+                let mut mail = self.mail.lock();
+                let at = if rng.random_range(0..4) == 0 { rng.random_range(0..=mail.len()) } else { 0 };
+                match rng.random_range(0..40) {
+                    0 => mail.remove(at).and(None),
+                    1 => mail.get(at).cloned(),
+                    2..20 => mail.remove(at),
+                    _ => None,
+                }
+            };
+            match message {
+                Some(message) => self.deliver([message].into()),
+                None => {
+                    if let Some(node) = self.nodes.get_mut(&id) {
+                        node.turn(rng.random_range(0..4));
+                    }
+                }
+            }
+        }
+    }
+
     fn deliver(&mut self, mail: VecDeque<(u64, u64, Bytes)>) {
         for (from, to, message) in mail {
             if let Some(node) = self.nodes.get(&to).filter(|_| !self.broken.contains(&(from, to))) {
@@ -281,10 +333,42 @@ impl Cluster {
         self.ask(id, put(key.to_owned(), 0)).unwrap();
     }
 
+    /// A copy of one member's state in the staging directory of another.
+    pub(super) fn copy(&mut self, from: u64, to: u64) -> Staged {
+        let source = self.node(from).consensus.events.clone();
+        let mut staging = self.node(to).consensus.events.staging().unwrap();
+        let hold = source.copy_begin(Duration::from_secs(60));
+        staging.begin(hold.point()).unwrap();
+        let mut at = None;
+        let mut add = |state: &LogState, rows: Vec<_>| {
+            if at.replace(*state).is_none() {
+                staging.begin_state(*state).unwrap();
+            }
+            staging.add_state(&rows).unwrap();
+            ControlFlow::Continue(())
+        };
+        source.copy_state(1 << 20, &mut add).unwrap();
+        let revision = at.unwrap().revision;
+        while staging.complete() < revision {
+            match staging.next_step() {
+                CopyStep::Base { after } => {
+                    let rows = source.copy_base(staging.point(), after.as_ref(), 1 << 20).unwrap();
+                    staging.add_base(&rows, rows.is_empty()).unwrap();
+                }
+                CopyStep::Log { after } => {
+                    let copy = source.copy_log(staging.point().history, after, 1 << 20).unwrap();
+                    staging.add_log(&copy.rows, copy.complete).unwrap();
+                }
+            }
+        }
+        staging.finish().unwrap()
+    }
+
     /// All members that run stand at one position and hold the same.
     pub(super) fn assert_same(&mut self) {
         self.ticks(3);
-        let ends: Vec<_> = self.nodes.values().filter(|node| node.parts.is_some()).map(|node| node.tail().end()).collect();
+        let ends: Vec<_> =
+            self.nodes.values().filter(|node| node.parts.is_some()).map(|node| node.tail().end()).collect();
         assert!(ends.windows(2).all(|pair| pair[0] == pair[1]), "{ends:?}");
     }
 
