@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use crate::history::{Action, Clock, is_put, kv, text};
-use crate::run::{scaled, turn};
+use crate::run::{acceptance, scaled, turn};
 use crate::watchers::Stream;
 use crate::workload::ask;
 
@@ -293,12 +293,14 @@ async fn scenario(cluster: &mut Cluster) -> anyhow::Result<()> {
     tasks.spawn(expired.clone().watch(channels(cluster)?, clock));
 
     keepalives_cost_no_entry(cluster).await?;
-    none_early(&kept, &expired, true).context("before any fault")?;
+    // Etcd does not get 10,000 keepalives answered in time on two cores while a leader changes; early none may expire.
+    let none_at_all = cluster.kind() == Kind::Tailwater || !acceptance();
+    none_early(&kept, &expired, none_at_all).context("before any fault")?;
     let mut next = kept_count;
     for round in 0..scaled(1, 5) {
         for loss in [Loss::Killed, Loss::Paused(scaled(Duration::from_secs(3), Duration::from_secs(10)))] {
             next = lose_leader(cluster, loss, next, &expired, clock).await?;
-            none_early(&kept, &expired, true).with_context(|| format!("round {round}, {loss:?}"))?;
+            none_early(&kept, &expired, none_at_all).with_context(|| format!("round {round}, {loss:?}"))?;
         }
     }
     if cluster.kind() == Kind::Tailwater {
