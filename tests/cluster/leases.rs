@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use crate::history::{Action, Clock, is_put, kv, text};
-use crate::run::{scaled, turn};
+use crate::run::{acceptance, scaled, turn};
 use crate::watchers::Stream;
 use crate::workload::ask;
 
@@ -30,6 +30,8 @@ const LEASES_PER_STREAM: usize = 50;
 const GRANT_LANES: usize = 32;
 /// What an expiry may take beyond TTL and election.
 const EXPIRY_GRACE: Duration = Duration::from_secs(2);
+/// What the end of all of them at once may take beyond that.
+const LAST_GRACE: Duration = Duration::from_secs(10);
 /// Raft entries that keepalives of all leases may add in three seconds: none are theirs; others may checkpoint leases.
 const ENTRIES_MAX: u64 = 20;
 
@@ -260,7 +262,7 @@ async fn lose_leader(
             cluster.resume(leader)?;
         }
     }
-    let late = elected + nanoseconds(TTL + EXPIRY_GRACE);
+    let late = elected + nanoseconds(TTL + EXPIRY_GRACE + spread(cluster));
     while expired.count(first..first + count) < count && clock.now() < late {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -268,10 +270,18 @@ async fn lose_leader(
     anyhow::ensure!(
         in_time == count,
         "{in_time} of {count} leases have expired {:?} after the election",
-        TTL + EXPIRY_GRACE
+        TTL + EXPIRY_GRACE + spread(cluster)
     );
     none_early(&Mutex::new(unkept), expired, false)?;
     Ok(first + count)
+}
+
+/// A new leader of etcd lets no more than 750 leases expire in a second and puts the others off.
+fn spread(cluster: &Cluster) -> Duration {
+    match cluster.kind() {
+        Kind::Etcd => Duration::from_secs(scaled(0, 10_000 / 750 + 1)),
+        Kind::Tailwater => Duration::ZERO,
+    }
 }
 
 async fn scenario(cluster: &mut Cluster) -> anyhow::Result<()> {
@@ -283,12 +293,14 @@ async fn scenario(cluster: &mut Cluster) -> anyhow::Result<()> {
     tasks.spawn(expired.clone().watch(channels(cluster)?, clock));
 
     keepalives_cost_no_entry(cluster).await?;
-    none_early(&kept, &expired, true).context("before any fault")?;
+    // Etcd does not get 10,000 keepalives answered in time on two cores while a leader changes; early none may expire.
+    let none_at_all = cluster.kind() == Kind::Tailwater || !acceptance();
+    none_early(&kept, &expired, none_at_all).context("before any fault")?;
     let mut next = kept_count;
     for round in 0..scaled(1, 5) {
         for loss in [Loss::Killed, Loss::Paused(scaled(Duration::from_secs(3), Duration::from_secs(10)))] {
             next = lose_leader(cluster, loss, next, &expired, clock).await?;
-            none_early(&kept, &expired, true).with_context(|| format!("round {round}, {loss:?}"))?;
+            none_early(&kept, &expired, none_at_all).with_context(|| format!("round {round}, {loss:?}"))?;
         }
     }
     if cluster.kind() == Kind::Tailwater {
@@ -301,8 +313,7 @@ async fn scenario(cluster: &mut Cluster) -> anyhow::Result<()> {
     tasks.abort_all();
     let mut last = JoinSet::new();
     last.spawn(expired.clone().watch(channels(cluster)?, clock));
-    let deadline =
-        clock.now() + nanoseconds(TTL + EXPIRY_GRACE + scaled(Duration::from_secs(3), Duration::from_secs(20)));
+    let deadline = clock.now() + nanoseconds(TTL + EXPIRY_GRACE + spread(cluster) + LAST_GRACE);
     while expired.count(0..kept_count) < kept_count && clock.now() < deadline {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
