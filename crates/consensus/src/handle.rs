@@ -213,6 +213,12 @@ impl Consensus {
         self.shared.catch_up.subscribe()
     }
 
+    /// Where this member keeps its state, and stages the copy that it takes over.
+    #[must_use]
+    pub fn event_log(&self) -> EventLog {
+        self.events.clone()
+    }
+
     /// A message to this member was lost: the leader sends it one probe at a time until it answers.
     pub fn report_unreachable(&self, member: MemberId) {
         let mut inbox = self.shared.inbox.lock();
