@@ -199,6 +199,12 @@ pub fn assemble(
         tracing::warn!(file = cut.file, offset = cut.offset, bytes = cut.bytes, reason = cut.reason, "raft log cut");
     }
     let group = group(&config, &machine)?;
+    let is_alone = group.conf_state.voters == [config.member_id.0];
+    if recovered.doubtful && is_alone {
+        // Nobody could tell more than its own log does.
+        raft_log.settle().map_err(raft_log_error)?;
+        recovered.doubtful = false;
+    }
     let tail_from = match config.force_new_cluster {
         true => force_new_cluster(&mut raft_log, &mut recovered, applied, &config, chosen)?,
         false => Position(0),
@@ -346,14 +352,14 @@ impl SourceReady {
     /// # Errors
     /// The replica has stopped, or found no leader in time; it is stopped then.
     pub fn wait(self) -> Result<LocalSource, StartError> {
-        let polls = FOUNDING_TIMEOUT.as_millis() / FOUNDING_POLL.as_millis();
-        for _ in 0..polls {
+        let mut polls = FOUNDING_TIMEOUT.as_millis() / FOUNDING_POLL.as_millis();
+        while polls > 0 && !self.consensus.shared.stopping() {
             if let Ok(tail) = self.tail.recv_timeout(FOUNDING_POLL) {
                 return Ok(self.source(tail));
             }
-            if self.consensus.shared.stopping() {
-                break;
-            }
+            // A member that joins may first have much to copy.
+            let is_copying = self.consensus.shared.catch_up.borrow().is_some();
+            polls -= u128::from(!is_copying);
         }
         self.consensus.stop();
         let reason = self.consensus.shared.end.borrow().clone().flatten();

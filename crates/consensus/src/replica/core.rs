@@ -122,8 +122,9 @@ pub(crate) struct ReplicaCore {
     /// Changes of membership; one at a time is proposed.
     changes: VecDeque<Pending>,
     refused: Vec<(u64, ProposeError)>,
-    /// The group as it is applied here.
+    /// The group as it is applied here, and the index of the entry that made it so.
     members: Vec<Member>,
+    group_index: u64,
     /// Tick at which a member was last heard.
     heard: BTreeMap<u64, u64>,
     /// Tick at which a member that needs a snapshot was last told so.
@@ -186,6 +187,7 @@ impl ReplicaCore {
             changes: VecDeque::new(),
             refused: Vec::new(),
             members: group.members,
+            group_index: config.applied.0,
             heard: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             doubt: None,

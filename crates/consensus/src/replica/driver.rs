@@ -132,14 +132,16 @@ impl Driver {
         let applied = Position(self.shared.applied.load(Ordering::Acquire));
         let mut inbox = std::mem::take(&mut *self.shared.inbox.lock());
         self.core.on_persisted(self.shared.persisted.load(Ordering::Acquire));
-        for (index, group) in std::mem::take(&mut inbox.groups) {
-            self.note_group(&group);
-            self.core.reconfigure(index, group);
-        }
-        if let Some(install) = inbox.install.take() {
+        let install = inbox.install.take();
+        let installed = install.as_ref().map_or(u64::MAX, |install| install.index);
+        let after = inbox.groups.partition_point(|(index, _)| *index < installed);
+        let after = inbox.groups.split_off(after);
+        self.reconfigure(std::mem::take(&mut inbox.groups));
+        if let Some(install) = install {
             self.note_group(&install.group);
             self.core.install(install);
         }
+        self.reconfigure(after);
         // Read after the position: a founded history must not be seen later than what founded it.
         self.core.on_applied(applied, self.shared.bootstrapped.load(Ordering::Acquire));
         inbox.messages.into_iter().for_each(|message| self.core.step(message));
@@ -163,6 +165,13 @@ impl Driver {
                 true => drop(waiter.send(Err(ProposeError::NoLeader))),
                 false => self.core.barrier(waiter),
             }
+        }
+    }
+
+    fn reconfigure(&mut self, groups: Vec<(u64, Group)>) {
+        for (index, group) in groups {
+            self.note_group(&group);
+            self.core.reconfigure(index, group);
         }
     }
 

@@ -158,6 +158,11 @@ impl ReplicaCore {
     /// The group has changed with the entry at `index`, which is applied here. Told in order, and before
     /// [`on_applied`](Self::on_applied) of that index or a later one.
     pub(crate) fn reconfigure(&mut self, index: u64, group: Group) {
+        if index < self.group_index {
+            // A state that was taken over when the log had gone on already.
+            return;
+        }
+        self.group_index = index;
         let raft = &self.node.raft;
         if raft.state == StateRole::Leader && !group.conf_state.voters.contains(&raft.id) {
             self.step_down(&group.conf_state);

@@ -37,7 +37,7 @@ impl ReplicaCore {
         if self.node.raft.prs().get(message.from).is_some() {
             self.heard.insert(message.from, self.ticks);
         }
-        if message.msg_type() == MessageType::MsgSnapshot && self.needs_copy(&message) {
+        if message.msg_type() == MessageType::MsgSnapshot && (self.install.is_some() || self.needs_copy(&message)) {
             return;
         }
         self.recount(&message);
@@ -98,9 +98,9 @@ impl ReplicaCore {
 
     /// The copy that this member needs; `None` while its log goes on.
     pub(crate) fn catch_up(&mut self) -> Option<CatchUp> {
-        // A leader that still has the entries may have come since.
-        let committed = self.committed();
-        self.catch_up.take_if(|wanted| wanted.position.0 <= committed);
+        // It was copied, or a leader that still has the entries has come since.
+        let reached = self.committed().max(self.applied.0);
+        self.catch_up.take_if(|wanted| wanted.position.0 <= reached);
         self.catch_up
     }
 

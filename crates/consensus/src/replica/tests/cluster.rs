@@ -116,7 +116,9 @@ impl Node {
     }
 
     pub(super) fn upkeep(&mut self) {
-        self.parts.as_mut().unwrap().step_upkeep().unwrap();
+        if let Some(parts) = &mut self.parts {
+            parts.step_upkeep().unwrap();
+        }
     }
 }
 

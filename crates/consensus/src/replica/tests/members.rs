@@ -379,3 +379,98 @@ fn one_member_of_a_lost_group_goes_on_alone_with_what_it_has() {
     let refused = empty.try_start(1, &initial, |config| config.force_new_cluster = true);
     assert!(refused.unwrap_err().to_string().contains("no group"));
 }
+
+#[test]
+fn a_lease_outlives_the_leader_and_expires_by_the_clock_of_the_next() {
+    let mut cluster = Cluster::new(3);
+    let old = cluster.leader();
+    cluster.ask(old, Command::LeaseGrant(pb::LeaseGrantRequest { id: 7, ttl: 1 })).unwrap();
+    cluster.ask(old, put("leased", 7)).unwrap();
+    cluster.ticks(2);
+    for node in cluster.nodes.values() {
+        assert_eq!(node.consensus.leases(), [LeaseId(7)]);
+    }
+    // Almost over when the leader goes: the next starts from the whole TTL, 50 ticks, and an election timeout.
+    cluster.ticks(40);
+    cluster.stop(old);
+    let new = cluster.leader();
+    let consensus = cluster.node(new).consensus.clone();
+    let renewed = cluster.call(async move { consensus.lease_keep_alive(LeaseId(7)).await });
+    assert_eq!(cluster.wait(renewed).unwrap(), Some(1));
+    cluster.ticks(40);
+    assert_eq!(cluster.node(new).consensus.leases(), [LeaseId(7)]);
+    cluster.ticks(30);
+    assert_eq!(cluster.node(new).consensus.leases(), []);
+    let follower = (1..=3).find(|id| *id != old && *id != new).unwrap();
+    let keep_alive = cluster.node(follower).consensus.clone();
+    let elsewhere = cluster.call(async move { keep_alive.lease_keep_alive(LeaseId(7)).await });
+    assert!(matches!(cluster.wait(elsewhere), Err(ProposeError::NoLeader)));
+    assert_eq!(cluster.node(follower).consensus.leases(), []);
+    cluster.assert_same();
+}
+
+/// Hands messages over at once, on the sender's thread.
+#[derive(Clone, Default)]
+struct Direct(std::sync::Arc<parking_lot::Mutex<std::collections::BTreeMap<u64, Consensus>>>);
+
+impl crate::PeerTransport for Direct {
+    fn send(&self, to: MemberId, message: Bytes) {
+        let peer = self.0.lock().get(&to.0).cloned();
+        if let Some(peer) = peer {
+            peer.receive(&message);
+        }
+    }
+
+    fn set_members(&self, _members: &[Member]) {}
+}
+
+#[test]
+fn members_with_threads_write_through_the_loss_of_a_leader() {
+    let wire = Direct::default();
+    let dirs: Vec<_> = (1..=3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let mut sources = Vec::new();
+    for (id, dir) in (1..).zip(&dirs) {
+        let config = ConsensusConfig { member_id: MemberId(id), initial_members: all(3), ..config(dir.path()) };
+        let (consensus, source) = Consensus::start(config, std::sync::Arc::new(wire.clone())).unwrap();
+        wire.0.lock().insert(id, consensus);
+        sources.push(source);
+    }
+    let sources: Vec<_> = sources.into_iter().map(|source| source.wait().unwrap()).collect();
+    let members = wire.0.lock().clone();
+    let leader = || {
+        let began = Instant::now();
+        loop {
+            let running = wire.0.lock().clone();
+            if let Some((id, leader)) = running.iter().find(|(id, node)| node.status().leader == MemberId(**id)) {
+                return (*id, leader.clone());
+            }
+            assert!(began.elapsed() < Duration::from_secs(20), "no leader");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let runtime = runtime();
+    let mut written = 0;
+    for round in 0..2 {
+        let (id, consensus) = leader();
+        runtime.block_on(async {
+            for n in 0..50 {
+                consensus.propose(put(format!("{round}-{n}"), 0)).await.unwrap();
+                written += 1;
+            }
+            consensus.barrier().await.unwrap();
+        });
+        if round == 0 {
+            wire.0.lock().remove(&id);
+            consensus.stop();
+        }
+    }
+    let began = Instant::now();
+    let ends =
+        || wire.0.lock().keys().map(|id| sources[usize::try_from(*id).unwrap() - 1].tail.end()).collect::<Vec<_>>();
+    while !ends().iter().all(|end| end.revision == Revision(1 + written) && *end == ends()[0]) {
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", ends());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    wire.0.lock().clear();
+    members.values().for_each(Consensus::stop);
+}
