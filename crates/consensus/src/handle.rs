@@ -213,6 +213,12 @@ impl Consensus {
         self.shared.catch_up.subscribe()
     }
 
+    /// Where this member keeps its state, and stages the copy that it takes over.
+    #[must_use]
+    pub fn event_log(&self) -> EventLog {
+        self.events.clone()
+    }
+
     /// A message to this member was lost: the leader sends it one probe at a time until it answers.
     pub fn report_unreachable(&self, member: MemberId) {
         let mut inbox = self.shared.inbox.lock();
@@ -387,12 +393,6 @@ impl Consensus {
     #[must_use]
     pub fn member_id(&self) -> MemberId {
         self.shared.config.member_id
-    }
-
-    /// The storage, for those who serve it to other nodes.
-    #[must_use]
-    pub fn event_log(&self) -> &EventLog {
-        &self.events
     }
 
     /// Leases known here, the first to expire first. A local read.

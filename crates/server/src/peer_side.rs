@@ -93,7 +93,7 @@ impl PeerSide {
             }
         };
         let teller = core_word(consensus.clone());
-        let log = Some(consensus.event_log().clone());
+        let log = Some(consensus.event_log());
         TailService::new(TailServiceConfig::default(), Box::new(sources), log, Box::new(teller))
     }
 
@@ -161,7 +161,7 @@ async fn copy(consensus: &Consensus, directory: &Directory, wish: CatchUp) -> an
     // The leader has enough to do: it is asked last.
     sources.sort_by_key(|member| member.id == wish.from);
     let urls: Vec<String> = sources.into_iter().flat_map(|member| member.peer_urls).collect();
-    let log = consensus.event_log().clone();
+    let log = consensus.event_log();
     let staging = tokio::task::spawn_blocking(move || log.staging()).await??;
     tracing::info!(position = wish.position.0, "copying the state of another member: the log does not reach back");
     let staged = copy_member_state(&urls, staging, wish.position, &CopyConfig::new(own)).await?;

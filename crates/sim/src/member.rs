@@ -7,13 +7,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tailwater_consensus::raft_log::{Disk as _, RaftLog, RaftLogConfig, SimDisk, SyncMode};
-use tailwater_consensus::{Chosen, Consensus, ConsensusConfig, Parts, SourceReady, StartError, assemble};
-use tailwater_eventlog::{Cursor, LocalSource, Member as Listed, MemberId, Position, Revision, Source, TailError};
+use tailwater_consensus::{
+    Chosen, Consensus, ConsensusConfig, InstallError, Parts, SourceReady, StartError, assemble,
+};
+use tailwater_eventlog::{
+    Cursor, EventLog, EventLogConfig, LocalSource, Member as Listed, MemberId, Revision, Source, TailError,
+};
 use tailwater_fanout::{Fanout, FanoutParts};
 
 use crate::network::{Outbox, Wire};
 use crate::operation::Reply;
 use crate::plan::Plan;
+use crate::world::Copy;
 
 /// Duration of a tick by a clock without drift, microseconds.
 pub(crate) const TICK: u64 = 100_000;
@@ -92,8 +97,10 @@ pub(crate) struct Member {
     pub(crate) tick: u64,
     /// Ticks processed, of all runs.
     pub(crate) ticks: u64,
-    /// What its files hold of the state for sure.
-    pub(crate) flushed: Position,
+    /// It is not in the group any more, and has stopped.
+    pub(crate) gone: bool,
+    /// It joined a group that was there; the members that its start names.
+    pub(crate) joined: Option<Vec<Listed>>,
     /// A disk as it was some time ago, for a planted bug.
     old_disk: Option<(u64, SimDisk)>,
 }
@@ -101,6 +108,9 @@ pub(crate) struct Member {
 /// A running process.
 pub(crate) struct Running {
     pub(crate) served: Vec<Served>,
+    /// The state that it copies from another, and the answer to having taken one over.
+    pub(crate) copy: Option<Copy>,
+    pub(crate) installing: Option<Pin<Box<dyn Future<Output = Result<(), InstallError>>>>>,
     pub(crate) parts: Parts,
     pub(crate) waiting_source: Option<SourceReady>,
     pub(crate) source: Option<LocalSource>,
@@ -128,7 +138,8 @@ impl Member {
             slow_until: 0,
             tick: TICK,
             ticks: 0,
-            flushed: Position(0),
+            gone: false,
+            joined: None,
             old_disk: None,
         }
     }
@@ -159,7 +170,9 @@ impl Member {
         let scratch = shortened.kill();
         let Ok((_, recovered)) = RaftLog::open(Arc::new(scratch), RaftLogConfig::default()) else { return false };
         let Some(cut) = recovered.cut else { return false };
-        if recovered.last_index < self.flushed.0 {
+        let state = EventLogConfig { path: self.dir.join("state"), memtable_bytes: 1 << 20, block_cache_bytes: 1 << 20 };
+        let Ok((state, _)) = EventLog::open(&state) else { return false };
+        if recovered.last_index < state.state().applied.0 || state.installed().is_some() {
             return false;
         }
         if !noticed {
@@ -174,17 +187,20 @@ impl Member {
     pub(crate) fn start(
         &mut self,
         index: usize,
-        members: usize,
         plan: &Plan,
         chosen: Chosen,
         outbox: &Outbox,
     ) -> Result<(), StartError> {
         let wire = Wire { from: index, outbox: outbox.clone() };
-        let config = config(&self.dir, self.id, members, plan);
+        let founding = self.joined.is_none();
+        let initial = self.joined.clone().unwrap_or_else(|| (1..=plan.members as u64).map(listed).collect());
+        let config = ConsensusConfig { founding, initial_members: initial, ..config(&self.dir, self.id, plan) };
         let (consensus, parts, waiting) = assemble(config, Arc::new(self.disk.clone()), Arc::new(wire), chosen)?;
         self.run += 1;
         self.running = Some(Running {
             served: Vec::new(),
+            copy: None,
+            installing: None,
             parts,
             waiting_source: Some(waiting),
             source: None,
@@ -213,18 +229,22 @@ impl Member {
     }
 }
 
-fn config(dir: &Path, member_id: MemberId, members: usize, plan: &Plan) -> ConsensusConfig {
-    let listed = |index: usize| Listed {
-        id: MemberId(index as u64 + 1),
-        name: format!("m{}", index + 1),
-        peer_urls: vec![format!("http://m{}:2380", index + 1)],
+/// How the group lists a member.
+pub(crate) fn listed(id: u64) -> Listed {
+    Listed {
+        id: MemberId(id),
+        name: format!("m{id}"),
+        peer_urls: vec![format!("http://m{id}:2380")],
         ..Default::default()
-    };
+    }
+}
+
+fn config(dir: &Path, member_id: MemberId, plan: &Plan) -> ConsensusConfig {
     ConsensusConfig {
         data_dir: dir.to_owned(),
         member_id,
         cluster_id: 1,
-        initial_members: (0..members).map(listed).collect(),
+        initial_members: Vec::new(),
         founding: true,
         force_new_cluster: false,
         strict_reconfig_check: true,
@@ -240,7 +260,7 @@ fn config(dir: &Path, member_id: MemberId, members: usize, plan: &Plan) -> Conse
         // Out of reach: RocksDB's own count of them depends on its threads. The world flushes.
         memtable_bytes: 64 << 20,
         block_cache_bytes: 1 << 20,
-        raft_log_bytes: 1 << 30,
+        raft_log_bytes: plan.raft_log_bytes,
         tail_hot_bytes_max: plan.tail_hot_bytes_max,
         sync_delay: Duration::ZERO,
     }

@@ -94,4 +94,10 @@ impl Network {
         self.cut.iter_mut().for_each(|row| row.fill(false));
         (self.lost, self.repeated, self.late) = (0, 0, 0);
     }
+
+    /// A new member's links.
+    pub(crate) fn grow(&mut self) {
+        self.cut.iter_mut().for_each(|row| row.push(false));
+        self.cut.push(vec![false; self.cut.len() + 1]);
+    }
 }

@@ -32,17 +32,20 @@ pub enum Bug {
     ProposedTwice,
     /// A resumed watcher begins one revision behind its cursor.
     ResumesBehind,
+    /// A copied state has the machine's own rows as they were before its numbers.
+    StateBeforeNumbers,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::AnswerBeforeQuorum,
         Self::VoteAfterCutLog,
         Self::StaleRead,
         Self::ProgressTooEarly,
         Self::ProposedTwice,
         Self::ResumesBehind,
+        Self::StateBeforeNumbers,
     ];
 }
 
@@ -64,6 +67,12 @@ pub(crate) struct Plan {
     pub(crate) progress_interval: Duration,
     /// Of a thousand operations, those that compact.
     pub(crate) compactions: u32,
+    /// Bytes of raft log above which it is trimmed.
+    pub(crate) raft_log_bytes: u64,
+    /// Bytes of one piece of a copied state.
+    pub(crate) copy_bytes: usize,
+    /// Microseconds between two steps of whoever changes the group; `None`: it stays.
+    pub(crate) admin_gap: Option<(u64, u64)>,
 }
 
 impl Plan {
@@ -88,6 +97,9 @@ impl Plan {
             chunk_bytes: [1 << 10, 4 << 10, 64 << 10][random.index(3)],
             progress_interval: Duration::from_millis(random.between(100, 3000)),
             compactions: [0, 3, 15][random.index(3)],
+            raft_log_bytes: [4 << 10, 32 << 10, 1 << 30][random.index(3)],
+            copy_bytes: [1 << 9, 4 << 10, 1 << 20][random.index(3)],
+            admin_gap: random.chance(400).then_some((200_000, 2_000_000)),
         }
     }
 

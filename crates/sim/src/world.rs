@@ -1,7 +1,9 @@
 //! The world: virtual time, the queue of what happens next, and what happens.
 
+mod admin;
 mod calls;
 mod clients;
+mod copy;
 mod faults;
 mod settle;
 mod turns;
@@ -23,7 +25,9 @@ use crate::random::Random;
 use crate::trace::{Sink, Trace};
 use crate::violation::{Checked, Guarantee, Violation, broken};
 
+use admin::Admin;
 use clients::Client;
+pub(crate) use copy::Copy;
 use faults::Lift;
 use watchers::Watcher;
 
@@ -31,36 +35,25 @@ use watchers::Watcher;
 enum Event {
     Tick(At),
     Turn(At, Thread),
-    Deliver {
-        to: usize,
-        message: Bytes,
-    },
+    Deliver { from: usize, to: usize, message: Bytes },
     /// A request reaches the member that was taken for the leader.
-    Request {
-        gateway: At,
-        to: usize,
-        operation: u64,
-        ask: Ask,
-    },
+    Request { gateway: At, to: usize, operation: u64, ask: Ask },
     /// Its answer reaches the gateway.
-    Response {
-        gateway: At,
-        operation: u64,
-        reply: Reply,
-    },
+    Response { gateway: At, operation: u64, reply: Reply },
     /// A client has thought enough.
     Client(usize),
     /// A client gives its operation up.
-    GiveUp {
-        client: usize,
-        operation: u64,
-    },
+    GiveUp { client: usize, operation: u64 },
     Watcher(usize),
     /// A watcher's client does something.
     Whim(usize),
     Fault,
     Lift(Lift),
     Start(usize),
+    /// A step of a member's copy of another's state.
+    Copy(At),
+    /// Whoever changes the group does its next step.
+    Admin,
     /// Time to look whether everything has settled.
     Settle,
 }
@@ -114,6 +107,10 @@ pub struct Report {
     pub events: u64,
     /// Leases with keys that expired.
     pub expired: u64,
+    /// States that were copied from another member and taken over.
+    pub copies: u64,
+    /// Changes of the group.
+    pub changes: u64,
     /// Virtual time, milliseconds.
     pub virtual_ms: u64,
     /// What did not hold.
@@ -133,6 +130,7 @@ pub(crate) struct World {
     members: Vec<Member>,
     clients: Vec<Client>,
     watchers: Vec<Watcher>,
+    admin: Admin,
     oracle: Oracle,
     trace: Trace,
     clock: Clock,
@@ -144,11 +142,12 @@ pub(crate) struct World {
     answered: u64,
     crashes: u64,
     faults: u64,
+    copies: u64,
     /// The faults have ended; settled by then or it is a violation.
     settle_by: Option<u64>,
     done: bool,
     /// Removed with everything in it.
-    _root: tempfile::TempDir,
+    root: tempfile::TempDir,
 }
 
 impl World {
@@ -171,6 +170,7 @@ impl World {
             members,
             clients,
             watchers,
+            admin: Admin::new(plan.members),
             oracle: Oracle::default(),
             trace: Trace::new(sink),
             clock: Clock::new(),
@@ -180,10 +180,11 @@ impl World {
             answered: 0,
             crashes: 0,
             faults: 0,
+            copies: 0,
             settle_by: None,
             done: false,
             plan,
-            _root: root,
+            root,
         };
         world.populate();
         Ok(world)
@@ -201,6 +202,9 @@ impl World {
         }
         if self.plan.fault_gap.is_some() {
             self.schedule(2_000_000, Event::Fault);
+        }
+        if self.plan.admin_gap.is_some() {
+            self.schedule(3_000_000, Event::Admin);
         }
         let plan = &self.plan;
         self.trace.say(0, || format!("{plan:?}"));
@@ -227,6 +231,8 @@ impl World {
             revisions: u64::try_from(self.oracle.truth.revision().0 - 1).unwrap_or(0),
             events: self.watchers.iter().map(Watcher::received).sum(),
             expired: self.oracle.leases.expired(),
+            copies: self.copies,
+            changes: self.admin.changes(),
             virtual_ms: self.now / 1000,
             violation,
         }
@@ -247,8 +253,8 @@ impl World {
         match event {
             Event::Tick(at) => self.tick(at),
             Event::Turn(at, thread) => self.turn(at, thread),
-            Event::Deliver { to, message } => {
-                self.deliver(to, &message);
+            Event::Deliver { from, to, message } => {
+                self.deliver(from, to, &message);
                 Ok(())
             }
             Event::Request { gateway, to, operation, ask } => {
@@ -269,6 +275,8 @@ impl World {
                 Ok(())
             }
             Event::Start(member) => self.start(member),
+            Event::Copy(at) => self.copy(at),
+            Event::Admin => self.administer(),
             Event::Settle => self.settle(),
         }
     }
@@ -290,7 +298,7 @@ impl World {
             let Some(to) = self.members.iter().position(|member| member.id == message.to) else { continue };
             self.trace.bytes(&message.message);
             for delay in self.network.route(message.from, to, &mut self.random) {
-                self.schedule(delay, Event::Deliver { to, message: message.message.clone() });
+                self.schedule(delay, Event::Deliver { from: message.from, to, message: message.message.clone() });
             }
             if self.network.is_cut(message.from, to) && self.random.chance(100) {
                 let to = self.members[to].id;
@@ -310,10 +318,15 @@ impl World {
             Chosen { salt: random.any(), proposer_id: random.any(), history_id: random.any(), seed: random.any() };
         // A clock that is fast or slow by up to a tenth.
         let tick = random.between(90_000, 110_000);
-        let count = self.members.len();
         let this = &mut self.members[member];
+        if this.gone {
+            return Ok(());
+        }
         this.tick = tick;
-        if let Err(error) = this.start(member, count, &self.plan, chosen, &self.outbox) {
+        if let Err(error) = this.start(member, &self.plan, chosen, &self.outbox) {
+            if error.to_string().contains("removed") {
+                return self.left(member);
+            }
             if error.to_string().contains("no power") {
                 // A disk that fails during the start; the next attempt finds it repaired.
                 this.disk.fail_after(None);

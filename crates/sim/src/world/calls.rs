@@ -108,9 +108,16 @@ impl World {
     }
 
     /// A raft message reaches a member. A paused one finds it when it goes on.
-    pub(super) fn deliver(&mut self, to: usize, message: &[u8]) {
+    pub(super) fn deliver(&mut self, from: usize, to: usize, message: &[u8]) {
         let member = &self.members[to];
         let Some(running) = &member.running else { return };
+        if running.consensus.is_removed(self.members[from].id) {
+            // Whoever carries messages tells the sender, which may not know.
+            if let Some(sender) = &self.members[from].running {
+                sender.consensus.report_removed();
+            }
+            return;
+        }
         running.consensus.receive(message);
         let at = At { member: to, run: member.run };
         self.trace.step(self.now, "receive", &[to as u64, message.len() as u64]);

@@ -7,6 +7,7 @@ use tailwater_consensus::{ApplyError, ProposeError};
 use tailwater_eventlog::{KeyRange, LeaseId, Position, Revision};
 use tailwater_fanout::{RangeQuery, ReadError};
 
+use super::admin::ADMIN;
 use super::{Event, World};
 use crate::member::At;
 use crate::operation::{Kind, Operation, Reply};
@@ -252,6 +253,9 @@ impl World {
     pub(super) fn response(&mut self, gateway: At, operation: u64, reply: Reply) -> Checked {
         if !self.is_running(gateway) {
             return Ok(());
+        }
+        if operation >= ADMIN {
+            return self.administered(operation, &reply);
         }
         let asking = |client: &&Client| client.operation().is_some_and(|(under_way, _)| under_way.id == operation);
         let Some(index) = self.clients.iter().find(asking).map(|client| client.index) else {

@@ -59,12 +59,10 @@ impl World {
             return;
         }
         self.trace.step(self.now, "flush", &[member as u64]);
-        let this = &mut self.members[member];
-        if let Some(source) = this.running.as_ref().and_then(|running| running.source.as_ref()) {
-            match source.log.flush() {
-                Ok(position) => this.flushed = position,
-                // What was flushed before is there; the raft log has the rest.
-                Err(error) => self.trace.say(self.now, || format!("flush: {error}")),
+        if let Some(source) = self.members[member].running.as_ref().and_then(|running| running.source.as_ref()) {
+            // What was flushed before is there; the raft log has the rest.
+            if let Err(error) = source.log.flush() {
+                self.trace.say(self.now, || format!("flush: {error}"));
             }
         }
     }
@@ -104,7 +102,7 @@ impl World {
         let others = (0..self.members.len()).filter(|other| *other != member);
         let sure = |other: usize| {
             let other = &self.members[other];
-            other.running.is_some() && !other.is_doubtful()
+            other.gone || other.running.is_some() && !other.is_doubtful()
         };
         if self.config.bug == Some(Bug::AnswerBeforeQuorum) || self.members.len() == 1 || !others.into_iter().all(sure)
         {

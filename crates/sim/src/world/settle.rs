@@ -26,7 +26,7 @@ impl World {
             let this = &mut self.members[member];
             (this.paused_until, this.slow_until) = (this.paused_until.min(self.now), 0);
             this.disk.fail_after(None);
-            if this.running.is_none() {
+            if this.running.is_none() && !this.gone {
                 self.schedule(1, Event::Start(member));
             }
         }
@@ -35,6 +35,7 @@ impl World {
     }
 
     pub(super) fn settle(&mut self) -> Checked {
+        self.start_listed();
         if let Err(why) = self.is_settled() {
             if self.settle_by.is_some_and(|by| self.now >= by) {
                 return broken(Guarantee::Live, format!("not at rest after all faults ended: {why}"));
@@ -51,6 +52,9 @@ impl World {
         let truth = &self.oracle.truth;
         let mut positions = Vec::new();
         for (index, member) in self.members.iter().enumerate() {
+            if !self.admin.has(member.id) {
+                continue;
+            }
             let Some(running) = &member.running else { return Err(format!("member {index} is not there")) };
             let Some(source) = &running.source else { return Err(format!("member {index} has no history")) };
             let state = source.log.state();
@@ -86,7 +90,7 @@ impl World {
         check(self.oracle.floor() <= truth.revision(), Guarantee::Durable, || {
             format!("somebody was told of revision {}, and there is {}", self.oracle.floor(), truth.revision())
         })?;
-        for (index, member) in self.members.iter().enumerate() {
+        for (index, member) in self.members.iter().enumerate().filter(|(_, member)| self.admin.has(member.id)) {
             let Some((running, source)) =
                 member.running.as_ref().and_then(|running| Some((running, running.source.as_ref()?)))
             else {

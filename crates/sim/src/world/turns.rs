@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tailwater_consensus::Parts;
-use tailwater_eventlog::{History, HistoryPoint, Revision};
+use tailwater_eventlog::{Fact, History, HistoryPoint, Revision, TailError};
 
 use super::{Event, World};
 use crate::member::{At, Thread};
@@ -54,7 +54,7 @@ impl World {
         self.with_parts(at, |parts| parts.step_replica(true).map(|()| true))?;
         self.after_replica(at)?;
         self.schedule(tick, Event::Tick(at));
-        Ok(())
+        self.look_for_copy(at)
     }
 
     pub(super) fn turn(&mut self, at: At, thread: Thread) -> Checked {
@@ -123,6 +123,10 @@ impl World {
                 self.schedule(delay, Event::Start(at.member));
                 Ok(false)
             }
+            Err(reason) if reason.contains("removed") => {
+                self.left(at.member)?;
+                Ok(false)
+            }
             Err(reason) => broken(Guarantee::Sound, format!("member {} stopped: {reason}", at.member)),
         }
     }
@@ -159,6 +163,7 @@ impl World {
         }
         let applied = self.running(at).map_or(0, |running| running.consensus.status().applied.0);
         self.trace.step(self.now, "apply", &[at.member as u64, applied]);
+        self.poll_install(at)?;
         self.look_for_source(at)?;
         self.observe(at)?;
         self.wake_soon(at, Thread::Replica);
@@ -211,14 +216,27 @@ impl World {
     fn observe(&mut self, at: At) -> Checked {
         let Some(running) = self.running(at) else { return Ok(()) };
         let mut observed = running.observed;
-        let frames = running.new_frames().map_err(|error| crate::violation::Violation {
-            guarantee: Guarantee::Sound,
-            what: format!("the tail of member {}: {error}", at.member),
-        })?;
+        let frames = match running.new_frames() {
+            Ok(frames) => frames,
+            Err(TailError::Behind(_)) => {
+                // It has taken over a copied state: what lies between is in its log.
+                let end = running.source.as_ref().map_or(observed, |source| source.tail.end());
+                if let Some(running) = &mut self.members[at.member].running {
+                    running.observed = end;
+                }
+                return self.first_sight(at);
+            }
+            Err(error) => return broken(Guarantee::Sound, format!("the tail of member {}: {error}", at.member)),
+        };
         let ticks = self.all_ticks();
         for frame in frames {
             self.oracle.frame(at.member, observed.revision, &frame, &ticks)?;
             (observed.revision, observed.position) = (frame.revision, frame.position);
+            for fact in &frame.facts {
+                if let Fact::Members(members) = fact {
+                    self.admin.group_is(frame.position, members);
+                }
+            }
         }
         self.trace.step(self.now, "observe", &[at.member as u64, u64::try_from(observed.revision.0).unwrap_or(0)]);
         if let Some(running) = &mut self.members[at.member].running {
