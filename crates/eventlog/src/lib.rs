@@ -41,8 +41,8 @@ pub use fact::{Alarm, AlarmKind, AuthFacts, Fact, Member};
 pub use history::{History, HistoryChunk, HistoryError, HistoryEvent, HistoryPoint};
 pub use index::{KeyIndex, KeyMeta};
 pub use log::{
-    CopyError, CopyPoint, CopyStep, EventLog, EventLogConfig, FoldHold, FoldProgress, Installed, LiveChunk, LogCopy,
-    LogState, Staged, Staging, StateRow, StorageError, WriteBatch,
+    CopyError, CopyPoint, CopyStep, EventLog, EventLogConfig, FoldHold, FoldProgress, HashError, Installed, LiveChunk,
+    LogCopy, LogState, Staged, Staging, StateRow, StorageError, StoreHash, WriteBatch,
 };
 pub use range::KeyRange;
 pub use revision::{HistoryId, LeaseId, MemberId, Position, Revision, Term};
