@@ -10,7 +10,7 @@ use tailwater_api::etcdserverpb as pb;
 use tailwater_api::health::{HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus};
 use tailwater_api::write::command::Command;
 use tailwater_consensus::Answer;
-use tailwater_eventlog::{Alarm, AlarmKind};
+use tailwater_eventlog::{Alarm, AlarmKind, HashError, Revision};
 use tokio_stream::wrappers::WatchStream;
 
 use crate::Gateway;
@@ -70,6 +70,31 @@ impl Gateway {
             .filter(asked)
             .map(|alarm| pb::AlarmMember { member_id: alarm.member.0, alarm: alarm_type(alarm.kind) as i32 });
         Ok(pb::AlarmResponse { header: Some(self.header(snapshot.cursor.revision)), alarms: alarms.collect() })
+    }
+
+    /// `Maintenance.HashKV`: of this member, so that members can be compared. Reads the whole store.
+    pub(crate) async fn hash_kv(&self, request: pb::HashKvRequest) -> Result<pb::HashKvResponse, Fault> {
+        self.settle(true).await?;
+        let Some(storage) = self.storage().cloned() else {
+            return Err(Fault::unserved("etcdserverpb.Maintenance", "HashKV"));
+        };
+        let at = Some(Revision(request.revision)).filter(|at| *at > Revision(0));
+        let hashed = tokio::task::spawn_blocking(move || storage.hash(at)).await;
+        let hash = match hashed {
+            Ok(Ok(hash)) => hash,
+            Ok(Err(HashError::Compacted(_))) => return Err(Fault::Compacted),
+            Ok(Err(HashError::Future(_))) => return Err(Fault::FutureRevision),
+            Ok(Err(HashError::Storage(error))) => return Err(Fault::Other(Code::Unknown, error.to_string())),
+            Err(_) => return Err(Fault::Stopped),
+        };
+        // etcd counts from -1.
+        let compact_revision = if hash.compacted == Revision(0) { -1 } else { hash.compacted.0 };
+        Ok(pb::HashKvResponse {
+            header: Some(self.current_header()),
+            hash: hash.hash,
+            compact_revision,
+            hash_revision: hash.revision.0,
+        })
     }
 
     /// `grpc.health.v1.Health/Check`; only the whole server has a state.

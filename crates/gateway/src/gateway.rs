@@ -7,7 +7,7 @@ use tailwater_api::etcdserverpb as pb;
 use tailwater_api::wire;
 use tailwater_api::write::command::Command;
 use tailwater_consensus::{Answer, ProposeError, WritePlane};
-use tailwater_eventlog::{Position, Revision};
+use tailwater_eventlog::{EventLog, Position, Revision};
 use tailwater_fanout::Fanout;
 use tokio::sync::watch;
 
@@ -26,6 +26,7 @@ pub struct Gateway {
 struct Shared {
     write_plane: Arc<dyn WritePlane>,
     fanout: Fanout,
+    storage: Option<EventLog>,
     config: GatewayConfig,
     answered: AtomicU64,
     serving: watch::Sender<bool>,
@@ -34,18 +35,19 @@ struct Shared {
 }
 
 impl Gateway {
-    /// Joins the planes. `render_metrics` yields the body of `/metrics`.
+    /// Joins the planes. `storage` is there where this process is a member; `render_metrics` yields the body of `/metrics`.
     #[must_use]
     pub fn new(
         write_plane: Arc<dyn WritePlane>,
         fanout: Fanout,
+        storage: Option<EventLog>,
         config: GatewayConfig,
         render_metrics: Box<dyn Fn() -> String + Send + Sync>,
     ) -> Self {
         let (serving, _) = watch::channel(true);
         let answered = AtomicU64::new(0);
         let calls = Calls::new();
-        Self { shared: Arc::new(Shared { write_plane, fanout, config, answered, serving, calls, render_metrics }) }
+        Self { shared: Arc::new(Shared { write_plane, fanout, storage, config, answered, serving, calls, render_metrics }) }
     }
 
     /// Says not ready and not serving from now on; calls are still answered.
@@ -68,6 +70,10 @@ impl Gateway {
 
     pub(crate) fn fanout(&self) -> &Fanout {
         &self.shared.fanout
+    }
+
+    pub(crate) fn storage(&self) -> Option<&EventLog> {
+        self.shared.storage.as_ref()
     }
 
     pub(crate) fn calls(&self) -> &Calls {

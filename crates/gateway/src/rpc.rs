@@ -137,6 +137,7 @@ impl Gateway {
             "/etcdserverpb.Maintenance/MoveLeader" => Answer::message(&self.move_leader(decode(message)?).await?),
             "/etcdserverpb.Cluster/MemberList" => Answer::message(&self.member_list(decode(message)?).await?),
             "/etcdserverpb.Maintenance/Status" => Answer::message(&self.status().await?),
+            "/etcdserverpb.Maintenance/HashKV" => Answer::message(&self.hash_kv(decode(message)?).await?),
             "/etcdserverpb.Maintenance/Alarm" => Answer::message(&self.alarm(decode(message)?).await?),
             "/grpc.health.v1.Health/Check" => Answer::message(&self.health_check(&decode(message)?)?),
             "/grpc.health.v1.Health/Watch" => Answer::Stream(Box::new(HealthWatch::open(self, &decode(message)?))),

@@ -31,6 +31,9 @@ pub(crate) struct Config {
     pub(crate) founding: Founding,
     pub(crate) log_level: tracing::Level,
     pub(crate) reported_version: String,
+    pub(crate) initial_corrupt_check: bool,
+    /// Zero: off.
+    pub(crate) corrupt_check_interval: Duration,
     force_new_cluster: bool,
     strict_reconfig_check: bool,
     heartbeat_interval: Duration,
@@ -76,6 +79,9 @@ impl Config {
             founding,
             log_level: log_level(&flags.log_level)?,
             reported_version: reported_version(&flags.reported_version)?,
+            initial_corrupt_check: flags.initial_corrupt_check,
+            corrupt_check_interval: duration::parse(&flags.corrupt_check_time)
+                .map_err(|reason| format!("--corrupt-check-time: {reason}"))?,
             force_new_cluster: flags.force_new_cluster,
             strict_reconfig_check: flags.strict_reconfig_check,
             heartbeat_interval,

@@ -56,6 +56,12 @@ pub(crate) struct Flags {
     /// Refuse a change of membership that could cost the group its quorum
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub(crate) strict_reconfig_check: bool,
+    /// Compare this member's data with that of the others before it serves; reads the whole store on each
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub(crate) initial_corrupt_check: bool,
+    /// Duration between two comparisons of the members' data by the leader; 0: off
+    #[arg(long, default_value = "0s")]
+    pub(crate) corrupt_check_time: String,
     /// "periodic" or "revision"
     #[arg(long, default_value = "periodic")]
     pub(crate) auto_compaction_mode: String,

@@ -1,6 +1,7 @@
 //! `tailwater`: flags, config, composition of roles, telemetry and shutdown. No logic of its own.
 
 mod config;
+mod corruption;
 mod data_dir;
 mod duration;
 mod flags;

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::corruption::CorruptionCheck;
 use crate::data_dir::{DataDir, Identity};
 use crate::listener::{Connections, Surface, bind};
 use crate::peer_side::PeerSide;
@@ -87,7 +88,7 @@ impl Node {
             Fanout::start(config.fanout(identity), Arc::new(source))
         };
         let render = Box::new(move || metrics.render() + &process::render());
-        let gateway = Gateway::new(write_plane.clone(), fanout.clone(), config.gateway(identity), render);
+        let gateway = Gateway::new(write_plane.clone(), fanout.clone(), Some(consensus.event_log()), config.gateway(identity), render);
         Ok(Self {
             config: config.clone(),
             identity,
@@ -115,8 +116,12 @@ impl Node {
             let mut interrupt = signal(SignalKind::interrupt())?;
             let serving = async {
                 self.join().await?;
+                let check = self.corruption_check();
+                if self.config.initial_corrupt_check {
+                    check.at_start().await?;
+                }
                 self.listen()?;
-                run_auto_compaction(self.gateway.clone()).await;
+                tokio::join!(run_auto_compaction(self.gateway.clone()), check.run(self.config.corrupt_check_interval));
                 Ok(())
             };
             tokio::select! {
@@ -169,6 +174,14 @@ impl Node {
                 ) => tokio::time::sleep(PUBLISH_PAUSE).await,
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    fn corruption_check(&self) -> CorruptionCheck {
+        CorruptionCheck {
+            consensus: self.consensus.clone(),
+            directory: self.peer.directory(),
+            write_plane: self.write_plane.clone(),
         }
     }
 

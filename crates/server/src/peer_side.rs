@@ -107,6 +107,11 @@ impl PeerSide {
         )
     }
 
+    /// Who the members are.
+    pub(crate) fn directory(&self) -> Arc<Directory> {
+        self.peers.directory().clone()
+    }
+
     /// Members to which a link is up.
     pub(crate) fn active(&self) -> Vec<MemberId> {
         self.peers.active()

@@ -27,6 +27,6 @@ pub use port::{PeerPort, PortInfo, PortServer};
 pub use tail::metrics as tail_metrics;
 pub use tail::{
     CodecError, CopyConfig, CopyFailed, CoreWord, CoreWordTeller, RemoteSource, RemoteSourceConfig, SourceFactory,
-    TailService, TailServiceConfig, copy_member_state,
+    HashFailed, TailService, TailServiceConfig, copy_member_state, fetch_hash,
 };
 pub use write::{Router, RouterConfig, WriteService, WriteServiceConfig};

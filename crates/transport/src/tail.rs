@@ -10,6 +10,7 @@
 
 mod codec;
 mod copy;
+mod hash;
 pub mod metrics;
 mod pieces;
 mod rate;
@@ -20,6 +21,7 @@ mod uplink;
 
 pub use codec::CodecError;
 pub use copy::{CopyConfig, CopyFailed, copy_member_state};
+pub use hash::{HashFailed, fetch_hash};
 pub use remote::{RemoteSource, RemoteSourceConfig};
 pub use server::{CoreWord, CoreWordTeller, SourceFactory, TailService, TailServiceConfig};
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tailwater_api::tail as wire;
 use tailwater_api::tail::tail_server::{Tail, TailServer};
-use tailwater_eventlog::{CopyPoint, EventLog, FoldHold, MemberId, Source};
+use tailwater_eventlog::{CopyPoint, EventLog, FoldHold, HashError, MemberId, Revision, Source};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
@@ -222,6 +222,28 @@ impl Tail for TailService {
         let serving = self.bulk("copy", &self.inner.copies)?;
         let inner = Arc::clone(&self.inner);
         Ok(Response::new(serving::spawn(serving, move |sink| copy::serve(&inner, &log, &request, sink))?))
+    }
+
+    async fn hash(&self, request: Request<wire::HashRequest>) -> Result<Response<wire::HashResponse>, Status> {
+        let request = request.into_inner();
+        self.check(request.protocol_version, request.cluster_id)?;
+        let Some(log) = self.inner.log.clone() else {
+            return Err(Status::unimplemented("this node holds no log that could be hashed"));
+        };
+        // One at a time with the copies: both read everything.
+        let permit = Arc::clone(&self.inner.copies).try_acquire_owned();
+        let _permit = permit.map_err(|_| Status::resource_exhausted("too many copies and hashes under way"))?;
+        let hashed = tokio::task::spawn_blocking(move || log.hash(Some(Revision(request.revision)))).await;
+        let hashed = hashed.map_err(|_| Status::unavailable("the source is shutting down"))?;
+        let hash = hashed.map_err(|error| match error {
+            HashError::Compacted(_) | HashError::Future(_) => Status::out_of_range(error.to_string()),
+            HashError::Storage(_) => Status::data_loss(error.to_string()),
+        })?;
+        Ok(Response::new(wire::HashResponse {
+            hash: hash.hash,
+            compacted_revision: hash.compacted.0,
+            revision: hash.revision.0,
+        }))
     }
 }
 
