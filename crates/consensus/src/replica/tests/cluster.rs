@@ -307,7 +307,7 @@ impl Cluster {
 
     /// Cuts a member off, or connects it again.
     pub(super) fn cut_off(&mut self, id: u64, cut: bool) {
-        for other in 1..=9 {
+        for other in 1..=20 {
             for link in [(id, other), (other, id)] {
                 match cut {
                     true => self.broken.insert(link),
