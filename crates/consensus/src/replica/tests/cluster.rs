@@ -22,11 +22,14 @@ struct Wire {
     from: u64,
     mail: Mail,
     members: Arc<Mutex<Vec<Member>>>,
+    /// Who has sent something: it told where it is reached.
+    strangers: Arc<Mutex<BTreeSet<u64>>>,
 }
 
 impl PeerTransport for Wire {
     fn send(&self, to: MemberId, message: Bytes) {
-        if self.members.lock().iter().any(|member| member.id == to) {
+        let is_member = self.members.lock().iter().any(|member| member.id == to);
+        if is_member || self.strangers.lock().contains(&to.0) {
             self.mail.lock().push_back((self.from, to.0, message));
         }
     }
@@ -60,6 +63,7 @@ pub(super) struct Node {
     source: Option<LocalSource>,
     /// Whom the transport was told of last.
     pub(super) told: Arc<Mutex<Vec<Member>>>,
+    strangers: Arc<Mutex<BTreeSet<u64>>>,
     /// Why it stopped.
     pub(super) reason: Option<String>,
 }
@@ -116,7 +120,9 @@ impl Node {
     }
 
     pub(super) fn upkeep(&mut self) {
-        self.parts.as_mut().unwrap().step_upkeep().unwrap();
+        if let Some(parts) = &mut self.parts {
+            parts.step_upkeep().unwrap();
+        }
     }
 }
 
@@ -192,17 +198,31 @@ impl Cluster {
         };
         adjust(&mut config);
         let told = Arc::new(Mutex::new(Vec::new()));
-        let wire = Wire { from: id, mail: Arc::clone(&self.mail), members: Arc::clone(&told) };
+        let strangers = Arc::default();
+        let wire = Wire {
+            from: id,
+            mail: Arc::clone(&self.mail),
+            members: Arc::clone(&told),
+            strangers: Arc::clone(&strangers),
+        };
         let run = self.runs * 100 + id;
         let chosen = Chosen { salt: run, proposer_id: run, history_id: run, seed: run };
         let (consensus, parts, ready) = assemble(config, Arc::new(disk), Arc::new(wire), chosen)?;
-        self.nodes.insert(id, Node { consensus, parts: Some(parts), ready, source: None, told, reason: None });
+        self.nodes
+            .insert(id, Node { consensus, parts: Some(parts), ready, source: None, told, strangers, reason: None });
         Ok(())
     }
 
     /// Ends a member as a kill does: nothing is flushed.
     pub(super) fn stop(&mut self, id: u64) {
         self.nodes.remove(&id);
+    }
+
+    /// As if the member had a new, empty disk.
+    pub(super) fn wipe(&mut self, id: u64) {
+        self.stop(id);
+        self.dirs.remove(&id);
+        self.disks.remove(&id);
     }
 
     pub(super) fn node(&mut self, id: u64) -> &mut Node {
@@ -225,7 +245,8 @@ impl Cluster {
     /// Some turns of any threads, and messages that come late, twice or never, without time.
     pub(super) fn shuffle(&mut self, rng: &mut StdRng, turns: usize) {
         for _ in 0..turns {
-            let id = rng.random_range(1..=3);
+            let ids: Vec<u64> = self.nodes.keys().copied().collect();
+            let id = ids[rng.random_range(0..ids.len())];
             let message = {
                 let mut mail = self.mail.lock();
                 let at = if rng.random_range(0..4) == 0 { rng.random_range(0..=mail.len()) } else { 0 };
@@ -250,6 +271,7 @@ impl Cluster {
     fn deliver(&mut self, mail: VecDeque<(u64, u64, Bytes)>) {
         for (from, to, message) in mail {
             if let Some(node) = self.nodes.get(&to).filter(|_| !self.broken.contains(&(from, to))) {
+                node.strangers.lock().insert(from);
                 node.consensus.receive(&message);
             }
         }
@@ -377,6 +399,6 @@ impl Cluster {
         let disk = &self.disks[&id];
         let name = disk.list().unwrap().into_iter().rfind(|name| name.ends_with(".log")).unwrap();
         let file = disk.open(&name).unwrap();
-        file.write_at(file.size().unwrap(), b"torn").unwrap();
+        file.write_at(file.size().unwrap(), &[b't'; 40]).unwrap();
     }
 }
