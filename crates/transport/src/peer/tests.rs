@@ -233,7 +233,10 @@ async fn what_is_on_its_way_counts_and_a_stuck_peer_is_cut_off() {
     assert!(refused > 100, "30 MB were offered, 16 MiB may be on the way");
     until("it is cut off", || one.peers.held_bytes(MemberId(2)) == 0).await;
     one.stop().await;
+    // Nothing of it stays behind: else its connection would outlive this.
+    let start = Instant::now();
     server.stop(PATIENCE).await;
+    assert!(start.elapsed() < PATIENCE, "the connection is gone");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
