@@ -44,11 +44,6 @@ impl Uplink {
         self.sources > 1
     }
 
-    /// How many there are.
-    pub(super) fn sources(&self) -> usize {
-        self.sources
-    }
-
     /// The connection, as soon as there is one. Cancel safe.
     pub(super) async fn connected(&self) -> Connected {
         let mut connected = self.connected.subscribe();
