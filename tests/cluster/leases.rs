@@ -292,6 +292,15 @@ fn spread(cluster: &Cluster) -> Duration {
     }
 }
 
+/// How long the leader is paused. In etcd a leader that was paused for longer than a TTL may answer keepalives, or revoke
+/// leases, that are its successor's.
+fn leader_pause(cluster: &Cluster) -> Duration {
+    match cluster.kind() {
+        Kind::Etcd => Duration::from_secs(3),
+        Kind::Tailwater => scaled(Duration::from_secs(3), Duration::from_secs(10)),
+    }
+}
+
 async fn scenario(cluster: &mut Cluster) -> anyhow::Result<()> {
     let clock = Clock::start();
     let kept_count = scaled(500, 10_000);
@@ -306,7 +315,7 @@ async fn scenario(cluster: &mut Cluster) -> anyhow::Result<()> {
     none_early(&kept, &expired, none_at_all).context("before any fault")?;
     let mut next = kept_count;
     for round in 0..scaled(1, 5) {
-        for loss in [Loss::Killed, Loss::Paused(scaled(Duration::from_secs(3), Duration::from_secs(10)))] {
+        for loss in [Loss::Killed, Loss::Paused(leader_pause(cluster))] {
             next = lose_leader(cluster, loss, next, &expired, clock).await?;
             none_early(&kept, &expired, none_at_all).with_context(|| format!("round {round}, {loss:?}"))?;
         }
