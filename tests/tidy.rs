@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 
 /// Each crate, and the crates of this project that it may use. Dependencies point one way: server → gateway → fanout →
 /// eventlog, and server → consensus → eventlog; `api` lies under all. The gateway reaches the write plane through
-/// consensus's handle. fanout and consensus do not know each other.
+/// consensus's `WritePlane`. fanout and consensus do not know each other; `transport` carries what passes between nodes.
 const LAYERS: &[(&str, &[&str])] = &[
     ("api", &[]),
     ("eventlog", &["api"]),
     ("consensus", &["api", "eventlog"]),
     ("fanout", &["api", "eventlog"]),
+    ("transport", &["api", "eventlog", "consensus"]),
     ("gateway", &["api", "eventlog", "consensus", "fanout"]),
-    ("server", &["api", "eventlog", "consensus", "fanout", "gateway"]),
+    ("server", &["api", "eventlog", "consensus", "fanout", "transport", "gateway"]),
     ("bench", &["api"]),
 ];
 

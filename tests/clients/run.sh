@@ -107,10 +107,12 @@ run_go() {
 }
 run_etcdctl() { cd "$here/etcdctl" && ETCDCTL=$etcdctl go test -count=1 -timeout 10m ./...; }
 run_python() {
-    # Once installed, nothing is downloaded again.
-    python3 -m venv "$build/venv" &&
-        "$build/venv/bin/pip" -q --disable-pip-version-check install -r "$here/python/requirements.txt" &&
-        PYTHONDONTWRITEBYTECODE=1 "$build/venv/bin/python" "$here/python/smoke.py"
+    # Once installed, nothing is downloaded again; another Python gets a place of its own.
+    local venv
+    venv=$build/venv-$(python3 -c 'import platform; print(platform.python_version())')
+    python3 -m venv "$venv" &&
+        "$venv/bin/pip" -q --disable-pip-version-check install -r "$here/python/requirements.txt" &&
+        PYTHONDONTWRITEBYTECODE=1 "$venv/bin/python" "$here/python/smoke.py"
 }
 run_node() {
     mkdir -p "$build/node" && cp "$here"/node/{package.json,smoke.js} "$build/node/" && cd "$build/node" || return 1

@@ -21,6 +21,11 @@ use crate::load::{connect, histogram, kv, micros, open_watch, value};
 use crate::server::{Program, Running};
 
 const KEYS: u64 = 1000;
+/// The server's window, and its bound for what watch streams hold: resident memory may grow by the latter.
+const WINDOW_BYTES: u64 = 64 << 20;
+const WATCH_MEMORY_BYTES: u64 = 64 << 20;
+/// How long the greatest rate is looked for.
+const CALIBRATION: Duration = Duration::from_secs(5);
 const SENDERS: u64 = 64;
 
 /// How the client stops reading.
@@ -41,8 +46,8 @@ pub(crate) struct Arguments {
     /// The etcd binary.
     #[arg(long, conflicts_with = "tailwater")]
     etcd: Option<PathBuf>,
-    /// Puts per second; half of what `run --workload put` reaches is a fair choice.
-    #[arg(long, default_value_t = 4000)]
+    /// Puts per second; 0: half of what as many senders reach when each sends as fast as it is answered.
+    #[arg(long, default_value_t = 0)]
     rate: u64,
     /// Events that pass in each phase.
     #[arg(long, default_value_t = 200_000)]
@@ -76,16 +81,25 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         (None, Some(path)) => Program::etcd(path.clone()),
         (None, None) => anyhow::bail!("name a server: --tailwater PATH or --etcd PATH"),
     };
-    let mut server = Running::start(&program, &std::env::temp_dir(), arguments.pin, &[]).await?;
-    phase(&server, arguments.rate, arguments.rate * 3).await?;
+    let bounds = [("--window-bytes", WINDOW_BYTES), ("--watch-memory-bytes", WATCH_MEMORY_BYTES)];
+    let bounds = bounds.into_iter().flat_map(|(flag, bytes)| [flag.to_owned(), bytes.to_string()]);
+    let extra: Vec<String> = if arguments.tailwater.is_some() { bounds.collect() } else { Vec::new() };
+    let mut server = Running::start(&program, &std::env::temp_dir(), arguments.pin, &extra).await?;
+    let rate = match arguments.rate {
+        0 => greatest_rate(&server.endpoint).await? / 2,
+        rate => rate,
+    };
+    println!("{rate} puts per second\n");
+    // Long enough that the window and every cache are full: what grows afterwards is the stalled client's.
+    phase(&server, rate, arguments.events).await?;
     println!("| pair | phase | put p50 ms | put p99 ms | lag p99 ms | RSS MiB |\n|---|---|---|---|---|---|");
     let (mut put_ratios, mut lag_ratios, mut noise) = (Vec::new(), Vec::new(), Vec::new());
     for pair in 1..=arguments.pairs {
-        let first = phase(&server, arguments.rate, arguments.events).await?;
-        let again = phase(&server, arguments.rate, arguments.events).await?;
+        let first = phase(&server, rate, arguments.events).await?;
+        let again = phase(&server, rate, arguments.events).await?;
         let begin = current_revision(&server.endpoint).await?;
         let stalled = Stalled::open(&server.endpoint, arguments.mode, begin + 1).await?;
-        let with = phase(&server, arguments.rate, arguments.events).await?;
+        let with = phase(&server, rate, arguments.events).await?;
         stalled.finish(current_revision(&server.endpoint).await?).await?;
         for (name, phase) in [("without", &first), ("without, again", &again), ("stalled", &with)] {
             let p = |h: &Histogram<u64>, q| millis(h.value_at_quantile(q));
@@ -97,6 +111,11 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
                 phase.memory_mib
             );
         }
+        anyhow::ensure!(
+            arguments.tailwater.is_none() || with.memory_mib <= again.memory_mib + (WATCH_MEMORY_BYTES >> 20),
+            "resident memory grew by more than the {} MiB that watch streams may hold",
+            WATCH_MEMORY_BYTES >> 20
+        );
         put_ratios.push(ratio(&with.put, &again.put));
         lag_ratios.push(ratio(&with.lag, &again.lag));
         noise.push(ratio(&again.put, &first.put));
@@ -127,6 +146,33 @@ fn ratio(with: &Histogram<u64>, without: &Histogram<u64>) -> f64 {
 fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures[figures.len() / 2]
+}
+
+/// Puts per second of [`SENDERS`] that wait only for their answers, a healthy watcher beside them.
+async fn greatest_rate(endpoint: &str) -> anyhow::Result<u64> {
+    let channels = connect(endpoint, 16).await?;
+    let mut watch = open_watch(&connect(endpoint, 1).await?[0], 0).await?;
+    let observer = tokio::spawn(async move { while let Some(Ok(_)) = watch.next().await {} });
+    let end = Instant::now() + CALIBRATION;
+    let mut senders = JoinSet::new();
+    for sender in 0..SENDERS {
+        let mut kv = kv(&channels[usize::try_from(sender).expect("few") % channels.len()]);
+        senders.spawn(async move {
+            let mut puts = 0u64;
+            while Instant::now() < end {
+                let key = format!("/watch/{:04}", (puts * SENDERS + sender) % KEYS).into();
+                kv.put(pb::PutRequest { key, value: value(1024), ..Default::default() }).await?;
+                puts += 1;
+            }
+            anyhow::Ok(puts)
+        });
+    }
+    let mut puts = 0;
+    while let Some(done) = senders.join_next().await {
+        puts += done??;
+    }
+    observer.abort();
+    Ok(puts / CALIBRATION.as_secs())
 }
 
 /// The server's revision now.

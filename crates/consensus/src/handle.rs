@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use crossbeam::channel::Sender;
 use parking_lot::Mutex;
-use prost::Message;
+use prost::Message as _;
+use protobuf::Message as _;
+use raft::eraftpb::Message;
 use tailwater_api::etcdserverpb as pb;
 use tailwater_api::write::{self, command::Command};
-use tailwater_eventlog::{EventLog, LeaseId, LocalSource, Member, MemberId, Position, StorageError, Term};
+use tailwater_eventlog::{EventLog, LeaseId, Member, MemberId, Position, StorageError, Term};
 use tokio::sync::oneshot;
 
 use crate::machine::quota;
@@ -20,7 +22,7 @@ use crate::replica::driver::checkpoint_request;
 use crate::replica::lessor::Renewal;
 use crate::replica::shared::{INBOX_ITEMS_MAX, Shared, Waiter};
 use crate::start::Threads;
-use crate::{Applied, ApplyError, ProposeError};
+use crate::{Applied, ApplyError, PeerTransport, ProposeError, SourceReady};
 
 /// What a command's envelope may add to a request: proposer, proposal, the tags and lengths around it, a chosen lease id.
 const ENVELOPE_BYTES_MAX: usize = 64;
@@ -125,15 +127,60 @@ pub struct Consensus {
 }
 
 impl Consensus {
-    /// Opens the data directory, recovers, and starts the threads. The source is what fanouts in this process
+    /// Opens the data directory, recovers, and starts the threads. What fanouts in this process
     /// follow. Returns once the stored state is loaded; what the raft log holds above it is applied in the
     /// background and reaches followers through the tail. The first start of a directory also waits until its history
-    /// is founded, which takes a quorum of the group.
+    /// is founded, which takes a quorum of the group: [`SourceReady::wait`].
     ///
     /// # Errors
     /// See [`StartError`].
-    pub fn start(config: ConsensusConfig) -> Result<(Self, LocalSource), StartError> {
-        crate::start::start(config)
+    pub fn start(config: ConsensusConfig, peers: Arc<dyn PeerTransport>) -> Result<(Self, SourceReady), StartError> {
+        crate::start::start(config, peers)
+    }
+
+    /// A raft message of another member. One that can't be read, or for which there is no room, is dropped as if it had
+    /// been lost on the way.
+    pub fn receive(&self, message: &[u8]) {
+        match Message::parse_from_bytes(message) {
+            Ok(message) => {
+                let mut inbox = self.shared.inbox.lock();
+                if inbox.messages.len() < INBOX_ITEMS_MAX && !self.shared.stopping() {
+                    inbox.messages.push(message);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "a raft message can't be read"),
+        }
+        self.shared.wake();
+    }
+
+    /// A message to this member was lost: the leader sends it one probe at a time until it answers.
+    pub fn report_unreachable(&self, member: MemberId) {
+        let mut inbox = self.shared.inbox.lock();
+        if !inbox.unreachable.contains(&member) {
+            inbox.unreachable.push(member);
+        }
+        drop(inbox);
+        self.shared.wake();
+    }
+
+    /// Hands leadership to a voting member; answered when that member leads.
+    ///
+    /// # Errors
+    /// `NoLeader` when this member does not lead; `Timeout` when the other did not take over within an election timeout.
+    pub async fn move_leader(&self, to: MemberId) -> Result<(), ProposeError> {
+        if self.status().leader != self.shared.config.member_id {
+            return Err(ProposeError::NoLeader);
+        }
+        self.shared.inbox.lock().move_leader = Some(to);
+        self.shared.wake();
+        let tick = self.shared.config.heartbeat_interval;
+        for _ in 0..self.shared.config.election_ticks {
+            tokio::time::sleep(tick).await;
+            if self.status().leader == to {
+                return Ok(());
+            }
+        }
+        Err(ProposeError::Timeout)
     }
 
     /// Proposes a command and waits until it is committed *and applied* here. Cancel safe: a dropped wait does not

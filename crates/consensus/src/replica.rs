@@ -14,18 +14,3 @@ pub(crate) mod upkeep;
 
 #[cfg(test)]
 mod tests;
-
-use raft::eraftpb::Message;
-
-/// Carries raft messages to other members; may lose them, must not block.
-pub(crate) trait Transport: Send + Sync {
-    /// Accepts messages for sending.
-    fn send(&self, messages: Vec<Message>);
-}
-
-/// For a group of one.
-pub(crate) struct NoPeers;
-
-impl Transport for NoPeers {
-    fn send(&self, _messages: Vec<Message>) {}
-}

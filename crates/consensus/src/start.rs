@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam::channel::{Sender, bounded};
+use crossbeam::channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use prost::Message;
 use tailwater_api::write::{self, command::Command};
@@ -14,14 +14,15 @@ use tailwater_eventlog::{EventLog, EventLogConfig, LocalSource, MemberId, Tail, 
 use tokio::sync::watch;
 
 use crate::machine::{LeaseChange, Machine, PREFIXES, founding_conf_state, member_message};
-use crate::raft_log::{RaftLog, RaftLogConfig, RealDisk};
-use crate::replica::apply::Applier;
+use crate::raft_log::{Disk, RaftLog, RaftLogConfig, RealDisk};
+use crate::replica::apply::{Applier, ApplyJob};
 use crate::replica::core::{CoreConfig, ReplicaCore, Standing};
 use crate::replica::driver::Driver;
 use crate::replica::lessor::Lessor;
+use crate::replica::log::LogWriter;
 use crate::replica::shared::{Inbox, Shared, spawn};
-use crate::replica::{NoPeers, Transport, log, upkeep};
-use crate::{Consensus, ConsensusConfig, ConsensusStatus, StartError};
+use crate::replica::upkeep::Upkeep;
+use crate::{Consensus, ConsensusConfig, ConsensusStatus, PeerTransport, StartError};
 
 /// Jobs between two threads; their bytes are bounded by what was proposed and not answered, and by the driver.
 const JOBS_MAX: usize = 256;
@@ -72,7 +73,106 @@ fn raft_log_error(error: impl std::fmt::Display) -> StartError {
 }
 
 /// See [`Consensus::start`].
-pub(crate) fn start(config: ConsensusConfig) -> Result<(Consensus, LocalSource), StartError> {
+pub(crate) fn start(
+    config: ConsensusConfig,
+    peers: Arc<dyn PeerTransport>,
+) -> Result<(Consensus, SourceReady), StartError> {
+    let disk = Arc::new(RealDisk::new(config.data_dir.join("raft")).map_err(raft_log_error)?);
+    let (consensus, parts, source) = assemble(config, disk, peers, Chosen::random())?;
+    consensus.threads.lock().replace(parts.spawn(&consensus.shared)?);
+    Ok((consensus, source))
+}
+
+/// The numbers that make one run of one member unlike any other.
+#[derive(Clone, Copy, Debug)]
+pub struct Chosen {
+    /// Of the raft log's checksums.
+    pub salt: u64,
+    /// Of this run's proposals; not 0.
+    pub proposer_id: u64,
+    /// Of the history, should this member found it; not 0.
+    pub history_id: u64,
+    /// Of election timeouts.
+    pub seed: u64,
+}
+
+impl Chosen {
+    fn random() -> Self {
+        let any = || rand::random_range(1..=u64::MAX);
+        Self { salt: any(), proposer_id: any(), history_id: any(), seed: any() }
+    }
+}
+
+/// A replica whose threads have not been started: a simulation gives each of them its turns on a thread of its own
+/// choosing instead.
+pub struct Parts {
+    driver: Driver,
+    log: LogWriter,
+    applier: Applier,
+    apply_jobs: Receiver<ApplyJob>,
+    upkeep: Upkeep,
+    upkeep_end: Sender<()>,
+}
+
+impl Parts {
+    /// A turn of the replica thread; with `is_tick`, a tick has passed.
+    ///
+    /// # Errors
+    /// Why the member must stop.
+    pub fn step_replica(&mut self, is_tick: bool) -> Result<(), String> {
+        self.driver.step(is_tick)
+    }
+
+    /// A turn of the log thread: appends what waits, and syncs. `false` when nothing waited.
+    ///
+    /// # Errors
+    /// Why the member must stop.
+    pub fn step_log(&mut self) -> Result<bool, String> {
+        self.log.step()
+    }
+
+    /// A turn of the apply thread; `false` when it had nothing to do.
+    ///
+    /// # Errors
+    /// Why the member must stop.
+    pub fn step_apply(&mut self) -> Result<bool, String> {
+        self.applier.step(&self.apply_jobs)
+    }
+
+    /// A turn of the upkeep thread.
+    ///
+    /// # Errors
+    /// Why the member must stop.
+    pub fn step_upkeep(&mut self) -> Result<(), String> {
+        self.upkeep.step().map(drop)
+    }
+
+    fn spawn(self, shared: &Arc<Shared>) -> Result<Threads, StartError> {
+        let Self { driver, log, applier, apply_jobs, upkeep, upkeep_end } = self;
+        let mut handles = Vec::new();
+        let mut run = |name, run: Box<dyn FnOnce() -> Result<(), String> + Send>| -> Result<(), StartError> {
+            let thread = spawn(name, Arc::clone(shared), run);
+            handles.push(thread.map_err(|error| StartError::Config(format!("a thread can't be started: {error}")))?);
+            Ok(())
+        };
+        run("log", Box::new(move || log.run()))?;
+        run("apply", Box::new(move || applier.run(&apply_jobs)))?;
+        run("upkeep", Box::new(move || upkeep.run()))?;
+        run("replica", Box::new(move || driver.run()))?;
+        Ok(Threads { handles, upkeep_end })
+    }
+}
+
+/// Opens the data directory and puts a replica together; nothing runs yet.
+///
+/// # Errors
+/// See [`StartError`].
+pub fn assemble(
+    config: ConsensusConfig,
+    disk: Arc<dyn Disk>,
+    peers: Arc<dyn PeerTransport>,
+    chosen: Chosen,
+) -> Result<(Consensus, Parts, SourceReady), StartError> {
     validate(&config)?;
     let (events, index) = EventLog::open(&EventLogConfig {
         path: config.data_dir.join("state"),
@@ -84,9 +184,8 @@ pub(crate) fn start(config: ConsensusConfig) -> Result<(Consensus, LocalSource),
         rows.extend(events.state_scan(prefix)?);
     }
     let machine = Machine::load(index, events.state(), rows)?;
-    let disk = RealDisk::new(config.data_dir.join("raft")).map_err(raft_log_error)?;
-    let log_config = RaftLogConfig { sync_delay: config.sync_delay, salt: rand::random(), ..Default::default() };
-    let (raft_log, recovered) = RaftLog::open(Arc::new(disk), log_config).map_err(raft_log_error)?;
+    let log_config = RaftLogConfig { sync_delay: config.sync_delay, salt: chosen.salt, ..Default::default() };
+    let (raft_log, recovered) = RaftLog::open(disk, log_config).map_err(raft_log_error)?;
     let applied = machine.state().applied;
     if applied.0 > recovered.last_index {
         let last = recovered.last_index;
@@ -106,79 +205,91 @@ pub(crate) fn start(config: ConsensusConfig) -> Result<(Consensus, LocalSource),
         barrier_retry_ticks: ticks(BARRIER_RETRY, config.heartbeat_interval),
         applied,
         bootstrapped: machine.bootstrapped(),
+        seed: chosen.seed,
     };
     let view = raft_log.view();
     let core = ReplicaCore::new(core_config, view.clone(), recovered.hard_state, conf_state)
         .map_err(|error| StartError::Config(error.to_string()))?;
 
-    let (wake_tx, wake_rx) = bounded(1);
-    let shared = Arc::new(shared(config, &machine, wake_tx));
-    let (log_tx, log_rx) = bounded(JOBS_MAX);
-    let (apply_tx, apply_rx) = bounded(JOBS_MAX);
-    let (tail_tx, tail_rx) = bounded(1);
-    let (end_tx, end_rx) = bounded(1);
-    let transport: Arc<dyn Transport> = Arc::new(NoPeers);
-
+    let (wake_tx, wake) = bounded(1);
+    let shared = Arc::new(shared(config, chosen.proposer_id, &machine, wake_tx));
+    let (log_tx, log_jobs) = bounded(JOBS_MAX);
+    let (apply, apply_jobs) = bounded(JOBS_MAX);
+    let (tail_tx, tail) = bounded(1);
+    let (upkeep_end, end) = bounded(1);
     let driver = Driver {
         shared: Arc::clone(&shared),
         core,
-        wake: wake_rx,
+        wake,
         log: log_tx.clone(),
-        apply: apply_tx.clone(),
+        apply: apply.clone(),
         backlog: VecDeque::new(),
-        transport: Arc::clone(&transport),
-        bootstrap: bootstrap_command(&shared.config),
+        peers: Arc::clone(&peers),
+        bootstrap: bootstrap_command(&shared.config, chosen.history_id),
         standing: Standing::default(),
         bootstrap_term: 0,
         promoted_term: 0,
     };
+    let log = LogWriter { shared: Arc::clone(&shared), log: raft_log, jobs: log_jobs, peers };
     let applier = Applier::new(Arc::clone(&shared), machine, events.clone(), tail_tx);
-    let mut handles = Vec::new();
-    let io = |error: std::io::Error| StartError::Config(format!("a thread can't be started: {error}"));
-    let mut run = |name, run: Box<dyn FnOnce() -> Result<(), String> + Send>| -> Result<(), StartError> {
-        handles.push(spawn(name, Arc::clone(&shared), run).map_err(io)?);
-        Ok(())
-    };
-    let log_shared = Arc::clone(&shared);
-    run("log", Box::new(move || log::run(&log_shared, raft_log, &log_rx, &*transport)))?;
-    run("apply", Box::new(move || applier.run(&apply_rx)))?;
-    let (upkeep_shared, upkeep_events, upkeep_apply) = (Arc::clone(&shared), events.clone(), apply_tx.clone());
-    run(
-        "upkeep",
-        Box::new(move || upkeep::run(&upkeep_shared, &upkeep_events, &view, &log_tx, &upkeep_apply, &end_rx)),
-    )?;
-    run("replica", Box::new(move || driver.run()))?;
-
-    let consensus = Consensus {
-        shared,
-        threads: Arc::new(Mutex::new(Some(Threads { handles, upkeep_end: end_tx }))),
+    let upkeep = Upkeep {
+        shared: Arc::clone(&shared),
         events: events.clone(),
-        apply: Arc::new(Mutex::new(Some(apply_tx))),
+        view,
+        log: log_tx,
+        apply: apply.clone(),
+        end,
+        rounds: 0,
     };
-    let tail = wait_for_tail(&consensus, &tail_rx)?;
-    Ok((consensus, LocalSource::new(events, tail)))
+    let consensus =
+        Consensus { shared, threads: Arc::new(Mutex::new(None)), events, apply: Arc::new(Mutex::new(Some(apply))) };
+    let source = SourceReady { consensus: consensus.clone(), tail };
+    Ok((consensus, Parts { driver, log, applier, apply_jobs, upkeep, upkeep_end }, source))
 }
 
-fn wait_for_tail(consensus: &Consensus, made: &crossbeam::channel::Receiver<Tail>) -> Result<Tail, StartError> {
-    let polls = FOUNDING_TIMEOUT.as_millis() / FOUNDING_POLL.as_millis();
-    for _ in 0..polls {
-        if let Ok(tail) = made.recv_timeout(FOUNDING_POLL) {
-            return Ok(tail);
+/// Resolves to what fanouts follow, once there is a history.
+pub struct SourceReady {
+    consensus: Consensus,
+    tail: Receiver<Tail>,
+}
+
+impl SourceReady {
+    /// Waits until the history is known: at once where a directory holds one, else until the group has a leader that
+    /// founded it. Blocks.
+    ///
+    /// # Errors
+    /// The replica has stopped, or found no leader in time; it is stopped then.
+    pub fn wait(self) -> Result<LocalSource, StartError> {
+        let polls = FOUNDING_TIMEOUT.as_millis() / FOUNDING_POLL.as_millis();
+        for _ in 0..polls {
+            if let Ok(tail) = self.tail.recv_timeout(FOUNDING_POLL) {
+                return Ok(self.source(tail));
+            }
+            if self.consensus.shared.stopping() {
+                break;
+            }
         }
-        if consensus.shared.stopping() {
-            break;
-        }
+        self.consensus.stop();
+        let reason = self.consensus.shared.end.borrow().clone().flatten();
+        Err(StartError::Config(reason.unwrap_or_else(|| "no leader founded the group's history in time".to_owned())))
     }
-    consensus.stop();
-    let reason = consensus.shared.end.borrow().clone().flatten();
-    Err(StartError::Config(reason.unwrap_or_else(|| "no leader founded the group's history in time".to_owned())))
+
+    /// The source if it is there.
+    #[must_use]
+    pub fn poll(&self) -> Option<LocalSource> {
+        self.tail.try_recv().ok().map(|tail| self.source(tail))
+    }
+
+    fn source(&self, tail: Tail) -> LocalSource {
+        LocalSource::new(self.consensus.events.clone(), tail)
+    }
 }
 
 fn ticks(duration: Duration, tick: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(tick.as_nanos().max(1))).unwrap_or(u64::MAX).max(1)
 }
 
-fn shared(config: ConsensusConfig, machine: &Machine, wake: Sender<()>) -> Shared {
+fn shared(config: ConsensusConfig, proposer_id: u64, machine: &Machine, wake: Sender<()>) -> Shared {
     let tick_ms = u64::try_from(config.heartbeat_interval.as_millis()).unwrap_or(u64::MAX);
     let mut lessor = Lessor::new(tick_ms);
     for (id, lease) in machine.leases() {
@@ -193,7 +304,7 @@ fn shared(config: ConsensusConfig, machine: &Machine, wake: Sender<()>) -> Share
         ..Default::default()
     };
     Shared {
-        proposer_id: rand::random(),
+        proposer_id,
         inbox: Mutex::new(Inbox::default()),
         wake,
         waiters: Mutex::new(BTreeMap::new()),
@@ -208,6 +319,7 @@ fn shared(config: ConsensusConfig, machine: &Machine, wake: Sender<()>) -> Share
         bootstrapped: AtomicBool::new(machine.bootstrapped()),
         ticks: AtomicU64::new(0),
         syncs: AtomicU64::new(0),
+        sync_micros: AtomicU64::new(0),
         disk_bytes: AtomicU64::new(0),
         disk_bytes_in_use: AtomicU64::new(0),
         // A compaction that a crash or stop interrupted goes on.
@@ -219,14 +331,8 @@ fn shared(config: ConsensusConfig, machine: &Machine, wake: Sender<()>) -> Share
     }
 }
 
-/// The random history id comes from here, not from the machine.
-fn bootstrap_command(config: &ConsensusConfig) -> bytes::Bytes {
-    let history_id = loop {
-        match rand::random::<u64>() {
-            0 => {}
-            id => break id,
-        }
-    };
+/// The random history id comes from outside, not from the machine.
+fn bootstrap_command(config: &ConsensusConfig, history_id: u64) -> bytes::Bytes {
     let bootstrap = write::Bootstrap {
         history_id,
         cluster_id: config.cluster_id,

@@ -36,7 +36,7 @@ impl Gateway {
     /// `Maintenance.Status`: answered without a leader too.
     pub(crate) async fn status(&self) -> Result<pb::StatusResponse, Fault> {
         self.settle(true).await?;
-        let status = self.consensus().status();
+        let status = self.write_plane().status();
         let snapshot = self.fanout().snapshot();
         let mut errors = Vec::new();
         if status.leader.0 == 0 {

@@ -24,7 +24,7 @@ pub async fn run_auto_compaction(gateway: Gateway) {
     };
     loop {
         tokio::time::sleep(interval).await;
-        if gateway.consensus().status().leader.0 != gateway.config().member_id {
+        if gateway.write_plane().status().leader.0 != gateway.config().member_id {
             continue;
         }
         let current = gateway.fanout().snapshot().cursor.revision.0;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tailwater_api::etcdserverpb as pb;
 use tailwater_api::wire;
 use tailwater_api::write::command::Command;
-use tailwater_consensus::{Answer, Consensus, ProposeError};
+use tailwater_consensus::{Answer, ProposeError, WritePlane};
 use tailwater_eventlog::{Position, Revision};
 use tailwater_fanout::Fanout;
 use tokio::sync::watch;
@@ -24,7 +24,7 @@ pub struct Gateway {
 }
 
 struct Shared {
-    consensus: Consensus,
+    write_plane: Arc<dyn WritePlane>,
     fanout: Fanout,
     config: GatewayConfig,
     answered: AtomicU64,
@@ -37,7 +37,7 @@ impl Gateway {
     /// Joins the planes. `render_metrics` yields the body of `/metrics`.
     #[must_use]
     pub fn new(
-        consensus: Consensus,
+        write_plane: Arc<dyn WritePlane>,
         fanout: Fanout,
         config: GatewayConfig,
         render_metrics: Box<dyn Fn() -> String + Send + Sync>,
@@ -45,7 +45,7 @@ impl Gateway {
         let (serving, _) = watch::channel(true);
         let answered = AtomicU64::new(0);
         let calls = Calls::new();
-        Self { shared: Arc::new(Shared { consensus, fanout, config, answered, serving, calls, render_metrics }) }
+        Self { shared: Arc::new(Shared { write_plane, fanout, config, answered, serving, calls, render_metrics }) }
     }
 
     /// Says not ready and not serving from now on; calls are still answered.
@@ -62,8 +62,8 @@ impl Gateway {
         &self.shared.config
     }
 
-    pub(crate) fn consensus(&self) -> &Consensus {
-        &self.shared.consensus
+    pub(crate) fn write_plane(&self) -> &dyn WritePlane {
+        &*self.shared.write_plane
     }
 
     pub(crate) fn fanout(&self) -> &Fanout {
@@ -116,7 +116,7 @@ impl Gateway {
     pub(crate) async fn settle(&self, serializable: bool) -> Result<(), Fault> {
         let mut position = self.answered();
         if !serializable {
-            position = position.max(self.shared.consensus.barrier().await?);
+            position = position.max(self.shared.write_plane.barrier().await?);
         }
         self.reach(position).await
     }
@@ -142,7 +142,7 @@ impl Gateway {
         if self.raft_bytes(request_bytes) > self.shared.config.request_bytes_max {
             return Err(Fault::RequestTooLarge);
         }
-        let proposed = self.shared.consensus.propose(command).await;
+        let proposed = self.shared.write_plane.propose(command).await;
         if let Err(error) = &proposed
             && !matches!(error, ProposeError::Refused(_) | ProposeError::TooLarge)
         {

@@ -231,7 +231,7 @@ async fn run(gateway: &Gateway, check: Check) -> Result<(), String> {
             return if is_corrupt { Err("alarm activated: CORRUPT".into()) } else { Ok(()) };
         }
         Check::NonLearner => {
-            let is_learner = gateway.consensus().status().is_learner;
+            let is_learner = gateway.write_plane().status().is_learner;
             return if is_learner { Err("not supported for learner".into()) } else { Ok(()) };
         }
     };

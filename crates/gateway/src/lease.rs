@@ -62,7 +62,7 @@ impl Gateway {
         &self,
         request: pb::LeaseTimeToLiveRequest,
     ) -> Result<pb::LeaseTimeToLiveResponse, Fault> {
-        let info = self.consensus().lease_time_to_live(LeaseId(request.id), request.keys).await?;
+        let info = self.write_plane().lease_time_to_live(LeaseId(request.id), request.keys).await?;
         self.settle(true).await?;
         let header = Some(self.current_header());
         Ok(match info {
@@ -80,7 +80,7 @@ impl Gateway {
     /// `Lease.LeaseLeases`.
     pub(crate) async fn lease_leases(&self) -> Result<pb::LeaseLeasesResponse, Fault> {
         self.settle(true).await?;
-        let leases = self.consensus().leases().into_iter().map(|id| pb::LeaseStatus { id: id.0 }).collect();
+        let leases = self.write_plane().leases().await?.into_iter().map(|id| pb::LeaseStatus { id: id.0 }).collect();
         Ok(pb::LeaseLeasesResponse { header: Some(self.current_header()), leases })
     }
 
@@ -88,7 +88,7 @@ impl Gateway {
         self.settle(true).await?;
         // Before the renewal, as in etcd: its revision is one that the lease was known at.
         let header = Some(self.current_header());
-        let ttl = self.consensus().lease_keep_alive(LeaseId(id)).await?;
+        let ttl = self.write_plane().lease_keep_alive(LeaseId(id)).await?;
         Ok(pb::LeaseKeepAliveResponse { header, id, ttl: ttl.unwrap_or(0) })
     }
 }

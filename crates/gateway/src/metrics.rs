@@ -234,7 +234,7 @@ impl Drop for Observation {
 /// Sets the gauges that are read rather than counted; called before they are rendered.
 #[expect(clippy::cast_precision_loss, reason = "gauges are floating point; 2^53 is beyond what they show")]
 pub(crate) fn refresh_gauges(gateway: &Gateway) {
-    let status = gateway.consensus().status();
+    let status = gateway.write_plane().status();
     let snapshot = gateway.fanout().snapshot();
     let config = gateway.config();
     let flag = |is_set: bool| f64::from(u8::from(is_set));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use tailwater_api::tail;
 use tailwater_api::write::{SetClusterVersion, command::Command};
-use tailwater_consensus::{Consensus, ProposeError};
+use tailwater_consensus::{Consensus, NoPeers, ProposeError};
 use tailwater_fanout::Fanout;
 use tailwater_gateway::{Gateway, run_auto_compaction};
 use tokio::runtime::{Builder, Runtime};
@@ -66,14 +66,16 @@ impl Node {
         );
         let (consensus, source) = {
             let _inside = control.enter();
-            Consensus::start(config.consensus(identity)).context("cannot start the write plane")?
+            let (consensus, source) = Consensus::start(config.consensus(identity), Arc::new(NoPeers))
+                .context("cannot start the write plane")?;
+            (consensus, source.wait().context("cannot start the write plane")?)
         };
         let fanout = {
             let _inside = clients.enter();
             Fanout::start(config.fanout(identity), Arc::new(source))
         };
         let render = Box::new(move || metrics.render() + &process::render());
-        let gateway = Gateway::new(consensus.clone(), fanout.clone(), config.gateway(identity), render);
+        let gateway = Gateway::new(Arc::new(consensus.clone()), fanout.clone(), config.gateway(identity), render);
         Ok(Self {
             config: config.clone(),
             identity,
@@ -136,7 +138,7 @@ impl Node {
         Ok(())
     }
 
-    /// Proposes until it is answered; only the lack of a leader is waited out.
+    /// Proposes until it is answered: the lack of a leader and a long replay are waited out.
     async fn propose(&self, command: Command) -> Result<(), ProposeError> {
         loop {
             match self.consensus.propose(command.clone()).await {
@@ -144,7 +146,13 @@ impl Node {
                     // What was set is seen by the first client.
                     return self.fanout.reach(applied.position).await.map_err(|_| ProposeError::Stopped);
                 }
-                Err(ProposeError::NoLeader | ProposeError::LeaderChanged) => tokio::time::sleep(PUBLISH_PAUSE).await,
+                // Also while what the raft log holds above the stored state is applied: after a crash that may be much.
+                Err(
+                    ProposeError::NoLeader
+                    | ProposeError::LeaderChanged
+                    | ProposeError::TooManyRequests
+                    | ProposeError::Timeout,
+                ) => tokio::time::sleep(PUBLISH_PAUSE).await,
                 Err(error) => return Err(error),
             }
         }

@@ -118,6 +118,14 @@ impl Applier {
         end
     }
 
+    /// One turn; `false` when there was nothing to do.
+    pub(crate) fn step(&mut self, jobs: &Receiver<ApplyJob>) -> Result<bool, String> {
+        match jobs.try_recv() {
+            Ok(first) => self.round(first, jobs).map_err(|error| error.to_string()).map(|()| true),
+            Err(_) => Ok(!self.machine.index_step(INDEX_KEYS)),
+        }
+    }
+
     /// Applies what waits, bounded, and finishes it with one write.
     fn round(&mut self, first: ApplyJob, jobs: &Receiver<ApplyJob>) -> Result<(), MachineError> {
         let began = Instant::now();

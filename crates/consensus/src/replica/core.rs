@@ -22,6 +22,8 @@ pub(crate) const ENTRY_FORMAT: u8 = 1;
 const MESSAGE_BYTES_MAX: u64 = 1 << 20;
 /// Append messages on their way to one peer.
 const INFLIGHT_MESSAGES_MAX: usize = 64;
+/// Fewer queued commands than these are never kept waiting for more.
+const GATHERED_MIN: usize = 64;
 /// Bytes of committed entries handed to apply at once.
 const COMMITTED_BYTES_MAX: u64 = 16 << 20;
 
@@ -93,6 +95,8 @@ pub(crate) struct CoreConfig {
     pub(crate) barrier_retry_ticks: u64,
     pub(crate) applied: Position,
     pub(crate) bootstrapped: bool,
+    /// Of election timeouts.
+    pub(crate) seed: u64,
 }
 
 /// Where raft stands, as others see it.
@@ -141,6 +145,7 @@ pub(crate) struct ReplicaCore {
     applied: Position,
     bootstrapped: bool,
     held_back: bool,
+    gathering: bool,
     ticks: u64,
     barriers: Vec<BarrierWaiter>,
     in_flight: Option<(u64, u64, Vec<BarrierWaiter>)>,
@@ -182,6 +187,7 @@ impl ReplicaCore {
             bootstrapped: config.bootstrapped,
             config,
             held_back: false,
+            gathering: false,
             ticks: 0,
             barriers: Vec::new(),
             in_flight: None,
@@ -232,10 +238,21 @@ impl ReplicaCore {
     /// One tick of the clock.
     pub(crate) fn tick(&mut self) {
         self.ticks += 1;
+        self.choose_election_timeout();
         self.node.tick();
         if self.in_flight.as_ref().is_some_and(|(_, asked, _)| self.ticks - asked >= self.config.barrier_retry_ticks) {
             self.ask_again();
         }
+    }
+
+    /// Between one and two election timeouts, as raft wants it, but from the member's own seed rather than from a global
+    /// generator: a simulation repeats it.
+    fn choose_election_timeout(&mut self) {
+        let raft = &mut self.node.raft;
+        let spread = self.config.seed ^ raft.term.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let spread = usize::try_from((spread ^ spread >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93) >> 40).unwrap_or(0);
+        let ticks = self.config.election_ticks;
+        raft.set_randomized_election_timeout(ticks + spread % ticks);
     }
 
     /// A message of another member. Errors mean that it does not concern this member now.
@@ -247,6 +264,16 @@ impl ReplicaCore {
         if let Err(error) = self.node.step(message) {
             tracing::debug!(%error, "raft message passed over");
         }
+    }
+
+    /// A message to this member was lost.
+    pub(crate) fn report_unreachable(&mut self, member: MemberId) {
+        self.node.report_unreachable(member.0);
+    }
+
+    /// Lets another voter take over, if this member leads.
+    pub(crate) fn move_leader(&mut self, to: MemberId) {
+        self.node.transfer_leader(to.0);
     }
 
     /// Queues a command; it is proposed once this member leads and serves.
@@ -338,6 +365,11 @@ impl ReplicaCore {
         }
     }
 
+    /// While it gathers, a batch that is worth it waits for more commands.
+    pub(crate) fn gather(&mut self, gathering: bool) {
+        self.gathering = gathering;
+    }
+
     /// Leadership is lost or has changed: what is queued is not proposed, and reads whose confirmation is open fail.
     /// Confirmed reads stay: they were confirmed before, and are answered once applied.
     pub(crate) fn abandon(&mut self) {
@@ -351,6 +383,9 @@ impl ReplicaCore {
     /// One batch at a time: what comes while it is synced becomes the next.
     fn propose_queued(&mut self) {
         if self.held_back || self.queue.is_empty() || !self.serves() || self.persisted < self.appended {
+            return;
+        }
+        if self.gathering && self.queue.len() >= GATHERED_MIN {
             return;
         }
         let mut batch = Vec::new();

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender, TrySendError};
@@ -12,13 +12,18 @@ use tailwater_api::etcdserverpb as pb;
 use tailwater_api::write::{self, command::Command};
 use tailwater_eventlog::{LeaseId, MemberId, Position};
 
-use super::Transport;
 use super::apply::{ApplyJob, entry_bytes};
 use super::core::{Outputs, Pending, ReplicaCore, Standing};
 use super::log::LogJob;
 use super::shared::Shared;
-use crate::ProposeError;
+use crate::peers::send_all;
+use crate::{PeerTransport, ProposeError};
 
+/// A disk whose syncs take at least this long is slow: what was just answered is worth waiting for.
+const SLOW_SYNC: Duration = Duration::from_millis(4);
+/// After a slow sync the next batch gathers for this part of the sync's duration. Else clients fall into two groups that
+/// take turns, and no batch ever holds more than half of them.
+const GATHERING_PART: u32 = 4;
 /// Bytes of committed entries that wait to be applied; beyond it nothing is proposed.
 const APPLYING_BYTES_MAX: usize = 64 << 20;
 
@@ -31,7 +36,7 @@ pub(crate) struct Driver {
     pub(crate) apply: Sender<ApplyJob>,
     /// Jobs for which the apply thread's queue had no room, oldest first.
     pub(crate) backlog: VecDeque<ApplyJob>,
-    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) peers: Arc<dyn PeerTransport>,
     /// Encoded command that founds the history, should that be needed.
     pub(crate) bootstrap: Bytes,
     pub(crate) standing: Standing,
@@ -45,22 +50,39 @@ impl Driver {
     pub(crate) fn run(mut self) -> Result<(), String> {
         let interval = self.shared.config.heartbeat_interval;
         let mut next_tick = Instant::now() + interval;
+        let (mut persisted, mut gather_until) = (0, Instant::now());
+        self.perform()?;
         loop {
-            self.perform()?;
+            let gathering = Instant::now() < gather_until;
             // A timeout is a tick; a wake token that is gone can only mean the end, which `stopping` tells.
-            let _ = self.wake.recv_deadline(next_tick);
+            let _ = self.wake.recv_deadline(if gathering { gather_until.min(next_tick) } else { next_tick });
             if self.shared.stopping() {
                 break;
             }
             let now = Instant::now();
-            if now >= next_tick {
-                self.tick();
+            let is_tick = now >= next_tick;
+            if is_tick {
                 // After a pause the ticks that were missed are not made up for: nothing may expire by them.
                 next_tick = (next_tick + interval).max(now);
             }
-            self.take_inputs();
+            let newest = self.shared.persisted.load(Ordering::Acquire);
+            let sync = Duration::from_micros(self.shared.sync_micros.load(Ordering::Relaxed));
+            if std::mem::replace(&mut persisted, newest) != newest && sync >= SLOW_SYNC {
+                gather_until = now + sync / GATHERING_PART;
+            }
+            self.core.gather(now < gather_until);
+            self.step(is_tick)?;
         }
         Ok(())
+    }
+
+    /// One turn: the tick if it is time for one, what came, and what follows from it.
+    pub(crate) fn step(&mut self, is_tick: bool) -> Result<(), String> {
+        if is_tick {
+            self.tick();
+        }
+        self.take_inputs();
+        self.perform()
     }
 
     fn tick(&mut self) {
@@ -101,6 +123,8 @@ impl Driver {
         let applied = Position(self.shared.applied.load(Ordering::Acquire));
         self.core.on_applied(applied, self.shared.bootstrapped.load(Ordering::Acquire));
         inbox.messages.into_iter().for_each(|message| self.core.step(message));
+        inbox.unreachable.into_iter().for_each(|member| self.core.report_unreachable(member));
+        inbox.move_leader.into_iter().for_each(|member| self.core.move_leader(member));
         // Held back while no leader is known; another leader's are the gateway's to route.
         let elsewhere = self.standing.leader != MemberId(0) && !self.standing.is_leader;
         let mut proposals = inbox.proposals;
@@ -153,9 +177,7 @@ impl Driver {
 
     fn carry_out(&mut self, outputs: Outputs) -> Result<(), String> {
         // 1. What rests on nothing unsynced: the leader replicates while it syncs.
-        if !outputs.messages.is_empty() {
-            self.transport.send(outputs.messages);
-        }
+        send_all(&*self.peers, outputs.messages);
         // 2. What must be durable.
         if let Some(append) = outputs.append {
             self.log.send(LogJob::Append(append)).map_err(|_| "the log thread is gone".to_owned())?;

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use crossbeam::channel::{Sender, TrySendError};
 use parking_lot::Mutex;
 use raft::eraftpb::Message;
+use tailwater_eventlog::MemberId;
 use tokio::sync::{oneshot, watch};
 
 use super::core::{BarrierWaiter, Pending};
@@ -23,6 +24,10 @@ pub(crate) struct Inbox {
     pub(crate) proposals: Vec<Pending>,
     pub(crate) barriers: Vec<BarrierWaiter>,
     pub(crate) messages: Vec<Message>,
+    /// Peers to which a message was lost.
+    pub(crate) unreachable: Vec<MemberId>,
+    /// Whom leadership is to be handed to.
+    pub(crate) move_leader: Option<MemberId>,
 }
 
 /// Who waits for a command's answer.
@@ -57,6 +62,8 @@ pub(crate) struct Shared {
     pub(crate) bootstrapped: AtomicBool,
     pub(crate) ticks: AtomicU64,
     pub(crate) syncs: AtomicU64,
+    /// How long the last sync of the raft log took.
+    pub(crate) sync_micros: AtomicU64,
     /// Bytes on disk and those in use, refreshed by upkeep.
     pub(crate) disk_bytes: AtomicU64,
     pub(crate) disk_bytes_in_use: AtomicU64,

@@ -10,7 +10,7 @@ use tailwater_api::write::command::Command;
 use tailwater_eventlog::{Cursor, Fact, LeaseId, LocalSource, Member, MemberId, Revision, Source, Term};
 
 use super::apply::ApplyJob;
-use crate::{Answer, Applied, Consensus, ConsensusConfig, ProposeError};
+use crate::{Answer, Applied, Consensus, ConsensusConfig, NoPeers, ProposeError};
 
 fn config(dir: &Path) -> ConsensusConfig {
     ConsensusConfig {
@@ -33,6 +33,11 @@ fn config(dir: &Path) -> ConsensusConfig {
         tail_hot_bytes_max: 8 << 20,
         sync_delay: Duration::ZERO,
     }
+}
+
+fn start(config: ConsensusConfig) -> (Consensus, LocalSource) {
+    let (consensus, source) = Consensus::start(config, std::sync::Arc::new(NoPeers)).unwrap();
+    (consensus, source.wait().unwrap())
 }
 
 fn put(key: impl Into<Bytes>, lease: i64) -> Command {
@@ -63,7 +68,7 @@ fn stop(consensus: Consensus, source: LocalSource) {
 #[test]
 fn a_proposal_is_answered_and_its_frame_is_in_the_tail() {
     let dir = tempfile::tempdir().unwrap();
-    let (consensus, source) = Consensus::start(config(dir.path())).unwrap();
+    let (consensus, source) = start(config(dir.path()));
     let begin = source.tail.end();
     assert_eq!(begin.revision, Revision(1));
     runtime().block_on(async {
@@ -104,7 +109,7 @@ fn a_crash_before_any_flush_replays_the_same_revisions() {
     let dir = tempfile::tempdir().unwrap();
     let crashed = tempfile::tempdir().unwrap();
     let runtime = runtime();
-    let (consensus, source) = Consensus::start(config(dir.path())).unwrap();
+    let (consensus, source) = start(config(dir.path()));
     runtime.block_on(async {
         for n in 0..20 {
             consensus.propose(put(format!("k{n}"), 0)).await.unwrap();
@@ -114,7 +119,7 @@ fn a_crash_before_any_flush_replays_the_same_revisions() {
     let before = source.tail.end();
     stop(consensus, source);
 
-    let (consensus, source) = Consensus::start(config(crashed.path())).unwrap();
+    let (consensus, source) = start(config(crashed.path()));
     let applied = runtime.block_on(consensus.propose(put("k20", 0))).unwrap();
     assert_eq!(revision(&applied), before.revision.0 + 1);
     let after = source.tail.end();
@@ -122,7 +127,7 @@ fn a_crash_before_any_flush_replays_the_same_revisions() {
     stop(consensus, source);
 
     // And after a clean stop everything is flushed.
-    let (consensus, source) = Consensus::start(config(dir.path())).unwrap();
+    let (consensus, source) = start(config(dir.path()));
     assert_eq!(source.log.state().revision, before.revision);
     assert_eq!(source.tail.end().history, before.history);
     consensus.stop();
@@ -131,8 +136,7 @@ fn a_crash_before_any_flush_replays_the_same_revisions() {
 #[test]
 fn a_thousand_concurrent_writes_share_few_syncs() {
     let dir = tempfile::tempdir().unwrap();
-    let (consensus, _source) =
-        Consensus::start(ConsensusConfig { sync_delay: Duration::from_millis(20), ..config(dir.path()) }).unwrap();
+    let (consensus, _source) = start(ConsensusConfig { sync_delay: Duration::from_millis(20), ..config(dir.path()) });
     let before = consensus.shared.syncs.load(Ordering::Relaxed);
     let rounds = 4u64;
     runtime().block_on(async {
@@ -158,7 +162,7 @@ fn a_thousand_concurrent_writes_share_few_syncs() {
 #[test]
 fn a_lease_expires_with_its_keys_unless_it_is_kept_alive() {
     let dir = tempfile::tempdir().unwrap();
-    let (consensus, source) = Consensus::start(config(dir.path())).unwrap();
+    let (consensus, source) = start(config(dir.path()));
     runtime().block_on(async {
         for (id, key) in [(1, "kept"), (2, "lost")] {
             consensus.propose(Command::LeaseGrant(pb::LeaseGrantRequest { id, ttl: 1 })).await.unwrap();
@@ -186,7 +190,7 @@ fn compaction_is_folded_also_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let runtime = runtime();
     let compact = |revision, physical| Command::Compact(pb::CompactionRequest { revision, physical });
-    let (consensus, source) = Consensus::start(config(dir.path())).unwrap();
+    let (consensus, source) = start(config(dir.path()));
     runtime.block_on(async {
         for n in 0..50 {
             consensus.propose(put(format!("k{}", n % 5), 0)).await.unwrap();
@@ -196,7 +200,7 @@ fn compaction_is_folded_also_after_a_restart() {
     assert_eq!(consensus.events.state().fold_point, Revision(19), "a physical compaction waits for folding");
     runtime.block_on(consensus.propose(compact(40, false))).unwrap();
     stop(consensus, source);
-    let (consensus, source) = Consensus::start(config(dir.path())).unwrap();
+    let (consensus, source) = start(config(dir.path()));
     let began = Instant::now();
     while source.log.state().fold_point < Revision(39) {
         assert!(began.elapsed() < Duration::from_secs(10), "not folded");
@@ -209,7 +213,7 @@ fn compaction_is_folded_also_after_a_restart() {
 #[test]
 fn an_exhausted_quota_raises_no_space() {
     let dir = tempfile::tempdir().unwrap();
-    let (consensus, source) = Consensus::start(ConsensusConfig { quota_bytes: 100, ..config(dir.path()) }).unwrap();
+    let (consensus, source) = start(ConsensusConfig { quota_bytes: 100, ..config(dir.path()) });
     let refused = runtime().block_on(consensus.propose(put("a", 0)));
     assert!(matches!(refused, Err(ProposeError::Refused(crate::ApplyError::NoSpace))));
     let began = Instant::now();
@@ -223,7 +227,7 @@ fn an_exhausted_quota_raises_no_space() {
 #[test]
 fn each_physical_compaction_waits_for_its_own_fold() {
     let dir = tempfile::tempdir().unwrap();
-    let (consensus, _source) = Consensus::start(config(dir.path())).unwrap();
+    let (consensus, _source) = start(config(dir.path()));
     let compact = |revision| Command::Compact(pb::CompactionRequest { revision, physical: true });
     runtime().block_on(async {
         for revision in [0, 1] {
@@ -259,7 +263,7 @@ fn a_queued_proposal_that_timed_out_is_not_proposed() {
         request_timeout: Duration::from_millis(300),
         ..config(dir.path())
     };
-    let (consensus, source) = Consensus::start(slow).unwrap();
+    let (consensus, source) = start(slow);
     let begin = source.tail.end();
     runtime().block_on(async {
         let first = tokio::spawn({
@@ -281,7 +285,7 @@ fn a_queued_proposal_that_timed_out_is_not_proposed() {
 #[test]
 fn while_apply_is_behind_ticks_go_on_and_nothing_is_proposed() {
     let dir = tempfile::tempdir().unwrap();
-    let (consensus, source) = Consensus::start(config(dir.path())).unwrap();
+    let (consensus, source) = start(config(dir.path()));
     let runtime = runtime();
     runtime.block_on(consensus.propose(put("a", 0))).unwrap();
     let shared = &consensus.shared;
@@ -308,7 +312,7 @@ fn while_apply_is_behind_ticks_go_on_and_nothing_is_proposed() {
 fn nobody_waits_for_a_replica_that_has_stopped() {
     let dir = tempfile::tempdir().unwrap();
     let slow = ConsensusConfig { sync_delay: Duration::from_millis(300), ..config(dir.path()) };
-    let (consensus, _source) = Consensus::start(slow).unwrap();
+    let (consensus, _source) = start(slow);
     let runtime = runtime();
     let waiting: Vec<_> = (0..20)
         .map(|n| {
@@ -332,7 +336,7 @@ fn nobody_waits_for_a_replica_that_has_stopped() {
 #[test]
 fn a_leader_that_is_gone_is_told_without_an_entry() {
     let dir = tempfile::tempdir().unwrap();
-    let (consensus, source) = Consensus::start(config(dir.path())).unwrap();
+    let (consensus, source) = start(config(dir.path()));
     runtime().block_on(consensus.propose(put("a", 0))).unwrap();
     let end = source.tail.end();
     let gone = Fact::Leader(None, Term(99));

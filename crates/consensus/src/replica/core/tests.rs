@@ -75,6 +75,7 @@ fn node(id: u64) -> Node {
         batch_bytes_max: 1 << 20,
         barrier_retry_ticks: 5,
         applied: Position(0),
+        seed: id,
         bootstrapped: true,
     };
     let conf_state = ConfState { voters: vec![1, 2, 3], ..Default::default() };

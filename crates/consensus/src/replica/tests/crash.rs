@@ -100,7 +100,7 @@ fn nothing_acknowledged_is_lost_by_crashes_at_random_moments() {
     let mut survived: BTreeMap<Revision, (Bytes, Bytes)> = BTreeMap::new();
     let mut history = None;
     for round in 0..ROUNDS {
-        let (consensus, source) = Consensus::start(config(round)).unwrap();
+        let (consensus, source) = start(config(round));
         // Everything recovered is committed in the new term, and applied.
         let position = runtime.block_on(consensus.barrier()).unwrap();
         let state = source.log.state();
