@@ -111,6 +111,8 @@ pub struct Report {
     pub copies: u64,
     /// Changes of the group.
     pub changes: u64,
+    /// It ended with a group that waits for a member that has left; see the crate's documentation.
+    pub stalled: bool,
     /// Virtual time, milliseconds.
     pub virtual_ms: u64,
     /// What did not hold.
@@ -146,6 +148,7 @@ pub(crate) struct World {
     /// The faults have ended; settled by then or it is a violation.
     settle_by: Option<u64>,
     done: bool,
+    stalled: bool,
     /// Removed with everything in it.
     root: tempfile::TempDir,
 }
@@ -183,6 +186,7 @@ impl World {
             copies: 0,
             settle_by: None,
             done: false,
+            stalled: false,
             plan,
             root,
         };
@@ -233,6 +237,7 @@ impl World {
             expired: self.oracle.leases.expired(),
             copies: self.copies,
             changes: self.admin.changes(),
+            stalled: self.stalled,
             virtual_ms: self.now / 1000,
             violation,
         }
@@ -253,10 +258,7 @@ impl World {
         match event {
             Event::Tick(at) => self.tick(at),
             Event::Turn(at, thread) => self.turn(at, thread),
-            Event::Deliver { from, to, message } => {
-                self.deliver(from, to, &message);
-                Ok(())
-            }
+            Event::Deliver { from, to, message } => self.deliver(from, to, &message),
             Event::Request { gateway, to, operation, ask } => {
                 self.request(gateway, to, operation, ask);
                 Ok(())
