@@ -44,7 +44,7 @@
 //! After the kill of a process the page cache still has the marks, so every synced batch is vouched for. After a loss of
 //! power the last mark may be gone; then damage in the last synced batch looks like a tail that was never
 //! synced, which is why a member that cut something asks its group before it votes: an empty file named `cut`, made
-//! durable before anything is cut, is there until it has ([`RaftLog::settle`]). A mark vouches for nothing
+//! durable before anything is cut, is there until it has ([`RaftLog::settle`]). What is no longer than a mark was one. A mark vouches for nothing
 //! that it does not itself name, so losing one loses no data. Segments that another follows were synced before it was
 //! made: there every byte must check. [`RaftLog::close`] syncs a last mark.
 //!

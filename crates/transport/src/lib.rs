@@ -2,3 +2,31 @@
 //! log itself (*tail*).
 //!
 //! It decides nothing: raft messages go to the replica, proposals to the leader's, frames to whoever follows.
+//!
+//! Start at [`Peers`] (how a replica reaches the other members), [`Router`] (how a gateway reaches the leader) and
+//! [`PeerPort`] (what is served on the peer URLs).
+
+mod backoff;
+mod directory;
+mod endpoint;
+mod hello;
+mod http_client;
+pub mod metrics;
+mod peer;
+mod port;
+mod tail;
+mod write;
+
+pub use backoff::Backoff;
+pub use directory::Directory;
+pub use endpoint::{ConnectError, LinkConfig, connect};
+pub use hello::{Greeter, PROTOCOL_VERSION, RefusalReason};
+pub use http_client::{FetchError, MemberList, fetch_members};
+pub use peer::{PeerService, PeerSink, Peers, PeersConfig};
+pub use port::{PeerPort, PortInfo, PortServer};
+pub use tail::metrics as tail_metrics;
+pub use tail::{
+    CodecError, CopyConfig, CopyFailed, CoreWord, CoreWordTeller, RemoteSource, RemoteSourceConfig, SourceFactory,
+    TailService, TailServiceConfig, copy_member_state,
+};
+pub use write::{Router, RouterConfig, WriteService, WriteServiceConfig};

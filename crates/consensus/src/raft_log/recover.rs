@@ -7,8 +7,8 @@ use raft::eraftpb::HardState;
 use super::RaftLogError;
 use super::disk::Disk;
 use super::format::{
-    LogPoint, Record, SEGMENT_HEADER_BYTES, SegmentHeader, check_record, decode_record, find_mark_above, segment_name,
-    segment_sequence,
+    LogPoint, MARK_BYTES, Record, SEGMENT_HEADER_BYTES, SegmentHeader, check_record, decode_record, find_mark_above,
+    segment_name, segment_sequence,
 };
 use super::view::{Place, Segment, Shared};
 
@@ -30,7 +30,8 @@ pub struct Recovered {
     pub last_index: u64,
     /// What was cut off the end, if anything was.
     pub cut: Option<Cut>,
-    /// Whether this or an earlier open has cut something, and nothing has settled since that the group lost nothing by it.
+    /// Whether this or an earlier open has cut more than a torn mark, and nothing has settled since that the group lost
+    /// nothing by it.
     pub doubtful: bool,
 }
 
@@ -163,7 +164,10 @@ fn replay_last(
             let reason = format!("{reason}, in data that was synced (the mark at offset {mark} says)");
             return Err(RaftLogError::corrupt(&segment.name, offset, reason));
         }
-        note_doubt(disk)?;
+        // No other record is as short as a mark, which promises nothing.
+        if segment.bytes - offset > MARK_BYTES as u64 {
+            note_doubt(disk)?;
+        }
         segment.file.truncate(offset).map_err(RaftLogError::io(&segment.name, "truncate"))?;
         shared.segments.get_mut(&header.sequence).expect("opened before").bytes = offset;
         return Ok(Some(Cut { file: segment.name.clone(), offset, bytes: segment.bytes - offset, reason }));

@@ -280,3 +280,27 @@ fn a_file_handle_reads_on_after_its_name_is_gone() {
 fn len(file: &Arc<dyn DiskFile>) -> u64 {
     file.size().unwrap()
 }
+
+#[test]
+fn the_index_below_some_bytes_leaves_at_least_so_many() {
+    let disk = SimDisk::new(SyncMode::Honest);
+    let config = RaftLogConfig { segment_bytes: 1 << 20, ..small() };
+    let (mut log, _) = RaftLog::open(Arc::new(disk), config).unwrap();
+    let view = log.view();
+    assert_eq!((view.held_bytes(), view.index_below(1)), (0, 0));
+    for index in 1..=100 {
+        put(&mut log, &[Entry { index, term: 1, data: vec![1; 30 << 10], ..Default::default() }], None);
+    }
+    let bytes = 30 << 10;
+    let held = view.held_bytes();
+    assert!((100 * bytes..101 * bytes).contains(&held), "{held}");
+    assert_eq!(view.index_below(held + 1), 0, "there are not so many");
+    for kept in [1, 100 << 10, 1 << 20] {
+        let index = view.index_below(kept);
+        let above = (100 - index) * bytes;
+        assert!(above >= kept && above < kept + (128 << 10), "{above} bytes above {index}, {kept} wanted");
+    }
+    log.trim_to(50).unwrap();
+    assert!(view.held_bytes() < 53 * bytes);
+    assert_eq!(view.index_below(90 * bytes), 50);
+}

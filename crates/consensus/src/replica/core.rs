@@ -139,6 +139,8 @@ pub(crate) struct ReplicaCore {
     /// A copied state that raft has not yet taken over, and the index of one whose log is being reset.
     install: Option<Install>,
     installing: Option<u64>,
+    /// Why this member must stop.
+    failure: Option<String>,
     /// What the leader wants this member to copy before it can go on.
     catch_up: Option<CatchUp>,
     /// Number of the last append that needs a sync, and of the last that has it.
@@ -196,6 +198,7 @@ impl ReplicaCore {
             own_messages: Vec::new(),
             install: None,
             installing: None,
+            failure: None,
             catch_up: None,
             appended: 0,
             persisted: 0,

@@ -88,6 +88,9 @@ impl Driver {
             self.tick();
         }
         self.take_inputs();
+        if let Some(reason) = self.core.failure() {
+            return Err(reason);
+        }
         self.perform()?;
         match self.removed_ticks {
             Some(0) => Err(REMOVED.to_owned()),

@@ -6,6 +6,9 @@ use super::engine::{Engine, Family, Rows};
 use super::{StorageError, format};
 use crate::{Event, Revision};
 
+/// A row and its (revision, sub).
+pub(super) type PlacedRow = ((Revision, u32), Bytes);
+
 /// Log rows in (revision, sub) order, as of the moment it was made; a gap between two rows is an error.
 pub(crate) struct Scan<'a> {
     rows: Rows<'a>,
@@ -28,7 +31,7 @@ impl<'a> Scan<'a> {
     }
 
     /// The next row as it is stored, and its place; the row itself is not checked.
-    pub(super) fn next_row(&mut self) -> Result<Option<((Revision, u32), Bytes)>, StorageError> {
+    pub(super) fn next_row(&mut self) -> Result<Option<PlacedRow>, StorageError> {
         let Some((key, row)) = self.rows.next_row()? else { return Ok(None) };
         let place = format::parse_log_key(&key)?;
         if let Some(last) = self.last

@@ -1,6 +1,8 @@
 //! A source in memory, and a client that checks what it receives against all events that were ever written.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod worlds;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -109,6 +111,12 @@ impl World {
         state.compacted = state.compacted.max(revision);
         let fact = Fact::Compacted(Revision(state.compacted));
         self.publish(&mut state, vec![], vec![fact]);
+    }
+
+    /// Facts without an event.
+    pub fn tell(&self, facts: Vec<Fact>) {
+        let mut state = self.state.lock().unwrap();
+        self.publish(&mut state, vec![], facts);
     }
 
     /// As a member that was far behind and has taken over the state of another: `records` of changes that no tail of

@@ -43,6 +43,8 @@ impl Iterator for Pieces<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         let mut message: Vec<wire::Frame> = Vec::new();
         let mut bytes = 0;
+        // A frame without anything for the reader only says how far the log is, and the next one says it as well.
+        let mut last_says_little = false;
         while let Some(frame) = self.frames.first() {
             let mut piece = wire::Frame {
                 position: frame.position.0,
@@ -51,6 +53,7 @@ impl Iterator for Pieces<'_> {
                 facts: Vec::new(),
                 continued: false,
             };
+            let begins_here = self.event == 0;
             for event in &frame.events[self.event..] {
                 if bytes >= self.piece_bytes {
                     piece.continued = true;
@@ -66,21 +69,18 @@ impl Iterator for Pieces<'_> {
             // Facts stand with the last piece; they hold from its position on.
             piece.facts = frame.facts.iter().map(fact_out).collect();
             bytes += FRAME_OVERHEAD_BYTES + frame.facts.iter().map(Fact::memory_bytes).sum::<usize>();
-            push(&mut message, piece);
+            if last_says_little {
+                message.pop();
+            }
+            // Not the end of a frame whose events went before.
+            last_says_little = begins_here && piece.rows.is_empty() && piece.facts.is_empty();
+            message.push(piece);
             (self.frames, self.event) = (&self.frames[1..], 0);
             if bytes >= self.piece_bytes {
                 break;
             }
         }
         (!message.is_empty()).then_some(message)
-    }
-}
-
-/// A frame without anything for the reader only says how far the log is, and the next one says it as well.
-fn push(message: &mut Vec<wire::Frame>, piece: wire::Frame) {
-    match message.last_mut() {
-        Some(last) if last.rows.is_empty() && last.facts.is_empty() => *last = piece,
-        _ => message.push(piece),
     }
 }
 
@@ -100,13 +100,7 @@ pub(super) struct Assembly {
 impl Assembly {
     /// For a stream that begins at `cursor`; `is_whole` when it has no ranges.
     pub(super) fn new(cursor: Cursor, is_whole: bool, term: Term) -> Self {
-        Self {
-            history: cursor.history,
-            reached: (cursor.position, cursor.revision),
-            rows: Vec::new(),
-            is_whole,
-            term,
-        }
+        Self { history: cursor.history, reached: (cursor.position, cursor.revision), rows: Vec::new(), is_whole, term }
     }
 
     /// Where the reader is with what was handed out.

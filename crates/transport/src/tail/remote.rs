@@ -9,7 +9,7 @@ use tailwater_eventlog::{
     Cursor, Fact, Frame, History, HistoryChunk, HistoryError, HistoryPoint, KeyRange, LiveChunk, MemberId, Revision,
     Source, SourceError, TailError,
 };
-use tokio::runtime::Handle;
+use tokio::runtime::{Builder, Handle, Runtime};
 
 use super::server::CoreWord;
 use super::uplink::Uplink;
@@ -62,34 +62,56 @@ impl RemoteSourceConfig {
 
 /// Follows the tail at one of several sources, and goes to another one at its cursor when that one fails. While none can
 /// be reached its reader gets nothing; it is not told that anything ended. One reader's calls only, from threads that
-/// may block.
+/// may block: not the workers of an asynchronous runtime.
 pub struct RemoteSource {
-    shared: Arc<Shared>,
     /// The tail thread's.
     following: Mutex<Following>,
     /// The tail thread's.
     transferring: Mutex<Transferring>,
+    /// Dropped last: streams are dropped while their runtime lives.
+    shared: Shared,
+}
+
+/// Ends in the background, since the last reference may be dropped where blocking is not allowed.
+struct OwnRuntime(Option<Runtime>);
+
+impl OwnRuntime {
+    fn handle(&self) -> &Handle {
+        self.0.as_ref().expect("it is taken only when dropped").handle()
+    }
+}
+
+impl Drop for OwnRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 struct Shared {
     config: RemoteSourceConfig,
-    runtime: Handle,
+    /// Before the runtime that its task runs on.
     uplink: Uplink,
+    runtime: OwnRuntime,
     /// The last word of the core, and when it came.
     word: Mutex<Option<(CoreWord, Instant)>>,
 }
 
 impl RemoteSource {
-    /// Connects in the background, on `runtime`, until it is dropped.
+    /// Connects in the background until it is dropped, on a thread of its own: the tail does not wait behind clients.
+    ///
+    /// # Errors
+    /// The thread can't be started.
     ///
     /// # Panics
     /// When no source is given.
-    #[must_use]
-    pub fn new(config: RemoteSourceConfig, runtime: Handle) -> Self {
+    pub fn new(config: RemoteSourceConfig) -> std::io::Result<Self> {
         assert!(!config.urls.is_empty(), "a remote source needs the URL of one");
-        let uplink = Uplink::start(&runtime, config.urls.clone(), config.link.clone());
-        let shared = Arc::new(Shared { config, runtime, uplink, word: Mutex::new(None) });
-        Self { shared, following: Mutex::default(), transferring: Mutex::default() }
+        let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("tail-remote").enable_all().build()?;
+        let uplink = Uplink::start(runtime.handle(), config.urls.clone(), config.link.clone());
+        let shared = Shared { config, uplink, runtime: OwnRuntime(Some(runtime)), word: Mutex::new(None) };
+        Ok(Self { shared, following: Mutex::default(), transferring: Mutex::default() })
     }
 
     /// What this node knows of the core, for its own readers: the path to its source, itself last. `None` before a
@@ -114,14 +136,14 @@ impl History for RemoteSource {
         bytes_max: usize,
     ) -> Result<HistoryChunk, HistoryError> {
         let read = reading::Read { ranges, from, to, with_prev, bytes_max };
-        self.shared.runtime.block_on(reading::read(&self.shared, &read))
+        self.shared.runtime.handle().block_on(reading::read(&self.shared, &read))
     }
 }
 
 impl Source for RemoteSource {
     fn transfer_begin(&self) -> Result<(Cursor, Vec<Fact>), SourceError> {
         let mut transferring = self.transferring.lock();
-        self.shared.runtime.block_on(transferring.begin(&self.shared))
+        self.shared.runtime.handle().block_on(transferring.begin(&self.shared))
     }
 
     fn transfer_end(&self) -> Revision {
@@ -135,13 +157,13 @@ impl Source for RemoteSource {
         _bytes_max: usize,
     ) -> Result<LiveChunk, SourceError> {
         let mut transferring = self.transferring.lock();
-        self.shared.runtime.block_on(transferring.chunk(&self.shared, range, resume_after))
+        self.shared.runtime.handle().block_on(transferring.chunk(&self.shared, range, resume_after))
     }
 
     fn follow(&self, cursor: Cursor, _bytes_max: usize, timeout: Duration) -> Result<Vec<Arc<Frame>>, TailError> {
         let mut following = self.following.lock();
         let frames = following.frames(&self.shared, cursor);
-        self.shared.runtime.block_on(async {
+        self.shared.runtime.handle().block_on(async {
             match tokio::time::timeout(timeout, frames).await {
                 Ok(frames) => frames,
                 // What was on its way is kept for the next call.

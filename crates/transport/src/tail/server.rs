@@ -123,7 +123,8 @@ impl TailService {
 
     fn serving(&self, kind: &'static str, slots: &Arc<Semaphore>) -> Result<Serving, Status> {
         let permit = Arc::clone(slots).try_acquire_owned();
-        let permit = permit.map_err(|_| Status::resource_exhausted(format!("too many readers of this kind: {kind}")))?;
+        let permit =
+            permit.map_err(|_| Status::resource_exhausted(format!("too many readers of this kind: {kind}")))?;
         Ok(Serving { kind, permit, stopping: self.inner.stopping.subscribe(), rate: None, stall_max: None })
     }
 
@@ -153,7 +154,10 @@ impl Tail for TailService {
         Ok(Response::new(messages))
     }
 
-    async fn transfer(&self, request: Request<wire::TransferRequest>) -> Result<Response<Self::TransferStream>, Status> {
+    async fn transfer(
+        &self,
+        request: Request<wire::TransferRequest>,
+    ) -> Result<Response<Self::TransferStream>, Status> {
         let request = request.into_inner();
         check_version(request.protocol_version)?;
         let serving = self.bulk("transfer", &self.inner.transfers)?;

@@ -153,3 +153,41 @@ fn garbage_never_panics() {
         }
     }
 }
+
+#[test]
+fn a_cut_is_remembered_until_it_is_settled_wherever_power_goes() {
+    let (disk, _) = killed();
+    let (name, bytes) = files(&disk).pop().unwrap();
+    let file = disk.open(&name).unwrap();
+    file.write_at(bytes.len() as u64, &[b't'; 21]).unwrap();
+    file.sync().unwrap();
+    for after in 0.. {
+        let interrupted = disk.kill();
+        interrupted.fail_after(Some(interrupted.writes() + after));
+        let opened = open(&interrupted).is_ok();
+        let (_, recovered) = open(&interrupted.cut(after)).unwrap();
+        assert!(recovered.doubtful, "after {after} operations");
+        if opened {
+            break;
+        }
+    }
+    let (mut log, recovered) = open(&disk).unwrap();
+    assert!(recovered.cut.is_some() && recovered.doubtful);
+    drop(log);
+    let (again, recovered) = open(&disk).unwrap();
+    assert!(recovered.cut.is_none() && recovered.doubtful);
+    log = again;
+    log.settle().unwrap();
+    log.settle().unwrap();
+    assert!(!open(&disk.kill()).unwrap().1.doubtful);
+}
+
+#[test]
+fn a_torn_mark_is_cut_without_a_doubt() {
+    let (disk, held) = killed();
+    let (name, bytes) = files(&disk).pop().unwrap();
+    disk.open(&name).unwrap().write_at(bytes.len() as u64, &[b't'; 20]).unwrap();
+    let (log, recovered) = open(&disk).unwrap();
+    assert!(recovered.cut.is_some() && !recovered.doubtful);
+    assert_eq!(all(&log), held);
+}

@@ -42,11 +42,35 @@ impl ReplicaCore {
         }
         self.recount(&message);
         let Some(message) = self.doubted(message) else { return };
+        if message.msg_type() == MessageType::MsgHeartbeat && self.has_lost(&message) {
+            return;
+        }
         let from = message.from;
         if let Err(error) = self.node.step(message) {
             tracing::debug!(%error, "raft message passed over");
         }
         self.resume(from);
+    }
+
+    /// A leader's heartbeat names what this member has acknowledged of what is committed. One whose log ends below that has
+    /// lost it: its directory was emptied, or put back to what it was earlier. Its vote is worth nothing, so it stops.
+    fn has_lost(&mut self, heartbeat: &Message) -> bool {
+        let raft = &self.node.raft;
+        let last = raft.raft_log.last_index();
+        let lost = heartbeat.term >= raft.term && heartbeat.commit > last;
+        if lost {
+            let commit = heartbeat.commit;
+            self.failure = Some(format!(
+                "this member acknowledged entry {commit} to its leader, but its log ends at {last}: its data was lost; \
+                 remove the member and add it as a new one"
+            ));
+        }
+        lost
+    }
+
+    /// Why this member must stop, if it must.
+    pub(crate) fn failure(&mut self) -> Option<String> {
+        self.failure.take()
     }
 
     /// A peer that was told to copy the state, and says that the log it has committed reaches into this one, is sent entries

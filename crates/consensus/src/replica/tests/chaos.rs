@@ -199,6 +199,7 @@ impl World {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "the last seed named is the one that failed")]
 fn what_was_answered_is_there_once_on_all() {
     let seeds = std::env::var("SEED").map_or(0..SEEDS, |seed| {
         let seed = seed.parse().unwrap();
@@ -212,6 +213,7 @@ fn what_was_answered_is_there_once_on_all() {
         let done = world.check();
         (answered, installed) = (answered + done.0, installed + done.1);
     }
-    println!("{answered} answered, {installed} installed");
-    assert!(answered > 20, "only {answered} writes were answered");
+    println!("{answered} writes answered, {installed} states taken over");
+    // One seed alone may see no copy.
+    assert!(answered > 20 && (installed > 0 || std::env::var("SEED").is_ok()), "too little happened");
 }

@@ -207,6 +207,13 @@ impl Cluster {
         self.nodes.remove(&id);
     }
 
+    /// As if the member had a new, empty disk.
+    pub(super) fn wipe(&mut self, id: u64) {
+        self.stop(id);
+        self.dirs.remove(&id);
+        self.disks.remove(&id);
+    }
+
     pub(super) fn node(&mut self, id: u64) -> &mut Node {
         self.nodes.get_mut(&id).unwrap()
     }
@@ -227,7 +234,8 @@ impl Cluster {
     /// Some turns of any threads, and messages that come late, twice or never, without time.
     pub(super) fn shuffle(&mut self, rng: &mut StdRng, turns: usize) {
         for _ in 0..turns {
-            let id = rng.random_range(1..=3);
+            let ids: Vec<u64> = self.nodes.keys().copied().collect();
+            let id = ids[rng.random_range(0..ids.len())];
             let message = {
                 let mut mail = self.mail.lock();
                 let at = if rng.random_range(0..4) == 0 { rng.random_range(0..=mail.len()) } else { 0 };
@@ -379,6 +387,6 @@ impl Cluster {
         let disk = &self.disks[&id];
         let name = disk.list().unwrap().into_iter().rfind(|name| name.ends_with(".log")).unwrap();
         let file = disk.open(&name).unwrap();
-        file.write_at(file.size().unwrap(), b"torn").unwrap();
+        file.write_at(file.size().unwrap(), &[b't'; 40]).unwrap();
     }
 }

@@ -125,7 +125,7 @@ fn open(shared: &Shared, source: Connected, cursor: Cursor) -> Opening {
         client_url: shared.config.client_url.clone(),
     };
     let (mut client, silence_max) = (source.client.clone(), shared.config.silence_max);
-    let stream = shared.runtime.spawn(async move {
+    let stream = shared.runtime.handle().spawn(async move {
         match tokio::time::timeout(silence_max, client.follow(request)).await {
             Ok(answer) => answer.map(tonic::Response::into_inner),
             Err(_) => Err(Status::deadline_exceeded("the source does not answer")),

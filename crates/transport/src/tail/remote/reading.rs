@@ -100,8 +100,7 @@ async fn ask(shared: &Shared, source: &Connected, read: &Read<'_>) -> Result<His
             return Err(Failed::Compacted(compacted));
         }
         chunk.compacted = compacted;
-        chunk.next =
-            (end.next != 0).then_some(HistoryPoint { revision: Revision(end.next), sub: end.next_sub });
+        chunk.next = (end.next != 0).then_some(HistoryPoint { revision: Revision(end.next), sub: end.next_sub });
         return match chunk.next {
             // A reader that is sent back would never come to an end.
             Some(next) if next <= read.from => Err(CodecError::Order(format!("history goes on at {next:?}")).into()),

@@ -76,7 +76,8 @@ impl Copy<'_> {
     /// Sends base; returns where the log begins.
     fn base(&mut self, mut after: Option<Bytes>) -> Result<(Revision, u32), Gone> {
         loop {
-            let rows = self.log.copy_base(self.point, after.as_ref(), PIECE_BYTES).map_err(|error| self.failed(&error))?;
+            let rows =
+                self.log.copy_base(self.point, after.as_ref(), PIECE_BYTES).map_err(|error| self.failed(&error))?;
             let is_end = rows.is_empty();
             if let Some(last) = rows.last() {
                 // It was checked when it was read.
