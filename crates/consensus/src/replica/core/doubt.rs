@@ -48,7 +48,9 @@ impl ReplicaCore {
         match message.msg_type() {
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
                 let end = LogEnd { term: message.log_term, index: message.index };
-                self.doubt.as_mut()?.ends.insert(message.from, end);
+                if self.node.store().conf_state.voters.contains(&message.from) {
+                    self.doubt.as_mut()?.ends.insert(message.from, end);
+                }
                 self.is_newest(end).then_some(message)
             }
             MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse => {

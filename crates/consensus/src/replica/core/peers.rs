@@ -57,7 +57,8 @@ impl ReplicaCore {
     fn has_lost(&mut self, heartbeat: &Message) -> bool {
         let raft = &self.node.raft;
         let last = raft.raft_log.last_index();
-        let lost = heartbeat.term >= raft.term && heartbeat.commit > last;
+        // One that knows that it may have lost something gets it back before it votes.
+        let lost = self.doubt.is_none() && heartbeat.term >= raft.term && heartbeat.commit > last;
         if lost {
             let commit = heartbeat.commit;
             self.failure = Some(format!(

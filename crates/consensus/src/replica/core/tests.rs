@@ -67,6 +67,10 @@ impl Group {
 }
 
 fn node(id: u64) -> Node {
+    node_with(id, false)
+}
+
+fn node_with(id: u64, doubtful: bool) -> Node {
     let dir = tempfile::tempdir().unwrap();
     let disk = RealDisk::new(dir.path().join("raft")).unwrap();
     let (log, recovered) = RaftLog::open(Arc::new(disk), RaftLogConfig::default()).unwrap();
@@ -80,7 +84,7 @@ fn node(id: u64) -> Node {
         bootstrapped: true,
         strict_reconfig_check: true,
         run_id: id,
-        doubtful: false,
+        doubtful,
     };
     let members: Vec<_> = (1..=3).map(|id| Member { id: MemberId(id), ..Default::default() }).collect();
     let group = crate::machine::Group { conf_state: conf_state_of(&members), members, removed: Vec::new() };
@@ -229,4 +233,47 @@ fn a_leader_that_is_held_back_keeps_its_term_and_confirms_reads() {
     group.node(1).core.hold_back(false);
     group.settle();
     assert_eq!(group.nodes[0].applied, [data(b"a")]);
+}
+
+#[test]
+fn a_member_in_doubt_gets_back_what_it_had_acknowledged_and_lost() {
+    let mut group = Group::new();
+    let term = group.nodes[0].core.standing().term;
+    for command in [b"a", b"b", b"c"] {
+        group.node(1).propose(command);
+        group.settle();
+    }
+    group.ticks(2);
+    // All of its log is gone, and the leader counts on it.
+    group.nodes[2] = node_with(3, true);
+    group.node(2).connected = false;
+    group.node(1).propose(b"d");
+    group.settle();
+    assert!(group.nodes[2].core.doubt.is_some());
+    group.node(3).core.node.campaign().unwrap();
+    group.ticks(30);
+    assert_eq!(group.nodes[2].applied, group.nodes[0].applied);
+    assert_eq!(group.nodes[2].applied.len(), 4);
+    assert!(group.nodes[2].core.doubt.is_none());
+    assert_eq!(group.nodes[0].core.standing(), Standing { leader: MemberId(1), term, is_leader: true });
+}
+
+#[test]
+fn a_member_in_doubt_lets_nobody_win_by_its_vote() {
+    let mut group = Group::new();
+    group.node(1).propose(b"a");
+    group.settle();
+    group.ticks(2);
+    group.nodes[2] = node_with(3, true);
+    group.node(1).connected = false;
+    group.ticks(100);
+    assert_eq!(group.leader(), None);
+    // The leader that comes back vouches for it, and then its vote counts.
+    group.node(1).connected = true;
+    group.ticks(100);
+    assert!(group.leader().is_some() && group.nodes[2].core.doubt.is_none());
+    let leader = group.leader().unwrap();
+    group.nodes[if leader == 2 { 0 } else { leader }].connected = false;
+    group.ticks(100);
+    assert!(group.leader().is_some());
 }

@@ -22,11 +22,14 @@ struct Wire {
     from: u64,
     mail: Mail,
     members: Arc<Mutex<Vec<Member>>>,
+    /// Who has sent something: it told where it is reached.
+    strangers: Arc<Mutex<BTreeSet<u64>>>,
 }
 
 impl PeerTransport for Wire {
     fn send(&self, to: MemberId, message: Bytes) {
-        if self.members.lock().iter().any(|member| member.id == to) {
+        let is_member = self.members.lock().iter().any(|member| member.id == to);
+        if is_member || self.strangers.lock().contains(&to.0) {
             self.mail.lock().push_back((self.from, to.0, message));
         }
     }
@@ -60,6 +63,7 @@ pub(super) struct Node {
     source: Option<LocalSource>,
     /// Whom the transport was told of last.
     pub(super) told: Arc<Mutex<Vec<Member>>>,
+    strangers: Arc<Mutex<BTreeSet<u64>>>,
     /// Why it stopped.
     pub(super) reason: Option<String>,
 }
@@ -194,11 +198,18 @@ impl Cluster {
         };
         adjust(&mut config);
         let told = Arc::new(Mutex::new(Vec::new()));
-        let wire = Wire { from: id, mail: Arc::clone(&self.mail), members: Arc::clone(&told) };
+        let strangers = Arc::default();
+        let wire = Wire {
+            from: id,
+            mail: Arc::clone(&self.mail),
+            members: Arc::clone(&told),
+            strangers: Arc::clone(&strangers),
+        };
         let run = self.runs * 100 + id;
         let chosen = Chosen { salt: run, proposer_id: run, history_id: run, seed: run };
         let (consensus, parts, ready) = assemble(config, Arc::new(disk), Arc::new(wire), chosen)?;
-        self.nodes.insert(id, Node { consensus, parts: Some(parts), ready, source: None, told, reason: None });
+        self.nodes
+            .insert(id, Node { consensus, parts: Some(parts), ready, source: None, told, strangers, reason: None });
         Ok(())
     }
 
@@ -260,6 +271,7 @@ impl Cluster {
     fn deliver(&mut self, mail: VecDeque<(u64, u64, Bytes)>) {
         for (from, to, message) in mail {
             if let Some(node) = self.nodes.get(&to).filter(|_| !self.broken.contains(&(from, to))) {
+                node.strangers.lock().insert(from);
                 node.consensus.receive(&message);
             }
         }
@@ -295,7 +307,7 @@ impl Cluster {
 
     /// Cuts a member off, or connects it again.
     pub(super) fn cut_off(&mut self, id: u64, cut: bool) {
-        for other in 1..=9 {
+        for other in 1..=20 {
             for link in [(id, other), (other, id)] {
                 match cut {
                     true => self.broken.insert(link),

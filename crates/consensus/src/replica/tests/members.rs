@@ -370,6 +370,38 @@ fn all_members_are_replaced_one_by_one_while_messages_are_shuffled() {
 }
 
 #[test]
+fn a_member_that_was_away_while_all_others_were_replaced_finds_the_group() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    let away = leader % 3 + 1;
+    cluster.put(leader, "a");
+    cluster.ticks(2);
+    cluster.stop(away);
+    cluster.strict = false;
+    for id in (1..=3).filter(|id| *id != away) {
+        cluster.start(id, &all(3), |_| {});
+    }
+    for (old, new) in (1..=3).filter(|id| *id != away).zip([4, 5]) {
+        let leader = cluster.leader();
+        cluster.ask(leader, add(new, true)).unwrap();
+        cluster.start(new, &all(new), joining);
+        cluster.ticks(5);
+        cluster.ask(leader, promote(new)).unwrap();
+        // Two of four voters are no quorum, so what is left must be up to date.
+        cluster.ticks(5);
+        cluster.ask(leader, remove(old)).unwrap();
+        cluster.ticks(15);
+        cluster.stop(old);
+    }
+    let leader = cluster.leader();
+    cluster.put(leader, "b");
+    cluster.start(away, &all(3), |_| {});
+    cluster.ticks(20);
+    cluster.assert_same();
+    assert_eq!(cluster.node(away).told.lock().len(), 3);
+}
+
+#[test]
 fn a_member_that_was_cut_keeps_its_vote_until_a_leader_has_vouched_for_it() {
     let mut cluster = Cluster::new(3);
     let leader = cluster.leader();
