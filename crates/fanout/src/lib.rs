@@ -25,9 +25,9 @@ mod wakeups;
 mod watch;
 mod window;
 
-pub use config::FanoutConfig;
 #[doc(hidden)]
 pub use crate::core::Clock;
+pub use config::FanoutConfig;
 pub use handle::{Fanout, ReadSnapshot};
 #[doc(hidden)]
 pub use handle::{FanoutParts, assemble};

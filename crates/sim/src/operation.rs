@@ -9,17 +9,45 @@ use tailwater_eventlog::{KeyRange, LeaseId, MemberId, Position, Revision};
 /// One request of a client.
 #[derive(Clone, Debug)]
 pub(crate) enum Kind {
-    Put { key: Bytes, lease: LeaseId, prev_kv: bool },
-    Delete { range: KeyRange, prev_kv: bool },
+    Put {
+        key: Bytes,
+        lease: LeaseId,
+        prev_kv: bool,
+    },
+    Delete {
+        range: KeyRange,
+        prev_kv: bool,
+    },
     /// Puts the key if it still has this mod revision, else reads it.
-    Swap { key: Bytes, seen: Revision },
+    Swap {
+        key: Bytes,
+        seen: Revision,
+    },
     /// Puts two keys and deletes a third, in one revision.
-    Together { puts: [Bytes; 2], delete: Bytes },
-    Compact { at: Revision, physical: bool },
-    Grant { lease: LeaseId, ttl: i64 },
-    Revoke { lease: LeaseId },
-    KeepAlive { lease: LeaseId },
-    Read { range: KeyRange, at: Option<Revision>, serializable: bool, limit: usize },
+    Together {
+        puts: [Bytes; 2],
+        delete: Bytes,
+    },
+    Compact {
+        at: Revision,
+        physical: bool,
+    },
+    Grant {
+        lease: LeaseId,
+        ttl: i64,
+    },
+    Revoke {
+        lease: LeaseId,
+    },
+    KeepAlive {
+        lease: LeaseId,
+    },
+    Read {
+        range: KeyRange,
+        at: Option<Revision>,
+        serializable: bool,
+        limit: usize,
+    },
 }
 
 /// A request under way.
@@ -53,7 +81,7 @@ pub(crate) enum Reply {
 /// The value that an operation writes: its id, which of its puts, and some bytes.
 pub(crate) fn value(id: u64, put: usize) -> Bytes {
     let mut value = format!("{id}.{put}.").into_bytes();
-    let len = value.len() + usize::try_from(id * 37 % 150).expect("small") * if id % 17 == 0 { 20 } else { 1 };
+    let len = value.len() + usize::try_from(id * 37 % 150).expect("small") * if id.is_multiple_of(17) { 20 } else { 1 };
     value.resize(len, b'v');
     value.into()
 }

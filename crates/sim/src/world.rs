@@ -35,15 +35,31 @@ use watchers::Watcher;
 enum Event {
     Tick(At),
     Turn(At, Thread),
-    Deliver { from: usize, to: usize, message: Bytes },
+    Deliver {
+        from: usize,
+        to: usize,
+        message: Bytes,
+    },
     /// A request reaches the member that was taken for the leader.
-    Request { gateway: At, to: usize, operation: u64, ask: Ask },
+    Request {
+        gateway: At,
+        to: usize,
+        operation: u64,
+        ask: Ask,
+    },
     /// Its answer reaches the gateway.
-    Response { gateway: At, operation: u64, reply: Reply },
+    Response {
+        gateway: At,
+        operation: u64,
+        reply: Reply,
+    },
     /// A client has thought enough.
     Client(usize),
     /// A client gives its operation up.
-    GiveUp { client: usize, operation: u64 },
+    GiveUp {
+        client: usize,
+        operation: u64,
+    },
     Watcher(usize),
     /// A watcher's client does something.
     Whim(usize),
@@ -339,7 +355,8 @@ impl World {
             return broken(Guarantee::Sound, format!("member {member} does not start: {error}"));
         }
         let at = At { member, run: this.run };
-        self.trace.step(self.now, "start", &[member as u64, at.run]);
+        let doubtful = this.is_doubtful();
+        self.trace.step(self.now, "start", &[member as u64, at.run, u64::from(doubtful)]);
         self.wake(at, Thread::Replica, 0);
         self.wake(at, Thread::Apply, 0);
         self.wake(at, Thread::Upkeep, 20_000);

@@ -21,7 +21,8 @@ fn a_seed_is_a_history() {
 
 #[test]
 fn all_guarantees_hold() {
-    let fresh: u64 = std::env::var("SEED").map_or_else(|_| rand::random_range(1 << 20..1 << 40), |seed| seed.parse().unwrap());
+    let fresh: u64 =
+        std::env::var("SEED").map_or_else(|_| rand::random_range(1 << 20..1 << 40), |seed| seed.parse().unwrap());
     eprintln!("fresh seeds from {fresh} on");
     for seed in (1..=10).chain(fresh..fresh + 3) {
         let report = run(config(seed), None).unwrap();

@@ -94,7 +94,11 @@ impl Oracle {
         if *prev_kv {
             let before = self.truth.live(key, Revision(told.revision.0 - 1));
             told.check(same_kv(before, answer.prev_kv.as_ref()), || {
-                format!("prev_kv is {:?} and was {:?}", answer.prev_kv, before.map(|event| show(&[event.clone()])))
+                format!(
+                    "prev_kv is {:?} and was {:?}",
+                    answer.prev_kv,
+                    before.map(|event| show(std::slice::from_ref(event)))
+                )
             })?;
         }
         Ok(told.revision)
@@ -112,7 +116,9 @@ impl Oracle {
         let before = Revision(told.revision.0 - i64::from(changed));
         let gone: Vec<_> = self.truth.range(range, before).cloned().collect();
         let count = i64::try_from(gone.len()).expect("few");
-        told.check(count == answer.deleted, || format!("it deleted {}, but there was {}", answer.deleted, show(&gone)))?;
+        told.check(count == answer.deleted, || {
+            format!("it deleted {}, but there was {}", answer.deleted, show(&gone))
+        })?;
         if changed {
             self.expect_record(&told, &[], &gone)?;
         }
@@ -144,7 +150,9 @@ impl Oracle {
                 told.check(is != *seen, || "the key was at the revision that was asked for".to_owned())?;
                 let found = answer.responses.first().and_then(|op| op.response.as_ref());
                 let Some(pb::response_op::Response::ResponseRange(found)) = found else {
-                    return told.check(false, || format!("it has no range: {answer:?}")).map(|()| (told.revision, false));
+                    return told
+                        .check(false, || format!("it has no range: {answer:?}"))
+                        .map(|()| (told.revision, false));
                 };
                 let live = self.truth.live(key, told.revision);
                 told.check(same_kv(live, found.kvs.first()), || format!("it read {found:?}"))?;
@@ -172,7 +180,13 @@ impl Oracle {
             && answer.events.iter().zip(&live).all(|(a, b)| a.bytes() == b.bytes());
         told.check(same, || {
             let live: Vec<_> = live.into_iter().cloned().collect();
-            format!("it read {} keys of {} at {at}: {}; but there was {}", shown, answer.count, show(&answer.events), show(&live))
+            format!(
+                "it read {} keys of {} at {at}: {}; but there was {}",
+                shown,
+                answer.count,
+                show(&answer.events),
+                show(&live)
+            )
         })?;
         self.tell(revision);
         Ok(())

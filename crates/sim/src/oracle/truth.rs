@@ -46,9 +46,16 @@ impl Truth {
         let at = index(revision).unwrap_or(usize::MAX);
         if let Some(known) = self.records.get(at) {
             let same = known.len() == events.len()
-                && known.iter().zip(events).all(|(a, b)| a.bytes() == b.bytes() && a.sub() == b.sub() && a.prev() == b.prev());
+                && known
+                    .iter()
+                    .zip(events)
+                    .all(|(a, b)| a.bytes() == b.bytes() && a.sub() == b.sub() && a.prev() == b.prev());
             check(same, Guarantee::Identical, || {
-                format!("member {member} has another record at revision {revision}: {} but it was {}", show(events), show(known))
+                format!(
+                    "member {member} has another record at revision {revision}: {} but it was {}",
+                    show(events),
+                    show(known)
+                )
             })?;
             return Ok(false);
         }
@@ -120,7 +127,10 @@ impl Truth {
                     let known = known.map(|event| show(std::slice::from_ref(event)));
                     return broken(
                         Guarantee::Identical,
-                        format!("member {member} stores {} but the record is {known:?}", show(std::slice::from_ref(event))),
+                        format!(
+                            "member {member} stores {} but the record is {known:?}",
+                            show(std::slice::from_ref(event))
+                        ),
                     );
                 }
             }

@@ -105,7 +105,8 @@ impl World {
             let other = &self.members[other];
             other.gone || other.running.is_some() && !other.is_doubtful()
         };
-        if self.config.bug == Some(Bug::AnswerBeforeQuorum) || self.members.len() == 1 || !others.into_iter().all(sure) {
+        if self.config.bug == Some(Bug::AnswerBeforeQuorum) || self.members.len() == 1 || !others.into_iter().all(sure)
+        {
             return;
         }
         let bytes = self.random.index(600) + 10;

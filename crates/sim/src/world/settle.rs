@@ -57,7 +57,7 @@ impl World {
     /// left for good. Nobody can tell them what it knew: such a group needs an operator.
     fn waits_for_the_gone(&self) -> bool {
         let doubtful = |member: &&crate::member::Member| self.admin.has(member.id) && member.is_doubtful();
-        self.members.iter().any(|member| member.gone) && self.members.iter().filter(doubtful).count() > 1
+        self.members.iter().any(|member| member.gone) && self.members.iter().any(|member| doubtful(&member))
     }
 
     fn is_settled(&self) -> Result<(), String> {
@@ -112,7 +112,8 @@ impl World {
             check(state.compacted == truth.compacted(), Guarantee::Identical, || {
                 format!("member {index} is compacted at {}, others at {}", state.compacted, truth.compacted())
             })?;
-            let unreadable = |what: String| Violation { guarantee: Guarantee::Sound, what: format!("member {index}: {what}") };
+            let unreadable =
+                |what: String| Violation { guarantee: Guarantee::Sound, what: format!("member {index}: {what}") };
             let from = state.compacted.max(Revision(2));
             let mut next = Some(HistoryPoint { revision: from, sub: 0 });
             let mut stored = Vec::new();
@@ -123,7 +124,8 @@ impl World {
                 next = chunk.next;
             }
             truth.compare(index, from, &stored)?;
-            let live = source.log.live(&KeyRange::all(), None, usize::MAX).map_err(|error| unreadable(error.to_string()))?;
+            let live =
+                source.log.live(&KeyRange::all(), None, usize::MAX).map_err(|error| unreadable(error.to_string()))?;
             self.same_keys(index, "stores", state.revision, &live.events)?;
             let Some((fanout, _)) = &running.fanout else { continue };
             for at in [state.compacted.max(Revision(1)), state.revision] {

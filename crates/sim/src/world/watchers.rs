@@ -156,7 +156,9 @@ impl Watch {
         check(first >= next, Guarantee::Unique, || {
             format!("watch {id} gets revision {first}, but had everything below {next}")
         })?;
-        check(last <= truth.revision(), Guarantee::Reliable, || format!("watch {id} gets revision {last}, which is not"))?;
+        check(last <= truth.revision(), Guarantee::Reliable, || {
+            format!("watch {id} gets revision {last}, which is not")
+        })?;
         let mut expected = truth.events(&self.range, next, last).filter(|event| self.wants(event.kind()));
         for event in events {
             let revision = at(event);
@@ -338,7 +340,9 @@ impl World {
         let id = response.watch_id;
         if id == -1 && !response.created {
             for (id, watch) in &mut watcher.watches {
-                check(watch.created, Guarantee::Bookmarkable, || format!("progress of watch {id} before it is created"))?;
+                check(watch.created, Guarantee::Bookmarkable, || {
+                    format!("progress of watch {id} before it is created")
+                })?;
                 watch.progress(truth, header, *id)?;
             }
             self.oracle.tell(header);
