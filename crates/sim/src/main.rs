@@ -75,6 +75,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let began = Instant::now();
+    let mut shown = began;
     let mut total = Total::default();
     for seed in arguments.first..arguments.end {
         let config = WorldConfig { seed, operations: arguments.operations, bug: arguments.bug };
@@ -96,7 +97,10 @@ fn main() -> ExitCode {
         } else if arguments.end - arguments.first == 1 {
             say(&format!("{report:?}"));
         }
-        progress(&total, began);
+        if shown.elapsed() >= std::time::Duration::from_secs(1) || seed + 1 == arguments.end {
+            shown = Instant::now();
+            progress(&total, began);
+        }
     }
     say("");
     if let Some(ledger) = &arguments.ledger

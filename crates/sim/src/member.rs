@@ -7,9 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tailwater_consensus::raft_log::{Disk as _, RaftLog, RaftLogConfig, SimDisk, SyncMode};
-use tailwater_consensus::{
-    Chosen, Consensus, ConsensusConfig, InstallError, Parts, SourceReady, StartError, assemble,
-};
+use tailwater_consensus::{Chosen, Consensus, ConsensusConfig, InstallError, Parts, SourceReady, StartError, assemble};
 use tailwater_eventlog::{
     Cursor, EventLog, EventLogConfig, LocalSource, Member as Listed, MemberId, Revision, Source, TailError,
 };
@@ -73,12 +71,15 @@ impl Clock {
     }
 }
 
+/// An answer to come; polled by hand.
+pub(crate) type Waiting<T> = Pin<Box<dyn Future<Output = T>>>;
+
 /// A request that this member serves as the leader, or as what took itself for it.
 pub(crate) struct Served {
     /// The operation that asked.
     pub(crate) operation: u64,
     pub(crate) gateway: At,
-    pub(crate) reply: Pin<Box<dyn Future<Output = Reply>>>,
+    pub(crate) reply: Waiting<Reply>,
 }
 
 /// A member.
@@ -110,7 +111,7 @@ pub(crate) struct Running {
     pub(crate) served: Vec<Served>,
     /// The state that it copies from another, and the answer to having taken one over.
     pub(crate) copy: Option<Copy>,
-    pub(crate) installing: Option<Pin<Box<dyn Future<Output = Result<(), InstallError>>>>>,
+    pub(crate) installing: Option<Waiting<Result<(), InstallError>>>,
     pub(crate) parts: Parts,
     pub(crate) waiting_source: Option<SourceReady>,
     pub(crate) source: Option<LocalSource>,
@@ -169,8 +170,10 @@ impl Member {
         // Opening cuts, so it is tried on a copy.
         let scratch = shortened.kill();
         let Ok((_, recovered)) = RaftLog::open(Arc::new(scratch), RaftLogConfig::default()) else { return false };
-        let Some(cut) = recovered.cut else { return false };
-        let state = EventLogConfig { path: self.dir.join("state"), memtable_bytes: 1 << 20, block_cache_bytes: 1 << 20 };
+        // What is left of a record must be more than a torn mark, which nobody doubts.
+        let Some(cut) = recovered.cut.filter(|_| recovered.doubtful) else { return false };
+        let state =
+            EventLogConfig { path: self.dir.join("state"), memtable_bytes: 1 << 20, block_cache_bytes: 1 << 20 };
         let Ok((state, _)) = EventLog::open(&state) else { return false };
         if recovered.last_index < state.state().applied.0 || state.installed().is_some() {
             return false;

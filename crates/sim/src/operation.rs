@@ -81,7 +81,7 @@ pub(crate) enum Reply {
 /// The value that an operation writes: its id, which of its puts, and some bytes.
 pub(crate) fn value(id: u64, put: usize) -> Bytes {
     let mut value = format!("{id}.{put}.").into_bytes();
-    let len = value.len() + usize::try_from(id * 37 % 150).expect("small") * if id % 17 == 0 { 20 } else { 1 };
+    let len = value.len() + usize::try_from(id * 37 % 150).expect("small") * if id.is_multiple_of(17) { 20 } else { 1 };
     value.resize(len, b'v');
     value.into()
 }

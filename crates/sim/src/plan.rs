@@ -97,7 +97,7 @@ impl Plan {
             chunk_bytes: [1 << 10, 4 << 10, 64 << 10][random.index(3)],
             progress_interval: Duration::from_millis(random.between(100, 3000)),
             compactions: [0, 3, 15][random.index(3)],
-            raft_log_bytes: [4 << 10, 32 << 10, 1 << 30][random.index(3)],
+            raft_log_bytes: [1 << 10, 4 << 10, 1 << 30][random.index(3)],
             copy_bytes: [1 << 9, 4 << 10, 1 << 20][random.index(3)],
             admin_gap: random.chance(400).then_some((200_000, 2_000_000)),
         }

@@ -35,15 +35,31 @@ use watchers::Watcher;
 enum Event {
     Tick(At),
     Turn(At, Thread),
-    Deliver { from: usize, to: usize, message: Bytes },
+    Deliver {
+        from: usize,
+        to: usize,
+        message: Bytes,
+    },
     /// A request reaches the member that was taken for the leader.
-    Request { gateway: At, to: usize, operation: u64, ask: Ask },
+    Request {
+        gateway: At,
+        to: usize,
+        operation: u64,
+        ask: Ask,
+    },
     /// Its answer reaches the gateway.
-    Response { gateway: At, operation: u64, reply: Reply },
+    Response {
+        gateway: At,
+        operation: u64,
+        reply: Reply,
+    },
     /// A client has thought enough.
     Client(usize),
     /// A client gives its operation up.
-    GiveUp { client: usize, operation: u64 },
+    GiveUp {
+        client: usize,
+        operation: u64,
+    },
     Watcher(usize),
     /// A watcher's client does something.
     Whim(usize),
@@ -111,6 +127,8 @@ pub struct Report {
     pub copies: u64,
     /// Changes of the group.
     pub changes: u64,
+    /// It ended with a group that waits for a member that has left; see the crate's documentation.
+    pub stalled: bool,
     /// Virtual time, milliseconds.
     pub virtual_ms: u64,
     /// What did not hold.
@@ -146,6 +164,7 @@ pub(crate) struct World {
     /// The faults have ended; settled by then or it is a violation.
     settle_by: Option<u64>,
     done: bool,
+    stalled: bool,
     /// Removed with everything in it.
     root: tempfile::TempDir,
 }
@@ -183,6 +202,7 @@ impl World {
             copies: 0,
             settle_by: None,
             done: false,
+            stalled: false,
             plan,
             root,
         };
@@ -233,6 +253,7 @@ impl World {
             expired: self.oracle.leases.expired(),
             copies: self.copies,
             changes: self.admin.changes(),
+            stalled: self.stalled,
             virtual_ms: self.now / 1000,
             violation,
         }
@@ -253,10 +274,7 @@ impl World {
         match event {
             Event::Tick(at) => self.tick(at),
             Event::Turn(at, thread) => self.turn(at, thread),
-            Event::Deliver { from, to, message } => {
-                self.deliver(from, to, &message);
-                Ok(())
-            }
+            Event::Deliver { from, to, message } => self.deliver(from, to, &message),
             Event::Request { gateway, to, operation, ask } => {
                 self.request(gateway, to, operation, ask);
                 Ok(())
@@ -337,7 +355,8 @@ impl World {
             return broken(Guarantee::Sound, format!("member {member} does not start: {error}"));
         }
         let at = At { member, run: this.run };
-        self.trace.step(self.now, "start", &[member as u64, at.run]);
+        let doubtful = this.is_doubtful();
+        self.trace.step(self.now, "start", &[member as u64, at.run, u64::from(doubtful)]);
         self.wake(at, Thread::Replica, 0);
         self.wake(at, Thread::Apply, 0);
         self.wake(at, Thread::Upkeep, 20_000);

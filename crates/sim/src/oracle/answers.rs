@@ -94,7 +94,11 @@ impl Oracle {
         if *prev_kv {
             let before = self.truth.live(key, Revision(told.revision.0 - 1));
             told.check(same_kv(before, answer.prev_kv.as_ref()), || {
-                format!("prev_kv is {:?} and was {:?}", answer.prev_kv, before.map(|event| show(&[event.clone()])))
+                format!(
+                    "prev_kv is {:?} and was {:?}",
+                    answer.prev_kv,
+                    before.map(|event| show(std::slice::from_ref(event)))
+                )
             })?;
         }
         Ok(told.revision)

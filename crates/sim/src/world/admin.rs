@@ -125,7 +125,10 @@ impl World {
     pub(super) fn left(&mut self, member: usize) -> Checked {
         let id = self.members[member].id;
         if self.admin.has(id) {
-            return broken(Guarantee::Sound, format!("member {member} says that it was removed, and the group lists it"));
+            return broken(
+                Guarantee::Sound,
+                format!("member {member} says that it was removed, and the group lists it"),
+            );
         }
         self.trace.step(self.now, "left", &[member as u64]);
         self.crash(member, None);

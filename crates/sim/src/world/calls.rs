@@ -7,6 +7,7 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
+use protobuf::Message as _;
 use tailwater_consensus::Consensus;
 use tailwater_eventlog::MemberId;
 
@@ -108,19 +109,29 @@ impl World {
     }
 
     /// A raft message reaches a member. A paused one finds it when it goes on.
-    pub(super) fn deliver(&mut self, from: usize, to: usize, message: &[u8]) {
+    pub(super) fn deliver(&mut self, from: usize, to: usize, message: &[u8]) -> Checked {
         let member = &self.members[to];
-        let Some(running) = &member.running else { return };
+        let Some(running) = &member.running else { return Ok(()) };
         if running.consensus.is_removed(self.members[from].id) {
-            // Whoever carries messages tells the sender, which may not know.
-            if let Some(sender) = &self.members[from].running {
-                sender.consensus.report_removed();
-            }
-            return;
+            // Whoever carries messages tells the sender, which may not know, and stops then.
+            return if self.members[from].running.is_some() { self.left(from) } else { Ok(()) };
         }
         running.consensus.receive(message);
+        self.trace.say(self.now, || describe(message));
         let at = At { member: to, run: member.run };
         self.trace.step(self.now, "receive", &[to as u64, message.len() as u64]);
         self.wake_soon(at, Thread::Replica);
+        Ok(())
     }
+}
+
+/// A raft message for people.
+fn describe(bytes: &[u8]) -> String {
+    let mut message = raft::eraftpb::Message::default();
+    if message.merge_from_bytes(bytes).is_err() {
+        return "unreadable".to_owned();
+    }
+    let raft::eraftpb::Message { from, to, term, log_term, index, commit, reject, .. } = message;
+    let (kind, entries) = (message.msg_type(), message.entries.len());
+    format!("{kind:?} {from}->{to} term {term} at {log_term}.{index} commit {commit} entries {entries} reject {reject}")
 }

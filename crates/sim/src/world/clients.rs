@@ -172,7 +172,7 @@ impl World {
                 _ => {
                     let n = self.random.between(0, 5);
                     self.clients[index].leased += 1;
-                    Kind::Put { key: Bytes::from(format!("l/{lease}/{n}")), lease, prev_kv: roll % 2 == 0 }
+                    Kind::Put { key: Bytes::from(format!("l/{lease}/{n}")), lease, prev_kv: roll.is_multiple_of(2) }
                 }
             };
         }
@@ -183,10 +183,10 @@ impl World {
         if self.random.chance(self.plan.compactions) {
             let told = self.oracle.floor().0;
             let back = i64::try_from(self.random.between(0, 200)).expect("small");
-            return Kind::Compact { at: Revision((told - back).max(1)), physical: roll % 4 == 0 };
+            return Kind::Compact { at: Revision((told - back).max(1)), physical: roll.is_multiple_of(4) };
         }
         match roll {
-            0..450 => Kind::Put { key: self.key(), lease: LeaseId(0), prev_kv: roll % 3 == 0 },
+            0..450 => Kind::Put { key: self.key(), lease: LeaseId(0), prev_kv: roll.is_multiple_of(3) },
             450..560 => {
                 let key = self.key();
                 let seen = self.clients[index].seen.get(&key).copied().unwrap_or(Revision(0));
@@ -205,15 +205,15 @@ impl World {
                     }
                     _ => KeyRange::Key(self.key()),
                 };
-                Kind::Delete { range, prev_kv: roll % 2 == 0 }
+                Kind::Delete { range, prev_kv: roll.is_multiple_of(2) }
             }
             _ => {
-                let at = (roll % 10 == 0).then(|| {
+                let at = roll.is_multiple_of(10).then(|| {
                     let back = i64::try_from(self.random.between(0, 300)).expect("small");
                     Revision((self.oracle.floor().0 - back).max(1))
                 });
-                let limit = if roll % 5 == 0 { self.random.index(5) } else { 0 };
-                Kind::Read { range: self.some_range(), at, serializable: roll % 3 == 0, limit }
+                let limit = if roll.is_multiple_of(5) { self.random.index(5) } else { 0 };
+                Kind::Read { range: self.some_range(), at, serializable: roll.is_multiple_of(3), limit }
             }
         }
     }

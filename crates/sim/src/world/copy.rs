@@ -45,7 +45,8 @@ impl World {
             return Ok(());
         };
         let own = running.consensus.event_log();
-        let able: Vec<usize> = (0..self.members.len()).filter(|from| self.can_give(*from, at.member, wanted.position)).collect();
+        let able: Vec<usize> =
+            (0..self.members.len()).filter(|from| self.can_give(*from, at.member, wanted.position)).collect();
         if able.is_empty() {
             return Ok(());
         }
@@ -66,7 +67,8 @@ impl World {
     fn can_give(&self, from: usize, to: usize, position: Position) -> bool {
         let reachable = from != to && !self.network.is_cut(from, to) && !self.network.is_cut(to, from);
         let running = self.members[from].running.as_ref();
-        reachable && running.is_some_and(|running| running.source.is_some() && running.consensus.status().applied >= position)
+        reachable
+            && running.is_some_and(|running| running.source.is_some() && running.consensus.status().applied >= position)
     }
 
     /// The next piece.
@@ -123,7 +125,8 @@ impl World {
         running.installing = None;
         self.copies += u64::from(end.is_ok());
         match end {
-            Ok(()) | Err(tailwater_consensus::InstallError::Behind { .. } | tailwater_consensus::InstallError::Stopped) => {
+            Ok(())
+            | Err(tailwater_consensus::InstallError::Behind { .. } | tailwater_consensus::InstallError::Stopped) => {
                 Ok(())
             }
             Err(error) => broken(Guarantee::Sound, format!("member {}: {error}", at.member)),

@@ -89,8 +89,9 @@ impl World {
         if cut.is_some() && self.random.chance(often) {
             self.lose_synced(member);
         }
-        let away = match self.random.index(3) {
-            0 => self.between(1_000, 100_000),
+        let away = match self.random.index(6) {
+            0 | 1 => self.between(1_000, 100_000),
+            2 => self.between(3_000_000, 12_000_000),
             _ => self.between(100_000, 4_000_000),
         };
         self.schedule(away, Event::Start(member));

@@ -232,10 +232,12 @@ impl World {
         for frame in frames {
             self.oracle.frame(at.member, observed.revision, &frame, &ticks)?;
             (observed.revision, observed.position) = (frame.revision, frame.position);
-            for fact in &frame.facts {
-                if let Fact::Members(members) = fact {
-                    self.admin.group_is(frame.position, members);
-                }
+            let group = frame.facts.iter().rev().find_map(|fact| match fact {
+                Fact::Members(members) => Some(members),
+                _ => None,
+            });
+            if let Some(members) = group {
+                self.admin.group_is(frame.position, members);
             }
         }
         self.trace.step(self.now, "observe", &[at.member as u64, u64::try_from(observed.revision.0).unwrap_or(0)]);

@@ -7,7 +7,8 @@
 //!   member has all of that, and it is committed, it is as good as before.
 //! * *All voters have shown where their logs end.* That is for a group in which a majority lost power together, which
 //!   could elect nobody else. What was committed is in some voter's log unless all that held it lost it, so a log that is at
-//!   least as new as every voter's has it. Members tell by asking for votes (raft's pre-vote, which promises nothing).
+//!   least as new as every voter's has it. Members tell when they are asked, and by asking for votes (raft's pre-vote);
+//!   neither promises anything.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +26,7 @@ struct LogEnd {
 
 /// What a doubtful member knows so far.
 pub(super) struct Doubt {
-    /// Ends of the voters' logs, as they asked for votes since this member started.
+    /// Ends of the voters' logs, as they told them since this member started.
     ends: BTreeMap<u64, LogEnd>,
     /// What the leader, in this term, said it must have.
     wanted: Option<(u64, u64)>,
@@ -81,27 +82,49 @@ impl ReplicaCore {
         })
     }
 
-    /// Asks the leader, once in a while, what this member must have.
+    /// Asks the leader, once in a while, what this member must have; without one, all voters where their logs end.
     pub(super) fn ask_leader(&mut self) {
         let (leader, term) = (self.node.raft.leader_id, self.node.raft.term);
-        let ticks = self.ticks;
+        let (own, ticks) = (self.config.member_id.0, self.ticks);
         let Some(doubt) = &mut self.doubt else { return };
         let due = doubt.asked.is_none_or(|asked| ticks - asked >= self.config.election_ticks as u64);
-        if leader == raft::INVALID_ID || leader == self.config.member_id.0 || !due {
+        if leader == own || !due {
             return;
         }
         doubt.asked = Some(ticks);
-        let entries = vec![Entry { data: self.config.run_id.to_be_bytes().to_vec(), ..Default::default() }];
-        let message = Message { to: leader, from: self.config.member_id.0, term, entries, ..Default::default() };
-        self.own_messages.push(with_type(message, MessageType::MsgReadIndex));
+        let asked = match leader {
+            raft::INVALID_ID => self.node.store().conf_state.voters.clone(),
+            leader => vec![leader],
+        };
+        for to in asked.into_iter().filter(|to| *to != own) {
+            let entries = vec![Entry { data: self.config.run_id.to_be_bytes().to_vec(), ..Default::default() }];
+            let message = Message { to, from: own, term, entries, ..Default::default() };
+            self.own_messages.push(with_type(message, MessageType::MsgReadIndex));
+        }
     }
 
-    /// A member in doubt asks what it must have: answered with the next confirmation of leadership that starts.
+    /// A member in doubt asks. The leader answers with the next confirmation of leadership that starts; any other member
+    /// says where its log ends, since it may never ask for votes itself: one that does not know yet that it is a voter.
     pub(super) fn on_doubter(&mut self, question: Message) {
-        if self.node.raft.state == StateRole::Leader && self.node.raft.prs().get(question.from).is_some() {
-            self.doubters.retain(|waiting| waiting.from != question.from);
-            self.doubters.push(question);
+        if self.node.raft.state == StateRole::Leader {
+            if self.node.raft.prs().get(question.from).is_some() {
+                self.doubters.retain(|waiting| waiting.from != question.from);
+                self.doubters.push(question);
+            }
+            return;
         }
+        let end = self.log_end();
+        let answer = Message {
+            to: question.from,
+            from: self.config.member_id.0,
+            term: self.node.raft.term,
+            log_term: end.term,
+            index: end.index,
+            reject: true,
+            entries: question.entries,
+            ..Default::default()
+        };
+        self.own_messages.push(with_type(answer, MessageType::MsgReadIndexResp));
     }
 
     /// The leadership is confirmed for these.
@@ -125,6 +148,12 @@ impl ReplicaCore {
         let run_id = self.config.run_id.to_be_bytes();
         let to_this_run = answer.entries.first().is_some_and(|entry| entry.data.as_slice() == run_id.as_slice());
         let raft = &self.node.raft;
+        if answer.reject {
+            if let Some(doubt) = self.doubt.as_mut().filter(|_| to_this_run) {
+                doubt.ends.insert(answer.from, LogEnd { term: answer.log_term, index: answer.index });
+            }
+            return;
+        }
         if to_this_run && answer.term == raft.term && answer.from == raft.leader_id {
             let wanted = Some((answer.term, answer.index));
             if let Some(doubt) = &mut self.doubt {
