@@ -29,6 +29,8 @@ pub struct RemoteSourceConfig {
     pub urls: Vec<String>,
     /// This node's id: a source whose path to the core leads through it is left.
     pub reader_id: MemberId,
+    /// Of this node: a source of another cluster is not followed. 0: not checked.
+    pub cluster_id: u64,
     /// What is wanted; none: every key. Not overlapping.
     pub ranges: Vec<KeyRange>,
     /// Where clients reach this node, for those who route to it; may be empty.
@@ -50,6 +52,7 @@ impl RemoteSourceConfig {
         Self {
             urls,
             reader_id,
+            cluster_id: 0,
             ranges: Vec::new(),
             client_url: String::new(),
             silence_max: Duration::from_secs(3),

@@ -83,6 +83,7 @@ async fn ask(shared: &Shared, source: &Connected, read: &Read<'_>) -> Result<His
         to: read.to.0,
         with_prev: read.with_prev,
         bytes_max: read.bytes_max as u64,
+        cluster_id: shared.config.cluster_id,
     };
     let silence_max = shared.config.bulk_silence_max;
     let in_time = |_| Failed::Silent;
