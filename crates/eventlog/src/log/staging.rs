@@ -135,7 +135,7 @@ impl EventLog {
         let Staged { generation, index, number, claim } = staged;
         let (before, after) = (self.state(), generation.state());
         assert!(
-            before.history == after.history || before.applied.0 == 0,
+            before.history == after.history || before.history.0 == 0,
             "a copy of history {:x} replaces {:x}",
             after.history.0,
             before.history.0

@@ -35,7 +35,7 @@ pub struct RemoteSourceConfig {
     pub ranges: Vec<KeyRange>,
     /// Where clients reach this node, for those who route to it; may be empty.
     pub client_url: String,
-    /// A source without a word for so long is left. Default 3 s.
+    /// A source without a word for so long is left, and a history read tries for so long. Default 3 s.
     pub silence_max: Duration,
     /// A source that heard of the core longer ago, or knew no leader for so long, is left for another. Default 3 s.
     pub core_age_max: Duration,
