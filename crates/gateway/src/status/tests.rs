@@ -26,6 +26,15 @@ const ETCD: &[(Fault, i32, &str)] = &[
     (Fault::Stopped, 14, "etcdserver: server stopped"),
     (Fault::Timeout, 14, "etcdserver: request timed out"),
     (Fault::Corrupt, 15, "etcdserver: corrupt cluster"),
+    (Fault::MemberExists, 9, "etcdserver: member ID already exist"),
+    (Fault::PeerUrlExists, 9, "etcdserver: Peer URLs already exists"),
+    (Fault::MemberNotFound, 5, "etcdserver: member not found"),
+    (Fault::MemberNotLearner, 9, "etcdserver: can only promote a learner member"),
+    (Fault::LearnerNotReady, 9, "etcdserver: can only promote a learner member which is in sync with leader"),
+    (Fault::TooManyLearners, 9, "etcdserver: too many learner members in cluster"),
+    (Fault::NotEnoughStarted, 2, "etcdserver: re-configuration failed due to not enough started members"),
+    (Fault::Unhealthy, 14, "etcdserver: unhealthy cluster"),
+    (Fault::BadLeaderTransferee, 9, "etcdserver: bad leader transferee"),
     (Fault::DeadlineExceeded, 4, "context deadline exceeded"),
 ];
 
