@@ -433,6 +433,31 @@ fn a_lost_or_damaged_marker_does_not_found_an_empty_state() {
 }
 
 #[test]
+fn a_copy_that_was_damaged_on_disk_does_not_open_and_is_made_anew() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut writer = Writer::open(from.path());
+    writer.mixed(200);
+    let (target, _) = receiver(to.path());
+    let mut staging = target.staging().unwrap();
+    staging.begin(writer.log.copy_begin(HOLD).point()).unwrap();
+    let state = copy_own_state(&writer.log, &mut staging, 1000);
+    while staging.complete() < state.revision {
+        step(&writer.log, &mut staging, 1000).unwrap();
+    }
+    let tables = fs::read_dir(to.path().join("state.1")).unwrap().map(|entry| entry.unwrap().path());
+    let tables = tables.filter(|path| path.extension().is_some_and(|extension| extension == "sst"));
+    let table = tables.max_by_key(|path| fs::metadata(path).unwrap().len()).expect("much was flushed");
+    let mut bytes = fs::read(&table).unwrap();
+    bytes[100] ^= 1;
+    fs::write(&table, bytes).unwrap();
+    let error = staging.finish().err().unwrap().to_string();
+    assert!(error.contains("state.1"), "{error}");
+    assert_eq!(directories(to.path()), ["state"]);
+    let index = target.replace(copy_all(&writer.log, &target)).unwrap();
+    check(&target, &index, &writer);
+}
+
+#[test]
 fn a_copy_that_is_not_wanted_any_more_leaves_nothing() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut writer = Writer::open(from.path());
