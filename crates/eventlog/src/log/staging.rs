@@ -318,7 +318,7 @@ impl Staging {
     /// opens it as a start would. Reads the whole copy.
     ///
     /// # Errors
-    /// The storage failed, or the copy is not whole.
+    /// The storage failed, or the copy is not whole. One that can't be opened is thrown away.
     pub fn finish(self) -> Result<Staged, StorageError> {
         let Some(state) = self.state.filter(|state| self.progress.base_done && self.complete() >= state.revision)
         else {
@@ -341,7 +341,12 @@ impl Staging {
         engine.flush()?;
         files::write_flushed(&config.path, &state)?;
         drop(engine);
-        let (generation, index) = open_generation(&config)?;
+        let (generation, index) = open_generation(&config).inspect_err(|_| {
+            // A copy that can't be opened would fail again if the next one went on with it.
+            if let Err(error) = remove(&config) {
+                tracing::warn!(%error, "a copy of a state that can't be opened can't be removed");
+            }
+        })?;
         assert_eq!(generation.state(), state, "what was written is found");
         Ok(Staged { generation, index, number, claim })
     }
