@@ -70,7 +70,7 @@ impl DataDir {
     pub(crate) fn open(config: &Config) -> anyhow::Result<Self> {
         let founding = &config.founding;
         if !founding.joins {
-            return Ok(Self::open_at(&config.data_dir, founding.members.clone(), || Ok(founding.identity))?);
+            return Self::open_at(&config.data_dir, founding.members.clone(), || Ok(founding.identity));
         }
         match join::ask(&founding.other_urls()) {
             Ok(group) => {

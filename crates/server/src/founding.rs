@@ -86,7 +86,7 @@ fn named_members(text: &str) -> Result<BTreeMap<String, Vec<String>>, String> {
         let form = || format!("--initial-cluster: {entry:?} must have the form name=http://host:port");
         let (name, url) = entry.trim().split_once('=').ok_or_else(form)?;
         let authority = url.strip_prefix("http://").ok_or_else(form)?;
-        if name.is_empty() || !authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
+        if name.is_empty() || authority.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
             return Err(form());
         }
         named.entry(name.to_owned()).or_default().push(url.to_owned());

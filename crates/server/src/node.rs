@@ -149,6 +149,10 @@ impl Node {
         let publish = tailwater_api::write::PublishMember { member: Some(member) };
         self.propose(Command::PublishMember(publish)).await.context("cannot publish this member")?;
         tracing::info!(name = self.config.name, "published local member to cluster through raft");
+        if self.consensus.catch_up_wanted().borrow().is_none() {
+            // Up without it: a copy that an earlier run began is of no use any more.
+            self.consensus.event_log().discard_staging().context("cannot remove an interrupted copy")?;
+        }
         let version = self.config.gateway(self.identity).storage_version();
         if self.fanout.snapshot().cluster_version != version {
             let set = SetClusterVersion { version };

@@ -94,7 +94,8 @@ impl PeerSide {
         };
         let teller = core_word(consensus.clone());
         let log = Some(consensus.event_log());
-        TailService::new(TailServiceConfig::default(), Box::new(sources), log, Box::new(teller))
+        let config = TailServiceConfig { cluster_id: self.peers.directory().cluster_id(), ..Default::default() };
+        TailService::new(config, Box::new(sources), log, Box::new(teller))
     }
 
     /// Proposals and barriers of this process.
@@ -123,7 +124,12 @@ impl PeerSide {
         let Some((port, write, tail)) = self.served.lock().take() else { return };
         write.stop();
         tail.stop();
-        self.runtime.block_on(port.stop(GRACE));
+        self.runtime.block_on(async {
+            port.stop(GRACE).await;
+            if tokio::time::timeout(GRACE, tail.ended()).await.is_err() {
+                tracing::warn!("readers of the tail did not let go in time");
+            }
+        });
     }
 }
 
@@ -169,6 +175,7 @@ async fn copy(consensus: &Consensus, directory: &Directory, wish: CatchUp) -> an
     let log = consensus.event_log();
     let staging = tokio::task::spawn_blocking(move || log.staging()).await??;
     tracing::info!(position = wish.position.0, "copying the state of another member: the log does not reach back");
-    let staged = copy_member_state(&urls, staging, wish.position, &CopyConfig::new(own)).await?;
+    let config = CopyConfig { cluster_id: directory.cluster_id(), ..CopyConfig::new(own) };
+    let staged = copy_member_state(&urls, staging, wish.position, &config).await?;
     Ok(consensus.install(staged).await?)
 }

@@ -34,6 +34,10 @@ const ETCD: &[(Fault, i32, &str)] = &[
     (Fault::TooManyLearners, 9, "etcdserver: too many learner members in cluster"),
     (Fault::NotEnoughStarted, 2, "etcdserver: re-configuration failed due to not enough started members"),
     (Fault::Unhealthy, 14, "etcdserver: unhealthy cluster"),
+    (Fault::MemberBadUrls, 3, "etcdserver: given member URLs are invalid"),
+    (Fault::NotLeader, 9, "etcdserver: not leader"),
+    (Fault::TransferTimeout, 2, "etcdserver: request timed out, leader transfer took too long"),
+    (Fault::NotSupportedForLearner, 9, "etcdserver: rpc not supported for learner"),
     (Fault::BadLeaderTransferee, 9, "etcdserver: bad leader transferee"),
     (Fault::DeadlineExceeded, 4, "context deadline exceeded"),
 ];

@@ -31,11 +31,14 @@ pub(crate) fn free_port() -> u16 {
 /// Flags that serve clients on `port` with data in `data_dir`.
 pub(crate) fn serve_flags(port: u16, data_dir: &Path) -> Vec<String> {
     let url = format!("http://127.0.0.1:{port}");
+    let peer = format!("http://127.0.0.1:{}", free_port());
     vec![
         "serve".into(),
         format!("--data-dir={}", data_dir.display()),
         format!("--listen-client-urls={url}"),
         format!("--advertise-client-urls={url}"),
+        format!("--listen-peer-urls={peer}"),
+        format!("--initial-advertise-peer-urls={peer}"),
     ]
 }
 
