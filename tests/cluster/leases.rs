@@ -293,11 +293,11 @@ fn spread(cluster: &Cluster) -> Duration {
     }
 }
 
-/// How long the leader is paused. In etcd a leader that was paused for longer than a TTL may answer keepalives, or revoke
-/// leases, that are its successor's.
+/// How long the leader is paused after the others have elected another one. An etcd 3.6 that was paused for longer than
+/// what leases have left, which is 3.3 s of 5 at least, may revoke them although its successor has renewed them.
 fn leader_pause(cluster: &Cluster) -> Duration {
     match cluster.kind() {
-        Kind::Etcd => Duration::from_secs(3),
+        Kind::Etcd => Duration::from_millis(300),
         Kind::Tailwater => scaled(Duration::from_secs(3), Duration::from_secs(10)),
     }
 }
