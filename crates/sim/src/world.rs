@@ -20,7 +20,7 @@ use crate::member::{At, Clock, Member, Thread};
 use crate::network::{Network, Outbox};
 use crate::operation::{Ask, Reply};
 use crate::oracle::Oracle;
-use crate::plan::{Plan, WorldConfig};
+use crate::plan::{Bug, Plan, WorldConfig};
 use crate::random::Random;
 use crate::trace::{Sink, Trace};
 use crate::violation::{Checked, Guarantee, Violation, broken};
@@ -172,7 +172,11 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(config: WorldConfig, sink: Option<Sink>) -> std::io::Result<Self> {
         let mut random = Random::new(config.seed);
-        let plan = Plan::new(&mut random);
+        let mut plan = Plan::new(&mut random);
+        if config.bug == Some(Bug::StateBeforeNumbers) {
+            // States are copied often, and slowly.
+            (plan.raft_log_bytes, plan.copy_bytes) = (1 << 10, 1 << 9);
+        }
         let network = Network::new(plan.members, &mut random);
         let root = directory()?;
         let members = (0..plan.members).map(|index| Member::new(index, root.path())).collect();

@@ -1,5 +1,6 @@
 //! The end: the faults are over, everything must come to rest, and then all members are compared.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tailwater_eventlog::{History, HistoryPoint, KeyRange, Revision};
@@ -36,6 +37,7 @@ impl World {
 
     pub(super) fn settle(&mut self) -> Checked {
         self.start_listed();
+        self.compare_own_rows()?;
         if let Err(why) = self.is_settled() {
             if self.settle_by.is_some_and(|by| self.now >= by) {
                 if self.waits_for_the_gone() {
@@ -50,6 +52,26 @@ impl World {
         }
         self.compare()?;
         self.done = true;
+        Ok(())
+    }
+
+    /// Members at one position have equal rows of their machines: leases, members, and so on.
+    fn compare_own_rows(&self) -> Checked {
+        let mut known = BTreeMap::new();
+        for (index, member) in self.members.iter().enumerate() {
+            let Some(source) = member.running.as_ref().and_then(|running| running.source.as_ref()) else { continue };
+            let rows = source
+                .log
+                .state_scan(&[])
+                .map_err(|error| Violation { guarantee: Guarantee::Sound, what: format!("member {index}: {error}") })?;
+            let position = source.log.state().applied;
+            let (other, others) = known.entry(position).or_insert_with(|| (index, rows.clone()));
+            check(*others == rows, Guarantee::Identical, || {
+                let differing = rows.iter().find(|row| !others.contains(row));
+                let missing = others.iter().find(|row| !rows.contains(row));
+                format!("at position {position} member {index} has {differing:?} and member {other} {missing:?}")
+            })?;
+        }
         Ok(())
     }
 
