@@ -14,8 +14,8 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use support::worlds::{Reader, run};
 use support::{Client, World, config, wait_until, watch};
-use tailwater_eventlog::{Fact, KeyRange, MemberId, Source};
-use tailwater_fanout::{Fanout, FanoutConfig};
+use tailwater_eventlog::{Fact, KeyRange, MemberId, Revision, Source};
+use tailwater_fanout::{Fanout, FanoutConfig, RangeQuery};
 use tailwater_transport::{CoreWord, RemoteSource, RemoteSourceConfig, TailService, TailServiceConfig};
 use tokio::runtime::{Builder, Runtime};
 
@@ -67,6 +67,7 @@ impl Drop for Node {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
+        wait_until("the streams have ended", || self.service.streams() == 0);
     }
 }
 
@@ -167,4 +168,47 @@ fn a_source_that_is_cut_off_or_below_its_reader_is_left_for_another() {
     stale.tell(vec![Fact::Leader(None, tailwater_eventlog::Term(3))]);
     wait_until("it is left", || fanout.snapshot().cursor.revision.0 == fresh.revision());
     fanout.stop();
+}
+
+#[test]
+fn reads_at_every_revision_are_those_of_a_fanout_in_the_cores_process() {
+    let world = World::new();
+    for n in 0..300 {
+        let key = format!("key/{:02}", n * 7 % 40);
+        if n % 5 == 0 {
+            world.delete(&key)
+        } else {
+            world.put(&key, &vec![b'v'; n * 13 % 900])
+        };
+    }
+    world.compact(60);
+    let node = Node::start(world.clone(), core_word());
+    // Little memory, so that most reads need the source's history.
+    let small = FanoutConfig { window_bytes_max: 2000, ..config() };
+    let near = Fanout::start(small.clone(), world.clone());
+    let far = Fanout::start(small, Arc::new(remote(vec![node.url()])));
+    world.settle(&near);
+    world.settle(&far);
+    for n in 0..100 {
+        world.put(&format!("key/{:02}", n % 50), b"newer");
+    }
+    world.settle(&near);
+    world.settle(&far);
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    for revision in (60..=world.revision()).step_by(9) {
+        let query = RangeQuery {
+            range: KeyRange::all(),
+            revision: Some(Revision(revision)),
+            limit: if revision % 2 == 0 { 0 } else { 7 },
+            sort: None,
+            count_only: false,
+            revision_bounds: (0, 0, 0, 0),
+        };
+        let read = |fanout: &Fanout| runtime.block_on(fanout.range(query.clone())).unwrap();
+        let (near, far) = (read(&near), read(&far));
+        assert_eq!(far.events, near.events, "at {revision}");
+        assert_eq!((far.count, far.more, far.header_revision), (near.count, near.more, near.header_revision));
+    }
+    near.stop();
+    far.stop();
 }

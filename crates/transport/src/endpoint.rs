@@ -1,7 +1,15 @@
 //! Connections to other nodes: one way to open them for everything that is spoken on peer URLs.
 
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tonic::transport::{Channel, Endpoint};
 
 /// How a connection between nodes behaves.
@@ -50,30 +58,98 @@ pub enum ConnectError {
         /// What the attempt ended with.
         source: tonic::transport::Error,
     },
+    /// Nobody answers there in time.
+    #[error("{url}: no answer")]
+    Silent {
+        /// As given.
+        url: String,
+    },
 }
 
-/// Connects to a peer URL, HTTP/2 without TLS. The connection is closed when the channel is dropped.
+/// Connects to a peer URL, HTTP/2 without TLS. The connection is closed when the channel is dropped and its calls have
+/// ended.
 ///
 /// # Errors
 /// See [`ConnectError`].
 pub async fn connect(url: &str, config: &LinkConfig) -> Result<Channel, ConnectError> {
+    open(url, config, CancellationToken::new()).await
+}
+
+/// Connects as [`connect`] does; the connection is cut when the guard is dropped. A call whose stream waits for the other
+/// side to make room would hold its connection, and what it buffers, for as long as the other side likes.
+///
+/// # Errors
+/// See [`ConnectError`].
+pub(crate) async fn connect_for_session(url: &str, config: &LinkConfig) -> Result<(Channel, DropGuard), ConnectError> {
+    let cut = CancellationToken::new();
+    let guard = cut.clone().drop_guard();
+    Ok((open(url, config, cut).await?, guard))
+}
+
+async fn open(url: &str, config: &LinkConfig, cut: CancellationToken) -> Result<Channel, ConnectError> {
     let bad = |reason: String| ConnectError::Url { url: url.to_owned(), reason };
     if !url.starts_with("http://") {
         return Err(bad("only http:// is served between nodes".into()));
     }
     let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| bad(error.to_string()))?;
+    let connector = tower::service_fn(move |uri: Uri| dial(uri, cut.clone()));
     let endpoint = endpoint
-        .connect_timeout(config.connect_timeout)
-        // Small messages must not wait for an acknowledgement.
-        .tcp_nodelay(true)
         .http2_keep_alive_interval(config.keepalive_interval)
         .keep_alive_timeout(config.keepalive_timeout)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(config.stream_window_bytes)
         .initial_connection_window_size(config.stream_window_bytes.saturating_mul(2));
-    // The endpoint's own limit ends with TCP; a listener that accepts and says nothing must not hold us either.
-    match tokio::time::timeout(config.connect_timeout * 2, endpoint.connect()).await {
+    match tokio::time::timeout(config.connect_timeout, endpoint.connect_with_connector(connector)).await {
         Ok(connected) => connected.map_err(|source| ConnectError::Unreachable { url: url.to_owned(), source }),
-        Err(_) => Err(bad("no answer".into())),
+        Err(_) => Err(ConnectError::Silent { url: url.to_owned() }),
+    }
+}
+
+async fn dial(uri: Uri, cut: CancellationToken) -> io::Result<TokioIo<Cuttable>> {
+    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(80))).await?;
+    // Small messages must not wait for an acknowledgement.
+    stream.set_nodelay(true)?;
+    Ok(TokioIo::new(Cuttable { stream, cut: Box::pin(cut.cancelled_owned()) }))
+}
+
+/// A connection that fails once it is cut, whatever it waits for. HTTP/2 always reads, so that is where it learns of it.
+struct Cuttable {
+    stream: TcpStream,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl AsyncRead for Cuttable {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.cut.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut self.stream).poll_read(context, into)
+    }
+}
+
+impl AsyncWrite for Cuttable {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 }

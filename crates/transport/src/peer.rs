@@ -118,17 +118,17 @@ pub struct Peers {
     links: Arc<RwLock<Links>>,
 }
 
-impl Drop for Links {
-    fn drop(&mut self) {
-        self.sweeper.iter().for_each(AbortHandle::abort);
-    }
-}
-
 #[derive(Default)]
 struct Links {
     by_id: HashMap<MemberId, Link>,
     /// Looks after links to senders that are no members.
     sweeper: Option<AbortHandle>,
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        self.sweeper.iter().for_each(AbortHandle::abort);
+    }
 }
 
 /// What links and streams share.
@@ -199,7 +199,10 @@ impl Peers {
     /// A sender says where it is reached. That serves while this member does not know it, or knows an old place.
     fn heard_of(&self, member: MemberId, urls: &[String]) {
         let mut links = self.links.write();
-        if member == MemberId(0) || urls.is_empty() || *self.inner.stopping.borrow() {
+        if [MemberId(0), self.inner.config.member_id].contains(&member)
+            || urls.is_empty()
+            || *self.inner.stopping.borrow()
+        {
             return;
         }
         if let Some(link) = links.by_id.get(&member) {
@@ -261,6 +264,8 @@ impl PeerTransport for Peers {
         for member in members.iter().filter(|member| member.id != this) {
             let urls = &member.peer_urls;
             if links.by_id.get(&member.id).is_none_or(|link| link.urls() != urls) {
+                // The old one first, since both show the same metrics.
+                links.by_id.remove(&member.id);
                 links.by_id.insert(member.id, Link::start(self.inner.clone(), member.id, urls.clone()));
             }
         }

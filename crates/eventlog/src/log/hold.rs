@@ -8,6 +8,9 @@ use parking_lot::Mutex;
 
 use super::CopyPoint;
 
+/// Folding is never held longer than this at a stretch, however many copies follow each other.
+const STRETCH_MAX: Duration = Duration::from_secs(2 * 3600);
+
 /// Who holds folding, and until when.
 #[derive(Debug, Default)]
 pub(super) struct Holds {
@@ -19,18 +22,25 @@ struct Held {
     /// One per copy; the copies are as many as the caller lets run.
     until: BTreeMap<u64, Instant>,
     last: u64,
+    /// Since when there was always one.
+    since: Option<Instant>,
 }
 
 impl Holds {
     /// Whether a hold is in force now.
     pub(super) fn is_held(&self) -> bool {
-        let mut held = self.held.lock();
-        if held.until.is_empty() {
+        self.held.lock().is_held(Instant::now())
+    }
+}
+
+impl Held {
+    fn is_held(&mut self, now: Instant) -> bool {
+        self.until.retain(|_, until| *until > now);
+        if self.until.is_empty() {
+            self.since = None;
             return false;
         }
-        let now = Instant::now();
-        held.until.retain(|_, until| *until > now);
-        !held.until.is_empty()
+        now.duration_since(*self.since.get_or_insert(now)) < STRETCH_MAX
     }
 }
 
@@ -76,5 +86,27 @@ impl Drop for FoldHold {
         if !self.lingers {
             self.holds.held.lock().until.remove(&self.id);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holds_that_follow_each_other_end_together() {
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let mut held = Held::default();
+        assert!(!held.is_held(begin));
+        held.until.insert(1, at(100));
+        assert!(held.is_held(begin));
+        held.until.insert(2, at(100_000));
+        assert!(held.is_held(at(7199)), "the first has expired, the second has not");
+        assert!(!held.is_held(at(7200)));
+        held.until.clear();
+        assert!(!held.is_held(at(7201)));
+        held.until.insert(3, at(100_000));
+        assert!(held.is_held(at(7202)), "a new stretch");
     }
 }

@@ -111,6 +111,17 @@ impl EventLog {
         Ok(Staging { engine, config, number, progress, state: None, claim })
     }
 
+    /// Removes a copy that was interrupted, once the member has come up without it.
+    ///
+    /// # Errors
+    /// The storage failed, or the copy is still under way.
+    pub fn discard_staging(&self) -> Result<(), StorageError> {
+        let staging = self.staging()?;
+        let config = staging.config.clone();
+        drop(staging.engine);
+        remove(&config)
+    }
+
     /// Switches to a copy; durable when it returns, together with the note that [`EventLog::installed`] tells. Every
     /// clone of this handle sees the new state from then on; what is being read finishes on the old one. Returns the
     /// index for the apply thread, which must be the one that calls this.

@@ -8,6 +8,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::generations::Marker;
+use super::staging::Progress;
 use super::*;
 use crate::{Envelope, EventKind, LeaseId};
 
@@ -428,6 +430,15 @@ fn state_values_equal_the_golden_file() {
         applied_term: Term(6),
     };
     let own = format::state_key(b"lease/1");
+    let at = Installed { applied: Position(12345), term: Term(6) };
+    let installed = Marker { number: 4, installed: Some(at) };
+    let progress = Progress {
+        point: CopyPoint { history: state.history, fold_point: Revision(899) },
+        base_last: Some(Bytes::from_static(b"key")),
+        base_done: true,
+        log_last: Some((Revision(1000), 3)),
+        complete: Revision(999),
+    };
     let values = [
         format::sealed(format::NUMBERS_KEY, format::encode_numbers(&state)),
         format::sealed(format::FOLD_KEY, format::encode_fold_point(Revision(899))),
@@ -435,12 +446,19 @@ fn state_values_equal_the_golden_file() {
         format::format_line(1).into_bytes(),
         format::flushed_line(&LogState { fold_point: Revision(899), ..state }).into_bytes(),
         format::log_key(Revision(1000), 3).to_vec(),
+        format::generation_line(&Marker { number: 3, installed: None }).into_bytes(),
+        format::generation_line(&installed).into_bytes(),
+        format::sealed(format::STAGING_KEY, format::encode_progress(&progress)),
     ];
     let hex = |value: &Vec<u8>| value.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let golden: Vec<_> = include_str!("../../testdata/state-format-1.hex").lines().collect();
     assert_eq!(values.iter().map(hex).collect::<Vec<_>>(), golden);
     let numbers = format::unsealed(format::NUMBERS_KEY, values[0].clone().into()).unwrap();
     assert_eq!(format::decode_numbers(&numbers).unwrap(), state);
+    let line = std::str::from_utf8(&values[7]).unwrap();
+    assert_eq!(format::parse_generation_line(line), Some(installed));
+    let read = format::unsealed(format::STAGING_KEY, values[8].clone().into()).unwrap();
+    assert_eq!(format::decode_progress(&read).unwrap(), progress);
     let moved = format::unsealed(&own, values[0].clone().into()).unwrap_err().to_string();
     assert!(moved.contains("checksum mismatch"), "a value under another key: {moved}");
 }

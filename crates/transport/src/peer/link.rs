@@ -15,7 +15,7 @@ use tonic::Status;
 use super::lane::{Lane, LaneKind};
 use super::{Inner, hex};
 use crate::backoff::Backoff;
-use crate::endpoint::{ConnectError, connect};
+use crate::endpoint::{ConnectError, connect_for_session};
 use crate::hello::RefusalReason;
 use crate::metrics as names;
 
@@ -272,7 +272,8 @@ async fn session<'a>(
 ) -> Result<Never, Broken> {
     let config = &link.inner.config;
     let lane = link.lane(kind);
-    let channel = connect(url, &config.link).await?;
+    // The guard cuts the connection however the session ends.
+    let (channel, _cut) = connect_for_session(url, &config.link).await?;
     let outgoing = lane.begin(link.inner.greeter.hello(link.to), config.batch_bytes_max);
     let mut client = PeerClient::new(channel).max_encoding_message_size(usize::MAX);
     let answer = tokio::time::timeout(config.ack_timeout.min(HELLO_TIMEOUT), client.exchange(outgoing)).await;

@@ -2,10 +2,15 @@
 
 use std::io::Read as _;
 use std::net::TcpListener;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use futures_util::{Stream, StreamExt as _};
+use tailwater_api::peer::peer_server::{Peer, PeerServer};
+use tailwater_api::peer::{PeerAck, PeerBatch};
 use tokio::io::AsyncWriteExt as _;
+use tonic::{Request, Response, Streaming};
 
 use super::*;
 use crate::port::{PeerPort, PortInfo, PortServer};
@@ -182,6 +187,56 @@ async fn a_peer_that_does_not_read_costs_its_bound_and_nobody_else_anything() {
     holding.abort();
     one.stop().await;
     two.stop().await;
+}
+
+/// Accepts a stream, and then reads nothing of it.
+#[derive(Clone)]
+struct Stuck;
+
+#[tonic::async_trait]
+impl Peer for Stuck {
+    type ExchangeStream = Pin<Box<dyn Stream<Item = Result<PeerAck, Status>> + Send>>;
+
+    async fn exchange(&self, request: Request<Streaming<PeerBatch>>) -> Result<Response<Self::ExchangeStream>, Status> {
+        let mut batches = request.into_inner();
+        batches.message().await?;
+        let held = futures_util::stream::pending().chain(batches.map(|_| Ok(PeerAck::default())));
+        Ok(Response::new(Box::pin(held)))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_on_its_way_counts_and_a_stuck_peer_is_cut_off() {
+    let listener = free_listener();
+    let stuck = member_at(2, &[url(&listener)]);
+    let directory = Arc::new(Directory::new(CLUSTER));
+    let info = PortInfo { directory, version: Arc::new(|| "{}".into()) };
+    let server = PeerPort::new(info).add_service(PeerServer::new(Stuck)).into_server();
+    tokio::spawn(server.clone().serve(listener));
+    let one = Node::start_on(1, CLUSTER, free_listener(), |config| {
+        config.append_bytes_max = 16 << 20;
+        config.ack_timeout = Duration::from_secs(1);
+    });
+    one.peers.set_members(&[one.member.clone(), stuck]);
+    one.peers.send(MemberId(2), message(APPEND, 0, 100));
+    until("the link is up", || one.peers.active() == [MemberId(2)]).await;
+    // Much of it leaves, into windows and sockets, and none is acknowledged.
+    let mut refused = 0;
+    for i in 0..300 {
+        one.peers.send(MemberId(2), message(APPEND, i, 100_000));
+        refused += usize::from(!one.sink.unreachable.lock().is_empty());
+        if i % 10 == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(one.peers.held_bytes(MemberId(2)) <= 16 << 20);
+    }
+    assert!(refused > 100, "30 MB were offered, 16 MiB may be on the way");
+    until("it is cut off", || one.peers.held_bytes(MemberId(2)) == 0).await;
+    one.stop().await;
+    // Nothing of it stays behind: else its connection would outlive this.
+    let start = Instant::now();
+    server.stop(PATIENCE).await;
+    assert!(start.elapsed() < PATIENCE, "the connection is gone");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

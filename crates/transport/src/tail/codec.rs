@@ -29,6 +29,14 @@ pub enum CodecError {
         /// What is wrong with it.
         source: RowError,
     },
+    /// A frame is not as it was sent.
+    #[error("checksum mismatch of a frame: sent {sent:08x}, computed {computed:08x}")]
+    Checksum {
+        /// As found.
+        sent: u32,
+        /// Of what came.
+        computed: u32,
+    },
     /// What came does not follow what came before.
     #[error("out of order: {0}")]
     Order(String),
@@ -66,6 +74,26 @@ pub(super) fn range_in(range: wire::KeyRange) -> KeyRange {
 
 pub(super) fn event_in(at: usize, row: Bytes) -> Result<Event, CodecError> {
     Event::from_row(row).map_err(|source| CodecError::Row { at, source })
+}
+
+/// Of a frame; rows have checksums of their own, which stand at their ends.
+pub(super) fn frame_checksum(frame: &wire::Frame) -> u32 {
+    let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes();
+    let mut checksum = crc32c::crc32c(&frame.position.to_le_bytes());
+    checksum = crc32c::crc32c_append(checksum, &frame.revision.to_le_bytes());
+    checksum = crc32c::crc32c_append(checksum, &[u8::from(frame.continued)]);
+    checksum = crc32c::crc32c_append(checksum, &count(frame.rows.len()));
+    checksum = crc32c::crc32c_append(checksum, &count(frame.facts.len()));
+    frame
+        .rows
+        .iter()
+        .fold(checksum, |checksum, row| crc32c::crc32c_append(checksum, &row[row.len().saturating_sub(4)..]))
+}
+
+/// With its checksum.
+pub(super) fn sealed(mut frame: wire::Frame) -> wire::Frame {
+    frame.checksum = frame_checksum(&frame);
+    frame
 }
 
 pub(super) fn fact_out(fact: &Fact) -> wire::Fact {

@@ -16,6 +16,8 @@ use crate::{Backoff, ConnectError, LinkConfig, connect};
 pub struct CopyConfig {
     /// This member.
     pub reader_id: MemberId,
+    /// Of this member: a source of another cluster is not copied. 0: not checked.
+    pub cluster_id: u64,
     /// A source without a message for so long is left. Default 60 s.
     pub silence_max: Duration,
     /// Attempts without any progress after which the copy is given up. Default 20.
@@ -32,6 +34,7 @@ impl CopyConfig {
     pub fn new(reader_id: MemberId) -> Self {
         Self {
             reader_id,
+            cluster_id: 0,
             silence_max: Duration::from_secs(60),
             attempts_max: 20,
             report_interval: Duration::from_secs(5),
@@ -145,6 +148,7 @@ impl Copy<'_> {
         let request = wire::CopyRequest {
             protocol_version: PROTOCOL_VERSION,
             reader_id: self.config.reader_id.0,
+            cluster_id: self.config.cluster_id,
             position: self.position.0,
             point: Some(point_out(staging.point())),
             ..Default::default()

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tailwater_api::tail as wire;
 use tailwater_eventlog::{Cursor, Event, Fact, Frame, HistoryId, KeyRange, Position, Revision, Term};
 
-use super::codec::{CodecError, event_in, fact_in, fact_out};
+use super::codec::{CodecError, event_in, fact_in, fact_out, frame_checksum, sealed};
 
 /// Bytes of rows in one message, but for a larger row alone.
 pub(super) const PIECE_BYTES: usize = 1 << 20;
@@ -51,13 +51,13 @@ impl Iterator for Pieces<'_> {
                 revision: frame.revision.0,
                 rows: Vec::new(),
                 facts: Vec::new(),
-                continued: false,
+                ..Default::default()
             };
             let begins_here = self.event == 0;
             for event in &frame.events[self.event..] {
                 if bytes >= self.piece_bytes {
                     piece.continued = true;
-                    message.push(piece);
+                    message.push(sealed(piece));
                     return Some(message);
                 }
                 self.event += 1;
@@ -74,7 +74,7 @@ impl Iterator for Pieces<'_> {
             }
             // Not the end of a frame whose events went before.
             last_says_little = begins_here && piece.rows.is_empty() && piece.facts.is_empty();
-            message.push(piece);
+            message.push(sealed(piece));
             (self.frames, self.event) = (&self.frames[1..], 0);
             if bytes >= self.piece_bytes {
                 break;
@@ -120,6 +120,10 @@ impl Assembly {
     pub(super) fn add(&mut self, frames: Vec<wire::Frame>) -> Result<Vec<Arc<Frame>>, CodecError> {
         let mut whole = Vec::new();
         for frame in frames {
+            let computed = frame_checksum(&frame);
+            if computed != frame.checksum {
+                return Err(CodecError::Checksum { sent: frame.checksum, computed });
+            }
             let (position, revision) = (Position(frame.position), Revision(frame.revision));
             if position < self.reached.0 || revision < self.reached.1 {
                 let before = self.reached;

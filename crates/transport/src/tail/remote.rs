@@ -29,11 +29,13 @@ pub struct RemoteSourceConfig {
     pub urls: Vec<String>,
     /// This node's id: a source whose path to the core leads through it is left.
     pub reader_id: MemberId,
+    /// Of this node: a source of another cluster is not followed. 0: not checked.
+    pub cluster_id: u64,
     /// What is wanted; none: every key. Not overlapping.
     pub ranges: Vec<KeyRange>,
     /// Where clients reach this node, for those who route to it; may be empty.
     pub client_url: String,
-    /// A source without a word for so long is left. Default 3 s.
+    /// A source without a word for so long is left, and a history read tries for so long. Default 3 s.
     pub silence_max: Duration,
     /// A source that heard of the core longer ago, or knew no leader for so long, is left for another. Default 3 s.
     pub core_age_max: Duration,
@@ -50,6 +52,7 @@ impl RemoteSourceConfig {
         Self {
             urls,
             reader_id,
+            cluster_id: 0,
             ranges: Vec::new(),
             client_url: String::new(),
             silence_max: Duration::from_secs(3),

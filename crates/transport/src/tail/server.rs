@@ -7,6 +7,7 @@ use tailwater_api::tail as wire;
 use tailwater_api::tail::tail_server::{Tail, TailServer};
 use tailwater_eventlog::{CopyPoint, EventLog, FoldHold, MemberId, Source};
 use tokio::sync::{Semaphore, watch};
+use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 
 use super::codec::{MESSAGE_BYTES_MAX, PROTOCOL_VERSION, cursor_in, range_in};
@@ -21,6 +22,8 @@ mod transfer;
 /// How a source is served.
 #[derive(Clone, Debug)]
 pub struct TailServiceConfig {
+    /// Of this node; readers of another cluster are refused. 0: not checked. Default 0.
+    pub cluster_id: u64,
     /// A follower hears from its source at least this often. Default 100 ms.
     pub heartbeat_interval: Duration,
     /// Followers at a time; each is a thread that mostly waits. Default 256.
@@ -42,6 +45,7 @@ pub struct TailServiceConfig {
 impl Default for TailServiceConfig {
     fn default() -> Self {
         Self {
+            cluster_id: 0,
             heartbeat_interval: Duration::from_millis(100),
             followers_max: 256,
             transfers_max: 4,
@@ -81,6 +85,7 @@ struct Inner {
     transfer_rate: Arc<ByteRate>,
     history_rate: Arc<ByteRate>,
     stopping: watch::Sender<bool>,
+    threads: TaskTracker,
 }
 
 /// Serves a source to other nodes; clones share it.
@@ -105,6 +110,7 @@ impl TailService {
             transfer_rate: Arc::new(ByteRate::new(config.transfer_bytes_per_second)),
             history_rate: Arc::new(ByteRate::new(config.history_bytes_per_second)),
             stopping: watch::Sender::new(false),
+            threads: TaskTracker::new(),
             config,
         };
         Self { inner: Arc::new(inner) }
@@ -119,13 +125,39 @@ impl TailService {
     /// Ends every stream with UNAVAILABLE; readers go elsewhere.
     pub fn stop(&self) {
         self.inner.stopping.send_replace(true);
+        self.inner.threads.close();
+    }
+
+    /// Resolves when the threads of all streams have let go of the source, after [`TailService::stop`].
+    pub async fn ended(&self) {
+        self.inner.threads.wait().await;
+    }
+
+    /// How many streams are served now.
+    #[must_use]
+    pub fn streams(&self) -> usize {
+        self.inner.threads.len()
+    }
+
+    /// Whether the reader speaks this protocol, and means this cluster.
+    fn check(&self, version: u32, cluster_id: u64) -> Result<(), Status> {
+        let own = self.inner.config.cluster_id;
+        if version != PROTOCOL_VERSION {
+            let text = format!("protocol version {version} is not spoken here, version {PROTOCOL_VERSION} is");
+            return Err(Status::failed_precondition(text));
+        }
+        if own != 0 && cluster_id != 0 && own != cluster_id {
+            return Err(Status::failed_precondition(format!("this source is of cluster {own:x}, not {cluster_id:x}")));
+        }
+        Ok(())
     }
 
     fn serving(&self, kind: &'static str, slots: &Arc<Semaphore>) -> Result<Serving, Status> {
         let permit = Arc::clone(slots).try_acquire_owned();
         let permit =
             permit.map_err(|_| Status::resource_exhausted(format!("too many readers of this kind: {kind}")))?;
-        Ok(Serving { kind, permit, stopping: self.inner.stopping.subscribe(), rate: None, stall_max: None })
+        let thread = self.inner.threads.token();
+        Ok(Serving { kind, permit, thread, stopping: self.inner.stopping.subscribe(), rate: None, stall_max: None })
     }
 
     /// A flow that is bounded in bytes per second, and does not wait for its reader for ever.
@@ -144,7 +176,7 @@ impl Tail for TailService {
 
     async fn follow(&self, request: Request<wire::FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
         let request = request.into_inner();
-        check_version(request.protocol_version)?;
+        self.check(request.protocol_version, request.cluster_id)?;
         let cursor = request.cursor.as_ref().map(cursor_in).ok_or_else(|| Status::invalid_argument("no cursor"))?;
         let ranges = request.ranges.into_iter().map(range_in).collect();
         let serving = self.serving("follow", &self.inner.followers)?;
@@ -159,7 +191,7 @@ impl Tail for TailService {
         request: Request<wire::TransferRequest>,
     ) -> Result<Response<Self::TransferStream>, Status> {
         let request = request.into_inner();
-        check_version(request.protocol_version)?;
+        self.check(request.protocol_version, request.cluster_id)?;
         let serving = self.bulk("transfer", &self.inner.transfers)?;
         let inner = Arc::clone(&self.inner);
         Ok(Response::new(serving::spawn(serving, move |sink| transfer::serve(&inner, request, sink))?))
@@ -167,11 +199,12 @@ impl Tail for TailService {
 
     async fn history(&self, request: Request<wire::HistoryRequest>) -> Result<Response<Self::HistoryStream>, Status> {
         let request = request.into_inner();
-        check_version(request.protocol_version)?;
+        self.check(request.protocol_version, request.cluster_id)?;
         let permit = Arc::clone(&self.inner.history_reads).acquire_owned().await;
         let serving = Serving {
             kind: "history",
             permit: permit.map_err(|_| Status::unavailable("the source is shutting down"))?,
+            thread: self.inner.threads.token(),
             stopping: self.inner.stopping.subscribe(),
             rate: Some(Arc::clone(&self.inner.history_rate)),
             stall_max: Some(self.inner.config.stall_max),
@@ -182,7 +215,7 @@ impl Tail for TailService {
 
     async fn copy(&self, request: Request<wire::CopyRequest>) -> Result<Response<Self::CopyStream>, Status> {
         let request = request.into_inner();
-        check_version(request.protocol_version)?;
+        self.check(request.protocol_version, request.cluster_id)?;
         let Some(log) = self.inner.log.clone() else {
             return Err(Status::unimplemented("this node holds no log that a member could copy"));
         };
@@ -190,14 +223,6 @@ impl Tail for TailService {
         let inner = Arc::clone(&self.inner);
         Ok(Response::new(serving::spawn(serving, move |sink| copy::serve(&inner, &log, &request, sink))?))
     }
-}
-
-fn check_version(version: u32) -> Result<(), Status> {
-    if version == PROTOCOL_VERSION {
-        return Ok(());
-    }
-    let text = format!("protocol version {version} is not spoken here, version {PROTOCOL_VERSION} is");
-    Err(Status::failed_precondition(text))
 }
 
 /// Keeps what a reader needs as long as it comes on, and not for ever.

@@ -2,12 +2,12 @@
 //! reader, which may take long.
 
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use tailwater_eventlog::{Cursor, Event, EventKind, KeyRange};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Status;
 
 use super::metrics;
@@ -39,6 +39,8 @@ pub(super) struct Sink<T> {
 pub(super) struct Serving {
     pub(super) kind: &'static str,
     pub(super) permit: OwnedSemaphorePermit,
+    /// Let go of last.
+    pub(super) thread: TaskTrackerToken,
     pub(super) stopping: watch::Receiver<bool>,
     pub(super) rate: Option<Arc<ByteRate>>,
     pub(super) stall_max: Option<Duration>,
@@ -50,7 +52,7 @@ pub(super) fn spawn<T: Send + 'static>(
     serve: impl FnOnce(&mut Sink<T>) -> Result<(), Gone> + Send + 'static,
 ) -> Result<Messages<T>, Status> {
     let (messages, receiver) = mpsc::channel(MESSAGES_MAX);
-    let Serving { kind, permit, stopping, rate, stall_max } = serving;
+    let Serving { kind, permit, thread, stopping, rate, stall_max } = serving;
     let mut sink = Sink { messages, runtime: Handle::current(), stopping, rate, stall_max, kind, _permit: permit };
     let run = move || {
         let streams = ::metrics::gauge!(metrics::STREAMS, "kind" => kind);
@@ -58,8 +60,10 @@ pub(super) fn spawn<T: Send + 'static>(
         // An end without a word is the reader's.
         let _ = serve(&mut sink);
         streams.decrement(1.0);
+        drop(sink);
+        drop(thread);
     };
-    thread::Builder::new()
+    std::thread::Builder::new()
         .name(format!("tail-{kind}"))
         .spawn(run)
         .map_err(|error| Status::resource_exhausted(format!("a thread can't be started: {error}")))?;

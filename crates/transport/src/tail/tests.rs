@@ -141,6 +141,7 @@ impl Drop for Node {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
+        wait_until("the streams have ended", || self.service.streams() == 0);
     }
 }
 

@@ -15,6 +15,9 @@ use crate::{Backoff, LinkConfig, connect};
 /// A source that was good for so long is tried again without the pauses of the failures before.
 const STABLE: Duration = Duration::from_secs(5);
 
+/// Between two log lines about sources that can't be reached.
+const TELL_INTERVAL: Duration = Duration::from_secs(30);
+
 /// A connection that is up.
 #[derive(Clone)]
 pub(super) struct Connected {
@@ -42,11 +45,6 @@ impl Uplink {
     /// Whether there is another source to go to.
     pub(super) fn has_others(&self) -> bool {
         self.sources > 1
-    }
-
-    /// How many there are.
-    pub(super) fn sources(&self) -> usize {
-        self.sources
     }
 
     /// The connection, as soon as there is one. Cancel safe.
@@ -93,7 +91,7 @@ pub(super) fn client(channel: Channel) -> TailClient<Channel> {
 
 async fn keep(urls: Vec<String>, config: LinkConfig, connected: watch::Sender<Option<Connected>>) {
     let mut backoff = Backoff::new(config.backoff.0, config.backoff.1);
-    let mut number = 0;
+    let (mut number, mut told) = (0, None);
     for url in urls.iter().cycle() {
         match connect(url, &config).await {
             Ok(channel) => {
@@ -107,6 +105,10 @@ async fn keep(urls: Vec<String>, config: LinkConfig, connected: watch::Sender<Op
                 if since.elapsed() >= STABLE {
                     backoff.reset();
                 }
+            }
+            Err(error) if told.is_none_or(|told: Instant| told.elapsed() >= TELL_INTERVAL) => {
+                told = Some(Instant::now());
+                tracing::warn!(source = url, %error, "a source of the tail can't be reached");
             }
             Err(error) => tracing::debug!(source = url, %error, "a source of the tail can't be reached"),
         }

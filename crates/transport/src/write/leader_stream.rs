@@ -23,7 +23,7 @@ use tonic::Status;
 
 use super::permit::Permit;
 use crate::backoff::Backoff;
-use crate::endpoint::{ConnectError, connect};
+use crate::endpoint::{ConnectError, connect_for_session};
 use crate::hello::RefusalReason;
 use crate::metrics::{ROUTED_BATCHES, ROUTED_BREAKS, ROUTED_REQUESTS};
 use crate::{Greeter, LinkConfig};
@@ -301,7 +301,8 @@ enum Never {}
 /// One connection, from the hello until it breaks.
 async fn session(shared: &Arc<Shared>, url: &str, is_up: &mut bool) -> Result<Never, Broken> {
     let config = &shared.config;
-    let channel = connect(url, &config.link).await?;
+    // The guard cuts the connection however the session ends.
+    let (channel, _cut) = connect_for_session(url, &config.link).await?;
     let outgoing = shared.begin(config.greeter.hello(shared.leader));
     let mut client = WritePlaneClient::new(channel)
         .max_encoding_message_size(usize::MAX)

@@ -228,7 +228,8 @@ async fn a_leader_elsewhere_answers_everything() {
     tokio::task::spawn_blocking(move || consensus.stop()).await.expect("stopped");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+/// On one thread, so that what shares a message does not depend on how fast the sender is beside the proposers.
+#[tokio::test]
 async fn a_thousand_proposals_share_few_messages_and_each_is_applied_once() {
     let dir = tempfile::tempdir().expect("a directory");
     let consensus = group_of_one(dir.path(), 2);
@@ -243,7 +244,7 @@ async fn a_thousand_proposals_share_few_messages_and_each_is_applied_once() {
     let each_once: Vec<i64> = (3..1003).collect();
     assert_eq!(revisions, each_once);
     let batches = router.batches_sent() - before;
-    assert!(batches <= 250, "1000 proposals in {batches} messages");
+    assert!(batches <= 100, "1000 proposals in {batches} messages");
     let last = router.propose(put("last")).await.expect("answered");
     assert_eq!(revision(&last), 1003, "nothing was proposed twice");
     leader.stop().await;

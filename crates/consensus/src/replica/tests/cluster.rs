@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use parking_lot::Mutex;
 use rand::Rng;
 use rand::rngs::StdRng;
-use tailwater_eventlog::{CopyStep, LogState, Position, Staged, Tail};
+use tailwater_eventlog::{CopyStep, EventLog, LogState, Position, Staged, Tail};
 
 use super::*;
 use crate::raft_log::{Disk, SimDisk, SyncMode};
@@ -358,32 +358,7 @@ impl Cluster {
     /// A copy of one member's state in the staging directory of another.
     pub(super) fn copy(&mut self, from: u64, to: u64) -> Staged {
         let source = self.node(from).consensus.events.clone();
-        let mut staging = self.node(to).consensus.events.staging().unwrap();
-        let hold = source.copy_begin(Duration::from_secs(60));
-        staging.begin(hold.point()).unwrap();
-        let mut at = None;
-        let mut add = |state: &LogState, rows: Vec<_>| {
-            if at.replace(*state).is_none() {
-                staging.begin_state(*state).unwrap();
-            }
-            staging.add_state(&rows).unwrap();
-            ControlFlow::Continue(())
-        };
-        source.copy_state(1 << 20, &mut add).unwrap();
-        let revision = at.unwrap().revision;
-        while staging.complete() < revision {
-            match staging.next_step() {
-                CopyStep::Base { after } => {
-                    let rows = source.copy_base(staging.point(), after.as_ref(), 1 << 20).unwrap();
-                    staging.add_base(&rows, rows.is_empty()).unwrap();
-                }
-                CopyStep::Log { after } => {
-                    let copy = source.copy_log(staging.point().history, after, 1 << 20).unwrap();
-                    staging.add_log(&copy.rows, copy.complete).unwrap();
-                }
-            }
-        }
-        staging.finish().unwrap()
+        copy(&source, &self.node(to).consensus.events)
     }
 
     /// All members that run stand at one position and hold the same.
@@ -400,5 +375,65 @@ impl Cluster {
         let name = disk.list().unwrap().into_iter().rfind(|name| name.ends_with(".log")).unwrap();
         let file = disk.open(&name).unwrap();
         file.write_at(file.size().unwrap(), &[b't'; 40]).unwrap();
+    }
+}
+
+/// A copy of one state in the staging directory of another.
+pub(super) fn copy(source: &EventLog, target: &EventLog) -> Staged {
+    let mut staging = target.staging().unwrap();
+    let hold = source.copy_begin(Duration::from_secs(60));
+    staging.begin(hold.point()).unwrap();
+    let mut at = None;
+    let mut add = |state: &LogState, rows: Vec<_>| {
+        if at.replace(*state).is_none() {
+            staging.begin_state(*state).unwrap();
+        }
+        staging.add_state(&rows).unwrap();
+        ControlFlow::Continue(())
+    };
+    source.copy_state(1 << 20, &mut add).unwrap();
+    let revision = at.unwrap().revision;
+    while staging.complete() < revision {
+        match staging.next_step() {
+            CopyStep::Base { after } => {
+                let rows = source.copy_base(staging.point(), after.as_ref(), 1 << 20).unwrap();
+                staging.add_base(&rows, rows.is_empty()).unwrap();
+            }
+            CopyStep::Log { after } => {
+                let copy = source.copy_log(staging.point().history, after, 1 << 20).unwrap();
+                staging.add_log(&copy.rows, copy.complete).unwrap();
+            }
+        }
+    }
+    staging.finish().unwrap()
+}
+
+/// Hands messages over at once, on the sender's thread.
+#[derive(Clone, Default)]
+pub(super) struct Direct(pub(super) Arc<Mutex<BTreeMap<u64, Consensus>>>);
+
+impl PeerTransport for Direct {
+    fn send(&self, to: MemberId, message: Bytes) {
+        let peer = self.0.lock().get(&to.0).cloned();
+        if let Some(peer) = peer {
+            peer.receive(&message);
+        }
+    }
+
+    fn set_members(&self, _members: &[Member]) {}
+}
+
+impl Direct {
+    /// Waits for a leader among those that run.
+    pub(super) fn leader(&self) -> (u64, Consensus) {
+        let began = Instant::now();
+        loop {
+            let running = self.0.lock().clone();
+            if let Some((id, leader)) = running.iter().find(|(id, node)| node.status().leader == MemberId(**id)) {
+                return (*id, leader.clone());
+            }
+            assert!(began.elapsed() < Duration::from_secs(20), "no leader");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use tailwater_eventlog::Position;
 
-use super::cluster::{Cluster, member};
+use super::cluster::{self, Cluster, Direct, member};
 use super::*;
 use crate::InstallError;
 
@@ -137,4 +137,65 @@ fn raft_takes_a_state_over_only_with_a_leader() {
     cluster.put(leader, "after");
     cluster.ticks(20);
     cluster.assert_same();
+}
+
+#[test]
+fn a_state_is_taken_over_while_all_threads_run() {
+    let wire = Direct::default();
+    let dirs: Vec<_> = (1..=3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let start_one = |id: usize| {
+        let config = ConsensusConfig {
+            member_id: MemberId(id as u64),
+            initial_members: all(),
+            raft_log_bytes: 256 << 10,
+            ..config(dirs[id - 1].path())
+        };
+        let (consensus, source) = Consensus::start(config, std::sync::Arc::new(wire.clone())).unwrap();
+        wire.0.lock().insert(id as u64, consensus.clone());
+        (consensus, source)
+    };
+    let started: Vec<_> = (1..=3).map(start_one).collect();
+    let mut sources: Vec<_> = started.into_iter().map(|(_, source)| Some(source.wait().unwrap())).collect();
+    let runtime = runtime();
+    let (leader, leading) = wire.leader();
+    let behind = leader % 3 + 1;
+    let at = usize::try_from(behind).unwrap() - 1;
+    let stopped = wire.0.lock().remove(&behind).unwrap();
+    stopped.stop();
+    drop((stopped, sources[at].take()));
+    // Past the time in which the leader still counts on it, so that its log is trimmed without it.
+    runtime.block_on(async {
+        for n in 0..40 {
+            leading.propose(large(n % 7)).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let (consensus, source) = start_one(at + 1);
+    sources[at] = Some(source.wait().unwrap());
+    runtime.block_on(async {
+        let mut wanted = consensus.catch_up_wanted();
+        let wanted = wanted.wait_for(Option::is_some);
+        drop(tokio::time::timeout(Duration::from_secs(20), wanted).await.expect("the log was trimmed").unwrap());
+        // Writes go on meanwhile.
+        let writer = tokio::spawn({
+            let leading = leading.clone();
+            async move {
+                for n in 0..10 {
+                    leading.propose(put(format!("meanwhile-{n}"), 0)).await.unwrap();
+                }
+            }
+        });
+        let staged = cluster::copy(&leading.events, &consensus.events);
+        consensus.install(staged).await.unwrap();
+        writer.await.unwrap();
+        leading.propose(put("after", 0)).await.unwrap();
+    });
+    let began = Instant::now();
+    let end = |at: usize| sources[at].as_ref().unwrap().tail.end();
+    while (0..3).any(|other| end(other) != end(at)) || end(at).revision != Revision(52) {
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", [end(0), end(1), end(2)]);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let members = std::mem::take(&mut *wire.0.lock());
+    members.values().for_each(Consensus::stop);
 }

@@ -4,7 +4,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tailwater_api::write;
 
-use super::cluster::{self, Cluster, member};
+use super::cluster::{self, Cluster, Direct, member};
 use super::*;
 use crate::ApplyError;
 use crate::machine::member_message;
@@ -507,21 +507,6 @@ fn a_lease_outlives_the_leader_and_expires_by_the_clock_of_the_next() {
     cluster.assert_same();
 }
 
-/// Hands messages over at once, on the sender's thread.
-#[derive(Clone, Default)]
-struct Direct(std::sync::Arc<parking_lot::Mutex<std::collections::BTreeMap<u64, Consensus>>>);
-
-impl crate::PeerTransport for Direct {
-    fn send(&self, to: MemberId, message: Bytes) {
-        let peer = self.0.lock().get(&to.0).cloned();
-        if let Some(peer) = peer {
-            peer.receive(&message);
-        }
-    }
-
-    fn set_members(&self, _members: &[Member]) {}
-}
-
 #[test]
 fn members_with_threads_write_through_the_loss_of_a_leader() {
     let wire = Direct::default();
@@ -535,21 +520,10 @@ fn members_with_threads_write_through_the_loss_of_a_leader() {
     }
     let sources: Vec<_> = sources.into_iter().map(|source| source.wait().unwrap()).collect();
     let members = wire.0.lock().clone();
-    let leader = || {
-        let began = Instant::now();
-        loop {
-            let running = wire.0.lock().clone();
-            if let Some((id, leader)) = running.iter().find(|(id, node)| node.status().leader == MemberId(**id)) {
-                return (*id, leader.clone());
-            }
-            assert!(began.elapsed() < Duration::from_secs(20), "no leader");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    };
     let runtime = runtime();
     let mut written = 0;
     for round in 0..2 {
-        let (id, consensus) = leader();
+        let (id, consensus) = wire.leader();
         runtime.block_on(async {
             for n in 0..50 {
                 consensus.propose(put(format!("{round}-{n}"), 0)).await.unwrap();

@@ -433,6 +433,21 @@ fn a_lost_or_damaged_marker_does_not_found_an_empty_state() {
 }
 
 #[test]
+fn a_copy_that_is_not_wanted_any_more_leaves_nothing() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut writer = Writer::open(from.path());
+    writer.mixed(80);
+    let (target, _) = receiver(to.path());
+    drop(copy_all(&writer.log, &target));
+    target.discard_staging().unwrap();
+    assert_eq!(directories(to.path()), ["state"]);
+    target.discard_staging().unwrap();
+    let staging = target.staging().unwrap();
+    assert!(target.discard_staging().is_err(), "it is under way");
+    assert_eq!(staging.complete(), Revision(0));
+}
+
+#[test]
 fn a_damaged_copy_starts_over() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut writer = Writer::open(from.path());

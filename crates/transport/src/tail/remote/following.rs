@@ -28,7 +28,7 @@ pub(super) struct Following {
 enum Stage {
     #[default]
     Idle,
-    Opening(Opening),
+    Opening(Box<Opening>),
     Open(Box<Open>),
 }
 
@@ -49,6 +49,8 @@ struct Open {
     stream: Streaming<wire::FollowResponse>,
     assembly: Assembly,
     heard: Instant,
+    /// When the reader asked last.
+    asked: Instant,
     /// Since when the source has known no leader.
     leaderless: Option<Instant>,
 }
@@ -95,6 +97,7 @@ impl Following {
                             stream,
                             assembly: Assembly::new(cursor, shared.config.ranges.is_empty(), self.term),
                             heard: Instant::now(),
+                            asked: Instant::now(),
                             leaderless: None,
                         })),
                         Ok(Err(status)) => {
@@ -108,7 +111,7 @@ impl Following {
                 // Also when the reader has gone elsewhere.
                 _ => {
                     let source = shared.uplink.connected().await;
-                    self.stage = Stage::Opening(open(shared, source, cursor));
+                    self.stage = Stage::Opening(Box::new(open(shared, source, cursor)));
                 }
             }
         }
@@ -123,6 +126,7 @@ fn open(shared: &Shared, source: Connected, cursor: Cursor) -> Opening {
         cursor: Some(cursor_out(cursor)),
         ranges: shared.config.ranges.iter().map(range_out).collect(),
         client_url: shared.config.client_url.clone(),
+        cluster_id: shared.config.cluster_id,
     };
     let (mut client, silence_max) = (source.client.clone(), shared.config.silence_max);
     let stream = shared.runtime.handle().spawn(async move {
@@ -137,6 +141,11 @@ fn open(shared: &Shared, source: Connected, cursor: Cursor) -> Opening {
 impl Open {
     /// The next message. Cancel safe.
     async fn next(&mut self, shared: &Shared) -> Told {
+        // While the reader was busy elsewhere, nobody listened.
+        if self.asked.elapsed() > shared.config.silence_max / 2 {
+            self.heard = Instant::now();
+        }
+        self.asked = Instant::now();
         let silent_at = tokio::time::Instant::from_std(self.heard + shared.config.silence_max);
         let message = match tokio::time::timeout_at(silent_at, self.stream.message()).await {
             Ok(Ok(Some(message))) => message,

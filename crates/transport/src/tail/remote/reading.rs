@@ -1,7 +1,7 @@
 //! Reading history at remote sources.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tailwater_api::tail as wire;
@@ -12,11 +12,8 @@ use super::Shared;
 use crate::tail::codec::{CodecError, PROTOCOL_VERSION, event_in, range_out};
 use crate::tail::uplink::Connected;
 
-/// How long a read waits for a source.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// A source that has not reached the end of what is asked is asked again after this, and so often.
-const BEHIND_PAUSE: Duration = Duration::from_millis(50);
-const BEHIND_ATTEMPTS: usize = 20;
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_millis(20);
 
 pub(super) struct Read<'a> {
     pub(super) ranges: &'a [KeyRange],
@@ -46,19 +43,17 @@ impl From<CodecError> for Failed {
     }
 }
 
-/// Asks each source once, and a while longer one that is only behind.
+/// Asks one source after the other, for as long as a source may be silent: who waits for this would have to go elsewhere.
 pub(super) async fn read(shared: &Shared, read: &Read<'_>) -> Result<HistoryChunk, HistoryError> {
     let mut reason = "no source can be reached".to_owned();
-    let (mut sources, mut behind) = (shared.uplink.sources(), BEHIND_ATTEMPTS);
-    while sources > 0 {
-        let Some(source) = shared.uplink.connected_within(CONNECT_TIMEOUT).await else { break };
+    let until = Instant::now() + shared.config.silence_max;
+    while let Some(source) = shared.uplink.connected_within(until.saturating_duration_since(Instant::now())).await {
         match ask(shared, &source, read).await {
             Ok(chunk) => return Ok(chunk),
             Err(Failed::Compacted(at)) => return Err(HistoryError::Compacted(at)),
-            Err(Failed::Status(status)) if status.code() == Code::OutOfRange && behind > 0 => {
-                behind -= 1;
+            // It is only behind.
+            Err(Failed::Status(status)) if status.code() == Code::OutOfRange => {
                 status.message().clone_into(&mut reason);
-                tokio::time::sleep(BEHIND_PAUSE).await;
             }
             Err(failed) => {
                 reason = match failed {
@@ -67,9 +62,12 @@ pub(super) async fn read(shared: &Shared, read: &Read<'_>) -> Result<HistoryChun
                     Failed::Silent | Failed::Compacted(_) => "the source is silent".into(),
                 };
                 shared.uplink.leave(&source, &reason);
-                sources -= 1;
             }
         }
+        if Instant::now() >= until {
+            break;
+        }
+        tokio::time::sleep(PAUSE).await;
     }
     Err(HistoryError::Unavailable(reason))
 }
@@ -83,6 +81,7 @@ async fn ask(shared: &Shared, source: &Connected, read: &Read<'_>) -> Result<His
         to: read.to.0,
         with_prev: read.with_prev,
         bytes_max: read.bytes_max as u64,
+        cluster_id: shared.config.cluster_id,
     };
     let silence_max = shared.config.bulk_silence_max;
     let in_time = |_| Failed::Silent;

@@ -119,6 +119,7 @@ async fn open(
         ranges: shared.config.ranges.iter().map(range_out).collect(),
         resume_at: resume_at.map(cursor_out),
         resume_after: after.cloned().unwrap_or_default(),
+        cluster_id: shared.config.cluster_id,
     };
     let opening = async {
         let mut messages = source.client.transfer(request).await?.into_inner();

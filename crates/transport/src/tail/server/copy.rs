@@ -15,6 +15,8 @@ use crate::tail::serving::{Gone, Sink, bytes_of};
 
 /// Between two looks for new log rows when the copy has all that there are.
 const LOG_PAUSE: Duration = Duration::from_millis(20);
+/// A source that is behind the position that is asked, and applies nothing for so long, is not the right one.
+const BEHIND_MAX: Duration = Duration::from_secs(5);
 /// A reader that waits hears from its source so often.
 const WORD_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -101,6 +103,7 @@ impl Copy<'_> {
         is_enough: impl Fn(&EventLog, Revision) -> bool,
     ) -> Result<(Revision, u32), Gone> {
         let mut told = None;
+        let mut moved = (Position(0), Instant::now());
         loop {
             let copied = self.log.copy_log(self.point.history, after, PIECE_BYTES);
             let copied = copied.map_err(|error| self.failed(&error))?;
@@ -120,12 +123,21 @@ impl Copy<'_> {
                 self.sink.send_rows(message, bytes)?;
             }
             self.hold.renew();
-            if copied.is_end {
-                if is_enough(self.log, copied.complete) {
-                    return Ok(after);
-                }
-                self.sink.sleep(LOG_PAUSE)?;
+            if !copied.is_end {
+                continue;
             }
+            if is_enough(self.log, copied.complete) {
+                return Ok(after);
+            }
+            let applied = self.log.state().applied;
+            if applied > moved.0 {
+                moved = (applied, Instant::now());
+            } else if moved.1.elapsed() > BEHIND_MAX {
+                return Err(self
+                    .sink
+                    .fail(Status::unavailable("this source is behind what is asked, and stands still")));
+            }
+            self.sink.sleep(LOG_PAUSE)?;
         }
     }
 

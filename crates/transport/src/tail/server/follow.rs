@@ -8,7 +8,7 @@ use tailwater_eventlog::{Cursor, Fact, KeyRange, MemberId, Source, TailError};
 use tonic::Status;
 
 use super::Inner;
-use crate::tail::codec::{cursor_out, fact_out};
+use crate::tail::codec::{cursor_out, fact_out, sealed};
 use crate::tail::pieces::{PIECE_BYTES, Pieces};
 use crate::tail::serving::{Gone, Sink, behind, bytes_of};
 
@@ -56,14 +56,8 @@ fn greeting(inner: &Inner, source: &dyn Source, cursor: Cursor) -> wire::FollowR
         _ => Vec::new(),
     };
     let facts: Vec<_> = facts.iter().filter(|fact| matches!(fact, Fact::Leader(..))).map(fact_out).collect();
-    let frame = wire::Frame {
-        position: cursor.position.0,
-        revision: cursor.revision.0,
-        rows: Vec::new(),
-        facts,
-        continued: false,
-    };
-    let frames = if frame.facts.is_empty() { Vec::new() } else { vec![frame] };
+    let frame = wire::Frame { position: cursor.position.0, revision: cursor.revision.0, facts, ..Default::default() };
+    let frames = if frame.facts.is_empty() { Vec::new() } else { vec![sealed(frame)] };
     wire::FollowResponse { frames, heartbeat: Some(word(inner, cursor)), resync: None }
 }
 

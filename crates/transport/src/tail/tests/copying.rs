@@ -133,3 +133,18 @@ async fn without_a_source_the_copy_says_why() {
     let failed = copy_member_state(&[node.url()], staging, Position(1), &config).await.err().unwrap().to_string();
     assert!(failed.contains("no history"), "{failed}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_stands_still_below_the_position_is_left_for_one_that_has_it() {
+    let (mut behind, mut ahead) = (Writer::new(), Writer::new());
+    behind.fill(100, 100);
+    ahead.fill(200, 100);
+    let nodes = [&behind, &ahead].map(|writer| Node::start(writer, TailServiceConfig::default()));
+    let (target, _dir) = receiver();
+    let urls = nodes.iter().map(Node::url).collect::<Vec<_>>();
+    let wanted = ahead.log.state().applied;
+    let staged = copy_member_state(&urls, target.staging().unwrap(), wanted, &copy_config()).await.unwrap();
+    assert_eq!(staged.state().applied, wanted);
+    let index = target.replace(staged).unwrap();
+    assert_equal(&target, &index, &ahead);
+}

@@ -226,7 +226,8 @@ async fn a_reader_that_does_not_read_costs_its_source_one_message() {
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_beyond_the_bound_and_of_another_version_are_refused() {
     let writer = Writer::new();
-    let node = Node::start(&writer, TailServiceConfig { followers_max: 1, ..TailServiceConfig::default() });
+    let config = TailServiceConfig { followers_max: 1, cluster_id: 5, ..TailServiceConfig::default() };
+    let node = Node::start(&writer, config);
     let channel = crate::connect(&node.url(), &crate::LinkConfig::default()).await.unwrap();
     let mut client = uplink::client(channel);
     let request = |protocol_version| wire::FollowRequest {
@@ -236,6 +237,9 @@ async fn readers_beyond_the_bound_and_of_another_version_are_refused() {
     };
     let other = client.follow(request(9)).await.err().unwrap();
     assert_eq!(other.code(), tonic::Code::FailedPrecondition);
+    let stranger = wire::FollowRequest { cluster_id: 6, ..request(codec::PROTOCOL_VERSION) };
+    let other = client.follow(stranger).await.err().unwrap();
+    assert!(other.message().contains("of cluster 5"), "{other}");
     let first = client.follow(request(codec::PROTOCOL_VERSION)).await.unwrap();
     let second = client.follow(request(codec::PROTOCOL_VERSION)).await.err().unwrap();
     assert_eq!(second.code(), tonic::Code::ResourceExhausted);

@@ -198,16 +198,17 @@ fn what_does_not_follow_is_refused() {
     refused(&[whole[0].clone(), whole[2].clone()]);
     refused(&[whole[0].clone(), whole[1].clone(), whole[0].clone()]);
     let cut = wire::Frame { rows: whole[1].rows[1..].to_vec(), ..whole[1].clone() };
-    refused(&[whole[0].clone(), cut]);
-    let ahead = wire::Frame { revision: 9, ..whole[0].clone() };
-    refused(&[ahead]);
+    let added = Assembly::new(begin(), true, Term(0)).add(vec![whole[0].clone(), cut.clone()]);
+    assert!(matches!(added, Err(CodecError::Checksum { .. })), "{added:?}");
+    refused(&[whole[0].clone(), codec::sealed(cut)]);
+    refused(&[codec::sealed(wire::Frame { revision: 9, ..whole[0].clone() })]);
     assert_eq!(Assembly::new(begin(), true, Term(0)).add(wire).unwrap().len(), 3);
 }
 
 #[test]
 fn an_older_term_of_another_source_is_not_told() {
     let leader = |leader, term| codec::fact_out(&Fact::Leader(leader, Term(term)));
-    let frame = |facts| wire::Frame { position: 0, revision: 1, facts, ..Default::default() };
+    let frame = |facts| codec::sealed(wire::Frame { position: 0, revision: 1, facts, ..Default::default() });
     let mut assembly = Assembly::new(begin(), true, Term(5));
     let frames = assembly.add(vec![
         frame(vec![leader(Some(MemberId(1)), 4)]),
