@@ -127,8 +127,6 @@ pub struct Report {
     pub copies: u64,
     /// Changes of the group.
     pub changes: u64,
-    /// It ended with a group that waits for a member that has left; see the crate's documentation.
-    pub stalled: bool,
     /// Virtual time, milliseconds.
     pub virtual_ms: u64,
     /// What did not hold.
@@ -164,7 +162,6 @@ pub(crate) struct World {
     /// The faults have ended; settled by then or it is a violation.
     settle_by: Option<u64>,
     done: bool,
-    stalled: bool,
     /// Removed with everything in it.
     root: tempfile::TempDir,
 }
@@ -206,7 +203,6 @@ impl World {
             copies: 0,
             settle_by: None,
             done: false,
-            stalled: false,
             plan,
             root,
         };
@@ -257,7 +253,6 @@ impl World {
             expired: self.oracle.leases.expired(),
             copies: self.copies,
             changes: self.admin.changes(),
-            stalled: self.stalled,
             virtual_ms: self.now / 1000,
             violation,
         }

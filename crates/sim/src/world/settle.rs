@@ -40,11 +40,6 @@ impl World {
         self.compare_own_rows()?;
         if let Err(why) = self.is_settled() {
             if self.settle_by.is_some_and(|by| self.now >= by) {
-                if self.waits_for_the_gone() {
-                    self.trace.say(self.now, || format!("stalled: {why}"));
-                    (self.stalled, self.done) = (true, true);
-                    return Ok(());
-                }
                 return broken(Guarantee::Live, format!("not at rest after all faults ended: {why}"));
             }
             self.schedule(LOOK, Event::Settle);
@@ -73,13 +68,6 @@ impl World {
             })?;
         }
         Ok(())
-    }
-
-    /// Whether members without a leader are in doubt about their logs while one that they may still count as a voter has
-    /// left for good. Nobody can tell them what it knew: such a group needs an operator.
-    fn waits_for_the_gone(&self) -> bool {
-        let doubtful = |member: &&crate::member::Member| self.admin.has(member.id) && member.is_doubtful();
-        self.members.iter().any(|member| member.gone) && self.members.iter().any(|member| doubtful(&member))
     }
 
     fn is_settled(&self) -> Result<(), String> {
