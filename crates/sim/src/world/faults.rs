@@ -100,13 +100,13 @@ impl World {
     /// Now and then a loss of power takes more than it should. A group stands that of one member at a time, since who
     /// notices it does not vote before it has everything back.
     fn lose_synced(&mut self, member: usize) {
-        let others = (0..self.members.len()).filter(|other| *other != member);
+        let mut others = (0..self.members.len()).filter(|other| *other != member);
         let sure = |other: usize| {
             let other = &self.members[other];
             other.gone || other.running.is_some() && !other.is_doubtful()
         };
-        if self.config.bug == Some(Bug::AnswerBeforeQuorum) || self.members.len() == 1 || !others.into_iter().all(sure)
-        {
+        let fixed = self.plan.admin_gap.is_none() && self.members.len() > 1;
+        if self.config.bug == Some(Bug::AnswerBeforeQuorum) || !fixed || !others.all(sure) {
             return;
         }
         let bytes = self.random.index(600) + 10;

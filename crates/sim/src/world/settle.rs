@@ -1,5 +1,6 @@
 //! The end: the faults are over, everything must come to rest, and then all members are compared.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tailwater_eventlog::{History, HistoryPoint, KeyRange, Revision};
@@ -36,13 +37,9 @@ impl World {
 
     pub(super) fn settle(&mut self) -> Checked {
         self.start_listed();
+        self.compare_own_rows()?;
         if let Err(why) = self.is_settled() {
             if self.settle_by.is_some_and(|by| self.now >= by) {
-                if self.waits_for_the_gone() {
-                    self.trace.say(self.now, || format!("stalled: {why}"));
-                    (self.stalled, self.done) = (true, true);
-                    return Ok(());
-                }
                 return broken(Guarantee::Live, format!("not at rest after all faults ended: {why}"));
             }
             self.schedule(LOOK, Event::Settle);
@@ -53,11 +50,24 @@ impl World {
         Ok(())
     }
 
-    /// Whether members without a leader are in doubt about their logs while one that they may still count as a voter has
-    /// left for good. Nobody can tell them what it knew: such a group needs an operator.
-    fn waits_for_the_gone(&self) -> bool {
-        let doubtful = |member: &&crate::member::Member| self.admin.has(member.id) && member.is_doubtful();
-        self.members.iter().any(|member| member.gone) && self.members.iter().any(|member| doubtful(&member))
+    /// Members at one position have equal rows of their machines: leases, members, and so on.
+    fn compare_own_rows(&self) -> Checked {
+        let mut known = BTreeMap::new();
+        for (index, member) in self.members.iter().enumerate() {
+            let Some(source) = member.running.as_ref().and_then(|running| running.source.as_ref()) else { continue };
+            let rows = source
+                .log
+                .state_scan(&[])
+                .map_err(|error| Violation { guarantee: Guarantee::Sound, what: format!("member {index}: {error}") })?;
+            let position = source.log.state().applied;
+            let (other, others) = known.entry(position).or_insert_with(|| (index, rows.clone()));
+            check(*others == rows, Guarantee::Identical, || {
+                let differing = rows.iter().find(|row| !others.contains(row));
+                let missing = others.iter().find(|row| !rows.contains(row));
+                format!("at position {position} member {index} has {differing:?} and member {other} {missing:?}")
+            })?;
+        }
+        Ok(())
     }
 
     fn is_settled(&self) -> Result<(), String> {

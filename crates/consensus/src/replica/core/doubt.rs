@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 
 use raft::StateRole;
-use raft::eraftpb::{Entry, Message, MessageType};
+use raft::eraftpb::{Entry, Message, MessageType, Snapshot, SnapshotMetadata};
 
 use super::ReplicaCore;
 
@@ -31,11 +31,14 @@ pub(super) struct Doubt {
     /// What the leader, in this term, said it must have.
     wanted: Option<(u64, u64)>,
     asked: Option<u64>,
+    /// The newest configuration that another member has applied, and its index. It is committed, and who committed it holds
+    /// all before it: a voter that has left since is not waited for.
+    group: (u64, Vec<u64>),
 }
 
 impl Doubt {
     pub(super) fn new() -> Self {
-        Self { ends: BTreeMap::new(), wanted: None, asked: None }
+        Self { ends: BTreeMap::new(), wanted: None, asked: None, group: (0, Vec::new()) }
     }
 }
 
@@ -76,16 +79,26 @@ impl ReplicaCore {
     fn is_newest(&self, end: LogEnd) -> bool {
         let (own, own_end) = (self.config.member_id.0, self.log_end());
         let Some(doubt) = &self.doubt else { return true };
-        self.node.store().conf_state.voters.iter().all(|voter| {
+        self.doubt_voters().iter().all(|voter| {
             let told = if *voter == own { Some(&own_end) } else { doubt.ends.get(voter) };
             told.is_some_and(|told| *told <= end)
         })
+    }
+
+    /// The voters of the newest configuration that this member knows of.
+    fn doubt_voters(&self) -> Vec<u64> {
+        let store = self.node.store();
+        match &self.doubt {
+            Some(Doubt { group: (index, voters), .. }) if *index > store.applied => voters.clone(),
+            _ => store.conf_state.voters.clone(),
+        }
     }
 
     /// Asks the leader, once in a while, what this member must have; without one, all voters where their logs end.
     pub(super) fn ask_leader(&mut self) {
         let (leader, term) = (self.node.raft.leader_id, self.node.raft.term);
         let (own, ticks) = (self.config.member_id.0, self.ticks);
+        let voters = self.doubt_voters();
         let Some(doubt) = &mut self.doubt else { return };
         let due = doubt.asked.is_none_or(|asked| ticks - asked >= self.config.election_ticks as u64);
         if leader == own || !due {
@@ -93,7 +106,7 @@ impl ReplicaCore {
         }
         doubt.asked = Some(ticks);
         let asked = match leader {
-            raft::INVALID_ID => self.node.store().conf_state.voters.clone(),
+            raft::INVALID_ID => voters,
             leader => vec![leader],
         };
         for to in asked.into_iter().filter(|to| *to != own) {
@@ -114,7 +127,11 @@ impl ReplicaCore {
             return;
         }
         let end = self.log_end();
+        let store = self.node.store();
+        let metadata =
+            SnapshotMetadata { index: store.applied, conf_state: Some(store.conf_state.clone()), ..Default::default() };
         let answer = Message {
+            snapshot: Some(Snapshot { metadata: Some(metadata), ..Default::default() }),
             to: question.from,
             from: self.config.member_id.0,
             term: self.node.raft.term,
@@ -151,6 +168,10 @@ impl ReplicaCore {
         if answer.reject {
             if let Some(doubt) = self.doubt.as_mut().filter(|_| to_this_run) {
                 doubt.ends.insert(answer.from, LogEnd { term: answer.log_term, index: answer.index });
+                let SnapshotMetadata { index, conf_state, .. } = answer.get_snapshot().get_metadata().clone();
+                if index > doubt.group.0 {
+                    doubt.group = (index, conf_state.unwrap_or_default().voters);
+                }
             }
             return;
         }
