@@ -47,7 +47,9 @@ impl Gateway {
         let (serving, _) = watch::channel(true);
         let answered = AtomicU64::new(0);
         let calls = Calls::new();
-        Self { shared: Arc::new(Shared { write_plane, fanout, storage, config, answered, serving, calls, render_metrics }) }
+        Self {
+            shared: Arc::new(Shared { write_plane, fanout, storage, config, answered, serving, calls, render_metrics }),
+        }
     }
 
     /// Says not ready and not serving from now on; calls are still answered.

@@ -9,7 +9,7 @@ use tailwater_eventlog::MemberId;
 use tailwater_fanout::FanoutConfig;
 use tailwater_gateway::{AutoCompaction, GatewayConfig};
 
-use crate::data_dir::Identity;
+use crate::data_dir::{DataDir, Identity};
 use crate::duration;
 use crate::flags::Flags;
 use crate::founding::Founding;
@@ -112,15 +112,16 @@ impl Config {
     }
 
     /// For the write plane.
-    pub(crate) fn consensus(&self, identity: Identity) -> ConsensusConfig {
+    pub(crate) fn consensus(&self, data_dir: &DataDir) -> ConsensusConfig {
+        let identity = data_dir.identity;
         // etcd's rule: one and a half election timeouts, in whole seconds.
         let lease_ttl_min = (3 * self.election_timeout().as_millis() / 2).div_ceil(1000);
         ConsensusConfig {
             data_dir: self.data_dir.clone(),
             member_id: MemberId(identity.member_id),
             cluster_id: identity.cluster_id,
-            initial_members: self.founding.members.clone(),
-            founding: !self.founding.joins,
+            initial_members: data_dir.members.clone(),
+            founding: data_dir.founds,
             force_new_cluster: self.force_new_cluster,
             strict_reconfig_check: self.strict_reconfig_check,
             heartbeat_interval: self.heartbeat_interval,

@@ -1,17 +1,19 @@
 //! The data directory: who it belongs to, and that one process uses it.
 //!
-//! `IDENTITY` is one line of JSON, `{"format":1,"member_id":"<hex>","cluster_id":"<hex>","check":"<hex>"}`; `check` is
-//! the first eight bytes of the SHA-1 of "<member_id>/<cluster_id>" in hex. `LOCK` is locked while the process lives.
+//! `IDENTITY` is one line of JSON, `{"format":1,"group":{"member_id":"<hex>","cluster_id":"<hex>","founds":<bool>,
+//! "members":[{"id":"<hex>","name":"…","peer_urls":["…"],"is_learner":<bool>}]},"check":"<hex>"}`; `check` is the first
+//! eight bytes of the SHA-1 of the group's JSON in hex. The members are those that the directory began with: what the
+//! command line says later changes nothing. `LOCK` is locked while the process lives.
 //! `raft/` and `state/` belong to the consensus and eventlog crates.
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
 
-use tailwater_eventlog::Member;
+use tailwater_eventlog::{Member, MemberId};
 
 use crate::config::Config;
 use crate::join;
@@ -46,7 +48,9 @@ pub(crate) enum DataDirError {
 #[derive(Debug)]
 pub(crate) struct DataDir {
     pub(crate) identity: Identity,
-    /// The members as far as the command line, or the group that this member joins, tells.
+    /// Whether it began together with its group; else it joined one.
+    pub(crate) founds: bool,
+    /// The members that it began with, by id.
     pub(crate) members: Vec<Member>,
     /// Whether it held data before.
     pub(crate) is_existing: bool,
@@ -54,12 +58,38 @@ pub(crate) struct DataDir {
     _lock: File,
 }
 
+/// What a directory begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Beginning {
+    pub(crate) identity: Identity,
+    pub(crate) founds: bool,
+    pub(crate) members: Vec<Member>,
+}
+
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Stored {
     format: u32,
+    group: StoredGroup,
+    check: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredGroup {
     member_id: String,
     cluster_id: String,
-    check: String,
+    founds: bool,
+    members: Vec<StoredMember>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredMember {
+    id: String,
+    name: String,
+    peer_urls: Vec<String>,
+    is_learner: bool,
 }
 
 impl DataDir {
@@ -69,24 +99,18 @@ impl DataDir {
     /// See [`DataDirError`]; the group can't be asked, or does not know this member.
     pub(crate) fn open(config: &Config) -> anyhow::Result<Self> {
         let founding = &config.founding;
-        if !founding.joins {
-            return Self::open_at(&config.data_dir, founding.members.clone(), || Ok(founding.identity));
-        }
-        match join::ask(&founding.other_urls()) {
-            Ok(group) => {
-                let identity = || group.identity_of(&config.peer_urls);
-                Self::open_at(&config.data_dir, group.members.clone(), identity)
+        Self::open_at(&config.data_dir, || {
+            if !founding.joins {
+                let (identity, members) = (founding.identity, founding.members.clone());
+                return Ok(Beginning { identity, founds: true, members });
             }
-            // One that has joined already may be the first to be started again.
-            Err(error) => Self::open_at(&config.data_dir, founding.members.clone(), || Err(error)),
-        }
+            let group = join::ask(&founding.other_urls())?;
+            let identity = group.identity_of(&config.peer_urls)?;
+            Ok(Beginning { identity, founds: false, members: group.members })
+        })
     }
 
-    fn open_at(
-        path: &Path,
-        members: Vec<Member>,
-        founding: impl FnOnce() -> anyhow::Result<Identity>,
-    ) -> anyhow::Result<Self> {
+    fn open_at(path: &Path, begin: impl FnOnce() -> anyhow::Result<Beginning>) -> anyhow::Result<Self> {
         let unusable = |reason| DataDirError::Unusable { path: path.display().to_string(), reason };
         fs::create_dir_all(path).map_err(unusable)?;
         let identity_file = path.join(IDENTITY_FILE);
@@ -98,14 +122,15 @@ impl DataDir {
         if lock.try_lock().is_err() {
             return Err(DataDirError::Locked { path: path.display().to_string() }.into());
         }
-        let identity = if is_existing {
+        let beginning = if is_existing {
             read(&identity_file)?
         } else {
-            let founding = founding()?;
-            write(path, &identity_file, founding).map_err(unusable)?;
-            founding
+            let beginning = begin()?;
+            write(path, &identity_file, &beginning).map_err(unusable)?;
+            beginning
         };
-        Ok(Self { identity, members, is_existing, _lock: lock })
+        let Beginning { identity, founds, members } = beginning;
+        Ok(Self { identity, founds, members, is_existing, _lock: lock })
     }
 }
 
@@ -122,25 +147,42 @@ fn refuse_foreign(path: &Path) -> Result<(), DataDirError> {
     Ok(())
 }
 
-fn read(file: &PathBuf) -> Result<Identity, DataDirError> {
+fn read(file: &Path) -> Result<Beginning, DataDirError> {
     let corrupt = |reason: String| DataDirError::Corrupt { path: file.display().to_string(), reason };
     let text = fs::read_to_string(file).map_err(|error| corrupt(error.to_string()))?;
     let stored: Stored = serde_json::from_str(&text).map_err(|error| corrupt(error.to_string()))?;
     if stored.format != FORMAT {
         return Err(DataDirError::Format { path: file.display().to_string(), found: stored.format });
     }
-    if stored.check != check(&stored.member_id, &stored.cluster_id) {
+    if stored.check != check(&stored.group).map_err(|error| corrupt(error.to_string()))? {
         return Err(corrupt("its checksum does not fit".into()));
     }
     let hex = |text: &str| u64::from_str_radix(text, 16).map_err(|error| corrupt(error.to_string()));
-    Ok(Identity { member_id: hex(&stored.member_id)?, cluster_id: hex(&stored.cluster_id)? })
+    let StoredGroup { member_id, cluster_id, founds, members } = stored.group;
+    let identity = Identity { member_id: hex(&member_id)?, cluster_id: hex(&cluster_id)? };
+    let member = |StoredMember { id, name, peer_urls, is_learner }: StoredMember| {
+        Ok(Member { id: MemberId(hex(&id)?), name, peer_urls, is_learner, ..Default::default() })
+    };
+    let members = members.into_iter().map(member).collect::<Result<_, DataDirError>>()?;
+    Ok(Beginning { identity, founds, members })
 }
 
 /// Durable when it returns: the file is synced before it gets its name, the directory after.
-fn write(directory: &Path, file: &Path, identity: Identity) -> std::io::Result<()> {
-    let (member_id, cluster_id) = (format!("{:x}", identity.member_id), format!("{:x}", identity.cluster_id));
-    let check = check(&member_id, &cluster_id);
-    let text = serde_json::to_string(&Stored { format: FORMAT, member_id, cluster_id, check })?;
+fn write(directory: &Path, file: &Path, beginning: &Beginning) -> std::io::Result<()> {
+    let member = |member: &Member| StoredMember {
+        id: format!("{:x}", member.id.0),
+        name: member.name.clone(),
+        peer_urls: member.peer_urls.clone(),
+        is_learner: member.is_learner,
+    };
+    let group = StoredGroup {
+        member_id: format!("{:x}", beginning.identity.member_id),
+        cluster_id: format!("{:x}", beginning.identity.cluster_id),
+        founds: beginning.founds,
+        members: beginning.members.iter().map(member).collect(),
+    };
+    let check = check(&group)?;
+    let text = serde_json::to_string(&Stored { format: FORMAT, group, check })?;
     let staged = directory.join("IDENTITY.tmp");
     let mut out = File::create(&staged)?;
     out.write_all(text.as_bytes())?;
@@ -150,32 +192,38 @@ fn write(directory: &Path, file: &Path, identity: Identity) -> std::io::Result<(
     File::open(directory)?.sync_all()
 }
 
-fn check(member_id: &str, cluster_id: &str) -> String {
-    let digest = Sha1::digest(format!("{member_id}/{cluster_id}"));
-    digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+fn check(group: &StoredGroup) -> serde_json::Result<String> {
+    let digest = Sha1::digest(serde_json::to_string(group)?);
+    Ok(digest[..8].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const FOUNDING: Identity = Identity { member_id: 0xd622_0a2b, cluster_id: 0x6656 };
+    fn beginning() -> Beginning {
+        let peer_urls = vec!["http://h:1".to_owned()];
+        let member = Member { id: MemberId(0xd622_0a2b), name: "a".into(), peer_urls, ..Default::default() };
+        let identity = Identity { member_id: 0xd622_0a2b, cluster_id: 0x6656 };
+        Beginning { identity, founds: true, members: vec![member] }
+    }
 
     #[test]
     fn an_existing_directory_keeps_its_identity() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("made");
-        assert!(!DataDir::open_at(&path, Vec::new(), || Ok(FOUNDING)).expect("founded").is_existing);
-        let other = Identity { member_id: 1, cluster_id: 2 };
-        let again = DataDir::open_at(&path, Vec::new(), || Ok(other)).expect("reused");
-        assert_eq!((again.identity, again.is_existing), (FOUNDING, true));
+        assert!(!DataDir::open_at(&path, || Ok(beginning())).expect("founded").is_existing);
+        let again = DataDir::open_at(&path, || panic!("it knows who it is")).expect("reused");
+        let Beginning { identity, founds, members } = beginning();
+        assert_eq!((again.identity, again.founds, again.members), (identity, founds, members));
+        assert!(again.is_existing);
     }
 
     #[test]
     fn two_processes_do_not_share_a_directory() {
         let directory = tempfile::tempdir().expect("a directory");
-        let _first = DataDir::open_at(directory.path(), Vec::new(), || Ok(FOUNDING)).expect("founded");
-        let second = DataDir::open_at(directory.path(), Vec::new(), || Ok(FOUNDING)).expect_err("locked");
+        let _first = DataDir::open_at(directory.path(), || Ok(beginning())).expect("founded");
+        let second = DataDir::open_at(directory.path(), || Ok(beginning())).expect_err("locked");
         assert!(matches!(second.downcast_ref(), Some(DataDirError::Locked { .. })));
     }
 
@@ -183,21 +231,21 @@ mod tests {
     fn what_another_program_wrote_is_refused_by_name() {
         let directory = tempfile::tempdir().expect("a directory");
         fs::create_dir(directory.path().join("member")).expect("made");
-        let error = DataDir::open_at(directory.path(), Vec::new(), || Ok(FOUNDING)).expect_err("foreign");
+        let error = DataDir::open_at(directory.path(), || Ok(beginning())).expect_err("foreign");
         assert!(error.to_string().contains("holds \"member\""), "{error}");
     }
 
     #[test]
     fn any_flipped_byte_of_the_identity_is_noticed() {
         let directory = tempfile::tempdir().expect("a directory");
-        drop(DataDir::open_at(directory.path(), Vec::new(), || Ok(FOUNDING)).expect("founded"));
+        drop(DataDir::open_at(directory.path(), || Ok(beginning())).expect("founded"));
         let file = directory.path().join(IDENTITY_FILE);
         let good = fs::read(&file).expect("readable");
         for at in 0..good.len() - 1 {
             let mut bad = good.clone();
             bad[at] ^= 1;
             fs::write(&file, &bad).expect("written");
-            let found = DataDir::open_at(directory.path(), Vec::new(), || Ok(FOUNDING));
+            let found = DataDir::open_at(directory.path(), || Ok(beginning()));
             assert!(found.is_err(), "byte {at}: {}", String::from_utf8_lossy(&bad));
         }
     }

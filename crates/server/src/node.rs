@@ -75,9 +75,7 @@ impl Node {
         let peer = PeerSide::new(config, identity)?;
         let (consensus, source) = {
             let _inside = control.enter();
-            let mut consensus = config.consensus(identity);
-            consensus.initial_members.clone_from(&data_dir.members);
-            Consensus::start(consensus, peer.transport()).context("cannot start the write plane")?
+            Consensus::start(config.consensus(data_dir), peer.transport()).context("cannot start the write plane")?
         };
         peer.serve(&consensus, peer_listeners)?;
         let source = source.wait().context("cannot start the write plane")?;
@@ -88,7 +86,13 @@ impl Node {
             Fanout::start(config.fanout(identity), Arc::new(source))
         };
         let render = Box::new(move || metrics.render() + &process::render());
-        let gateway = Gateway::new(write_plane.clone(), fanout.clone(), Some(consensus.event_log()), config.gateway(identity), render);
+        let gateway = Gateway::new(
+            write_plane.clone(),
+            fanout.clone(),
+            Some(consensus.event_log()),
+            config.gateway(identity),
+            render,
+        );
         Ok(Self {
             config: config.clone(),
             identity,

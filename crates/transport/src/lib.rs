@@ -26,7 +26,7 @@ pub use peer::{PeerService, PeerSink, Peers, PeersConfig};
 pub use port::{PeerPort, PortInfo, PortServer};
 pub use tail::metrics as tail_metrics;
 pub use tail::{
-    CodecError, CopyConfig, CopyFailed, CoreWord, CoreWordTeller, RemoteSource, RemoteSourceConfig, SourceFactory,
-    HashFailed, TailService, TailServiceConfig, copy_member_state, fetch_hash,
+    CodecError, CopyConfig, CopyFailed, CoreWord, CoreWordTeller, HashFailed, RemoteSource, RemoteSourceConfig,
+    SourceFactory, TailService, TailServiceConfig, copy_member_state, fetch_hash,
 };
 pub use write::{Router, RouterConfig, WriteService, WriteServiceConfig};

@@ -18,7 +18,9 @@ fn defaults_are_etcds() {
     let config = config(&[]).expect("valid");
     assert_eq!(config.data_dir, PathBuf::from("default.tailwater"));
     assert_eq!(config.client_addresses, ["127.0.0.1:2379".parse().expect("an address")]);
-    let consensus = config.consensus(config.founding.identity);
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = Config { data_dir: directory.path().join("data"), ..config };
+    let consensus = config.consensus(&DataDir::open(&config).expect("founded"));
     assert_eq!((consensus.election_ticks, consensus.lease_ttl_min), (10, 2));
     assert_eq!(consensus.request_timeout, Duration::from_secs(7));
     assert_eq!(consensus.quota_bytes, 2 << 30);
