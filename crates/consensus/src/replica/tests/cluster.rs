@@ -225,6 +225,12 @@ impl Cluster {
         self.disks.remove(&id);
     }
 
+    /// Ends a member as it ends by itself or when it is asked to: its state is flushed.
+    pub(super) fn halt(&mut self, id: u64) {
+        self.node(id).consensus.events.flush().unwrap();
+        self.stop(id);
+    }
+
     pub(super) fn node(&mut self, id: u64) -> &mut Node {
         self.nodes.get_mut(&id).unwrap()
     }

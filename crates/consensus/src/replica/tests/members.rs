@@ -264,6 +264,7 @@ fn a_removed_follower_stops_with_the_reason_and_never_returns() {
     cluster.ticks(15);
     assert_eq!(cluster.node(leaving).reason.as_deref(), Some(REMOVED));
     assert!(cluster.node(leader).consensus.is_removed(MemberId(leaving)));
+    cluster.halt(leaving);
     let again = cluster.try_start(leaving, &all(3), |_| {});
     assert!(again.unwrap_err().to_string().contains(REMOVED));
     cluster.put(leader, "a");
@@ -462,7 +463,7 @@ fn one_member_of_a_lost_group_goes_on_alone_with_what_it_has() {
     let history = cluster.node(leader).tail().end().history;
     let survivor = leader % 3 + 1;
     let initial = all(3);
-    (1..=3).for_each(|id| cluster.stop(id));
+    (1..=3).for_each(|id| cluster.halt(id));
     cluster.start(survivor, &initial, |config| config.force_new_cluster = true);
     assert_eq!(cluster.leader(), survivor);
     cluster.put(survivor, "b");
@@ -470,6 +471,7 @@ fn one_member_of_a_lost_group_goes_on_alone_with_what_it_has() {
     assert_eq!(end.revision, Revision(3));
     assert_ne!(end.history, history);
     assert_eq!(*cluster.node(survivor).told.lock(), [member(survivor)]);
+    cluster.halt(survivor);
     cluster.start(survivor, &initial, |_| {});
     assert_eq!(cluster.leader(), survivor);
     assert_eq!(cluster.node(survivor).tail().end().history, end.history);
