@@ -26,10 +26,3 @@ mod selftest;
 mod stale;
 mod watchers;
 mod workload;
-
-/// Whether `tailwater serve` forms clusters of several members. `CLUSTER_MEMBERS=1` tries it where this says no.
-const SEVERAL_MEMBERS: bool = true;
-
-fn several_members() -> bool {
-    SEVERAL_MEMBERS || std::env::var("CLUSTER_MEMBERS").is_ok_and(|value| value == "1")
-}

@@ -52,9 +52,6 @@ pub(crate) async fn turn_alone(test: &str, members: usize) -> Option<(SemaphoreP
 }
 
 async fn share(test: &str, members: usize, turns: u32) -> Option<(SemaphorePermit<'static>, Setup)> {
-    if members > 1 && kind() == Kind::Tailwater && !crate::several_members() {
-        return None;
-    }
     if let Err(error) = program(kind()) {
         left_out(test, &format!("{error:#}"));
         return None;
