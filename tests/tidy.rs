@@ -16,6 +16,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("gateway", &["api", "eventlog", "consensus", "fanout"]),
     ("server", &["api", "eventlog", "consensus", "fanout", "transport", "gateway"]),
     ("bench", &["api"]),
+    ("sim", &["api", "eventlog", "consensus", "fanout"]),
 ];
 
 /// A file beyond this many lines wants to be two.

@@ -34,11 +34,23 @@ async fn a_disk_that_goes_back_in_time_is_found() {
     assert!(named.iter().any(|guarantee| text.contains(guarantee)), "found, but as what? {text}");
 }
 
+/// How often a cluster is cut: a busy machine may leave too few reads in one cut to tell.
+const ATTEMPTS: usize = 4;
+
 /// Serializable reads of a member that is cut off are stale. Taken for linearizable ones they must not pass.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stale_reads_of_a_member_that_is_cut_off_are_found() {
-    let Some((_turn, setup)) = turn("planted stale reads", 3).await else { return };
-    let mut run = Run::start(Cluster::start(setup).await.expect("members"), &amount()).await.expect("a load");
+    for _ in 0..ATTEMPTS {
+        let Some((_turn, setup)) = turn("planted stale reads", 3).await else { return };
+        let run = Run::start(Cluster::start(setup).await.expect("members"), &amount()).await.expect("a load");
+        if cut_off_reads_are_found(run).await {
+            return;
+        }
+    }
+    panic!("stale reads went unnoticed {ATTEMPTS} times");
+}
+
+async fn cut_off_reads_are_found(mut run: Run) -> bool {
     run.cluster.keep_nothing();
     let leader = run.cluster.leader().await.expect("a leader");
     let follower = (leader + 1) % run.cluster.size();
@@ -52,10 +64,10 @@ async fn stale_reads_of_a_member_that_is_cut_off_are_found() {
             operation.action = Action::Read { serializable: false };
         }
     }
-    let found = oracle::operations(&record).expect_err("stale reads went unnoticed");
+    let Err(found) = oracle::operations(&record) else { return false };
     assert!(format!("{found:#}").contains("linearizable"), "{found:#}");
-    if let Some(checker) = checker {
-        let found = checker.check(&record).expect_err("stale reads went unnoticed by the outside checker");
-        assert!(format!("{found:#}").contains("not linearizable"), "{found:#}");
-    }
+    let Some(checker) = checker else { return true };
+    let Err(found) = checker.check(&record) else { return false };
+    assert!(format!("{found:#}").contains("not linearizable"), "{found:#}");
+    true
 }

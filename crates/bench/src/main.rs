@@ -53,6 +53,9 @@ enum Command {
         /// Seconds per workload.
         #[arg(long, default_value_t = 5)]
         seconds: u64,
+        /// Members of each group; the load goes to the leader, and what the servers use is summed.
+        #[arg(long, default_value_t = 1)]
+        members: usize,
         /// Only this workload.
         #[arg(long)]
         only: Option<Workload>,
@@ -87,8 +90,8 @@ async fn main() -> anyhow::Result<()> {
             table::print_sample(workload, &sample);
             Ok(())
         }
-        Command::Compare { tailwater, etcd, rounds, seconds, only, data, pin } => {
-            anyhow::ensure!(rounds > 0, "--rounds must be at least 1");
+        Command::Compare { tailwater, etcd, rounds, seconds, members, only, data, pin } => {
+            anyhow::ensure!(rounds > 0 && members > 0, "--rounds and --members must be at least 1");
             if pin {
                 server::pin_self().context("pinning this process; leave out --pin where taskset is missing")?;
             }
@@ -100,7 +103,7 @@ async fn main() -> anyhow::Result<()> {
                 for program in &programs {
                     for &workload in &workloads {
                         eprintln!("round {} of {rounds}: {} {workload:?}", round + 1, program.name);
-                        let mut running = server::Running::start(program, &data, pin, &[]).await?;
+                        let mut running = server::Running::start_group(program, members, &data, pin, &[]).await?;
                         let prepared = load::prepare(&running.endpoint, workload).await?;
                         let before = running.usage()?;
                         let sample = load::measure(prepared, Duration::from_secs(seconds)).await?;

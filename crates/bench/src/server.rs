@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use tailwater_api::etcdserverpb as pb;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
@@ -50,11 +51,12 @@ impl Usage {
     }
 }
 
-/// A running server with a fresh data directory.
+/// A running server, or a group of them, with fresh data directories.
 pub(crate) struct Running {
-    /// Its client URL.
+    /// The client URL of the one, or of the leader.
     pub(crate) endpoint: String,
-    child: Child,
+    /// The leader first.
+    children: Vec<Child>,
     _data: TempDir,
 }
 
@@ -72,72 +74,141 @@ fn free_port() -> anyhow::Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
+/// Where a member is reached.
+struct Place {
+    client: String,
+    peer: String,
+}
+
 impl Running {
-    /// Starts it and waits until it answers.
+    /// Starts one server and waits until it answers.
     pub(crate) async fn start(program: &Program, data: &Path, pin: bool, arguments: &[String]) -> anyhow::Result<Self> {
+        Self::start_group(program, 1, data, pin, arguments).await
+    }
+
+    /// Starts a group of `members`, all on one CPU when pinned, and waits until each answers.
+    pub(crate) async fn start_group(
+        program: &Program,
+        members: usize,
+        data: &Path,
+        pin: bool,
+        arguments: &[String],
+    ) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("tailwater-bench-").tempdir_in(data)?;
-        let client = format!("http://127.0.0.1:{}", free_port()?);
-        let peer = format!("http://127.0.0.1:{}", free_port()?);
-        let mut command = if pin {
-            let mut command = Command::new("taskset");
-            command.args(["-c", "0"]).arg(&program.path);
-            command
-        } else {
-            Command::new(&program.path)
-        };
-        command
-            .args(program.subcommand)
-            .args(["--name", "default", "--log-level", "error"])
-            .arg("--data-dir")
-            .arg(dir.path().join("data"))
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("default={peer}"), "--quota-backend-bytes", "8589934592"])
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::inherit())
-            .kill_on_drop(true);
-        let child = command.spawn().with_context(|| format!("starting {}", program.path.display()))?;
-        let running = Self { endpoint: client, child, _data: dir };
-        let begin = Instant::now();
-        loop {
-            match crate::load::run(&running.endpoint, crate::load::Workload::Get, Duration::ZERO).await {
-                Ok(_) => return Ok(running),
-                Err(error) if begin.elapsed() > Duration::from_secs(30) => {
-                    return Err(error.context(format!("{} did not begin to serve", program.name)));
-                }
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        let url = || Ok::<_, anyhow::Error>(format!("http://127.0.0.1:{}", free_port()?));
+        let places: Vec<Place> =
+            (0..members).map(|_| Ok(Place { client: url()?, peer: url()? })).collect::<anyhow::Result<_>>()?;
+        let group: Vec<String> = places.iter().enumerate().map(|(at, place)| format!("m{at}={}", place.peer)).collect();
+        let mut children = Vec::new();
+        for (at, place) in places.iter().enumerate() {
+            let data = dir.path().join(format!("m{at}"));
+            children.push(spawn(program, pin, &data, at, place, &group.join(","), arguments)?);
+        }
+        let mut leader = 0;
+        for (at, place) in places.iter().enumerate() {
+            if wait_until_it_answers(program, &place.client).await? {
+                leader = at;
             }
         }
+        children.swap(0, leader);
+        Ok(Self { endpoint: places[leader].client.clone(), children, _data: dir })
     }
 
-    /// From /proc; the process must live.
+    /// Of all members together, from /proc; the processes must live.
     pub(crate) fn usage(&self) -> anyhow::Result<Usage> {
-        let id = self.child.id().context("the server has ended")?;
-        let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
-        // Fields 14 and 15 (proc(5)), counted behind the command name, which may hold spaces.
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
-        Ok(Usage {
-            // USER_HZ is 100 on every Linux that Rust's standard targets run on.
-            cpu_seconds: ticks / 100.0,
-            memory_bytes_max: field(&format!("/proc/{id}/status"), "VmHWM:")? * 1024,
-            written_bytes: field(&format!("/proc/{id}/io"), "write_bytes:")?,
-        })
+        let mut sum = Usage { cpu_seconds: 0.0, memory_bytes_max: 0, written_bytes: 0 };
+        for child in &self.children {
+            let one = usage_of(child)?;
+            sum.cpu_seconds += one.cpu_seconds;
+            sum.memory_bytes_max += one.memory_bytes_max;
+            sum.written_bytes += one.written_bytes;
+        }
+        Ok(sum)
     }
 
-    /// Resident memory now, bytes.
+    /// Resident memory now, bytes; of a group, the leader's.
     pub(crate) fn memory_bytes(&self) -> anyhow::Result<u64> {
-        let id = self.child.id().context("the server has ended")?;
+        let id = self.children[0].id().context("the server has ended")?;
         Ok(field(&format!("/proc/{id}/status"), "VmRSS:")? * 1024)
     }
 
-    /// Ends it; its data goes with it.
+    /// Ends all; their data goes with them.
     pub(crate) async fn stop(&mut self) -> anyhow::Result<()> {
-        self.child.kill().await?;
+        for child in &mut self.children {
+            child.kill().await?;
+        }
         Ok(())
     }
+}
+
+fn spawn(
+    program: &Program,
+    pin: bool,
+    data: &Path,
+    at: usize,
+    place: &Place,
+    group: &str,
+    arguments: &[String],
+) -> anyhow::Result<Child> {
+    let mut command = if pin {
+        let mut command = Command::new("taskset");
+        command.args(["-c", "0"]).arg(&program.path);
+        command
+    } else {
+        Command::new(&program.path)
+    };
+    command
+        .args(program.subcommand)
+        .args(["--name", &format!("m{at}"), "--log-level", "error"])
+        .arg("--data-dir")
+        .arg(data)
+        .args(["--listen-client-urls", &place.client, "--advertise-client-urls", &place.client])
+        .args(["--listen-peer-urls", &place.peer, "--initial-advertise-peer-urls", &place.peer])
+        .args(["--initial-cluster", group, "--quota-backend-bytes", "8589934592"])
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit())
+        .kill_on_drop(true);
+    command.spawn().with_context(|| format!("starting {}", program.path.display()))
+}
+
+/// Whether the member leads.
+async fn wait_until_it_answers(program: &Program, endpoint: &str) -> anyhow::Result<bool> {
+    let begin = Instant::now();
+    loop {
+        match ask_for_leader(endpoint).await {
+            Ok(leads) => return Ok(leads),
+            Err(error) if begin.elapsed() > Duration::from_secs(30) => {
+                return Err(error.context(format!("{} did not begin to serve", program.name)));
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+async fn ask_for_leader(endpoint: &str) -> anyhow::Result<bool> {
+    // A read that needs a leader, so that none is missing when the load begins.
+    crate::load::run(endpoint, crate::load::Workload::Get, Duration::ZERO).await?;
+    let channel = crate::load::connect(endpoint, 1).await?.remove(0);
+    let mut maintenance = pb::maintenance_client::MaintenanceClient::new(channel);
+    let status = maintenance.status(pb::StatusRequest {}).await?.into_inner();
+    let own = status.header.context("an answer has a header")?.member_id;
+    Ok(status.leader == own)
+}
+
+fn usage_of(child: &Child) -> anyhow::Result<Usage> {
+    let id = child.id().context("the server has ended")?;
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
+    // Fields 14 and 15 (proc(5)), counted behind the command name, which may hold spaces.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
+    Ok(Usage {
+        // USER_HZ is 100 on every Linux that Rust's standard targets run on.
+        cpu_seconds: ticks / 100.0,
+        memory_bytes_max: field(&format!("/proc/{id}/status"), "VmHWM:")? * 1024,
+        written_bytes: field(&format!("/proc/{id}/io"), "write_bytes:")?,
+    })
 }
 
 fn field(path: &str, name: &str) -> anyhow::Result<u64> {
