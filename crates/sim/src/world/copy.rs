@@ -28,6 +28,13 @@ pub(crate) struct Copy {
     early: Vec<StateRow>,
 }
 
+impl Copy {
+    /// Whether it is read from this member, whose files it then holds open.
+    pub(super) fn comes_from(&self, member: usize) -> bool {
+        self.from.member == member
+    }
+}
+
 /// What a step came to.
 enum Step {
     More,

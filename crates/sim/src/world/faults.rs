@@ -123,6 +123,10 @@ impl World {
         for watcher in self.watchers.iter_mut().filter(|watcher| watcher.member() == Some(member)) {
             watcher.close();
         }
+        // A connection ends with the process at its other end; what is staged stays.
+        for other in self.members.iter_mut().filter_map(|other| other.running.as_mut()) {
+            other.copy.take_if(|copy| copy.comes_from(member));
+        }
         let this = &mut self.members[member];
         this.crash(cut);
         (this.paused_until, this.slow_until) = (0, 0);
