@@ -168,6 +168,8 @@ async fn a_member_that_was_away_catches_up_while_writes_go_on() {
     // So few that the member needs a snapshot; in the full form etcd's own figures do.
     let entries = scaled(500, 5000);
     setup.etcd_flags = vec![format!("--snapshot-count={entries}"), format!("--snapshot-catchup-entries={entries}")];
+    // In full the log is too short by itself.
+    setup.tailwater_flags = vec![format!("--raft-log-bytes={}", scaled(256 << 10, 64 << 20))];
     setup.flags = vec![format!("--quota-backend-bytes={}", 8_i64 << 30)];
     let mut cluster = Cluster::start(setup).await.expect("a cluster");
     let seed = seed();

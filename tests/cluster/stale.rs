@@ -184,6 +184,7 @@ async fn falls_behind(cluster: &mut Cluster) -> anyhow::Result<()> {
 async fn a_watch_never_goes_back_after_a_partition() {
     let Some((_turn, mut setup)) = turn("etcd 15271", 3).await else { return };
     setup.etcd_flags = vec!["--snapshot-count=100".into(), "--snapshot-catchup-entries=100".into()];
+    setup.tailwater_flags = vec!["--raft-log-bytes=262144".into()];
     let mut cluster = Cluster::start(setup).await.expect("a cluster");
     if let Err(error) = falls_behind(&mut cluster).await {
         panic!("{error:?}");

@@ -17,6 +17,9 @@ use crate::founding::Founding;
 /// etcd's default quota.
 const QUOTA_BYTES_DEFAULT: u64 = 2 << 30;
 
+/// A shorter raft log would have the state flushed all the time.
+const RAFT_LOG_BYTES_MIN: u64 = 256 << 10;
+
 /// Everything that `tailwater serve` was told, checked.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -43,6 +46,7 @@ pub(crate) struct Config {
     quota_bytes: u64,
     auto_compaction: AutoCompaction,
     progress_interval: Duration,
+    raft_log_bytes: u64,
     window_bytes: usize,
     stream_chunk_bytes: usize,
     watch_memory_bytes: usize,
@@ -94,6 +98,7 @@ impl Config {
             },
             auto_compaction: auto_compaction(flags)?,
             progress_interval: progress_interval(flags)?,
+            raft_log_bytes: flags.raft_log_bytes.max(RAFT_LOG_BYTES_MIN),
             window_bytes: flags.window_bytes,
             stream_chunk_bytes: at_least("stream-chunk-bytes", flags.stream_chunk_bytes, 4096)?,
             watch_memory_bytes: at_least("watch-memory-bytes", flags.watch_memory_bytes, flags.stream_chunk_bytes)?,
@@ -135,7 +140,7 @@ impl Config {
             quota_bytes: self.quota_bytes,
             memtable_bytes: 64 << 20,
             block_cache_bytes: 128 << 20,
-            raft_log_bytes: 64 << 20,
+            raft_log_bytes: self.raft_log_bytes,
             tail_hot_bytes_max: 64 << 20,
             sync_delay: Duration::ZERO,
         }

@@ -95,6 +95,9 @@ pub(crate) struct Flags {
     /// Accepted for etcd's sake; raft entries are trimmed by bytes here
     #[arg(long, default_value_t = 10_000)]
     pub(crate) snapshot_count: u64,
+    /// Bytes of raft log kept for members that are away; who is away for longer copies the state
+    #[arg(long, default_value_t = 64 << 20)]
+    pub(crate) raft_log_bytes: u64,
     /// Bytes of recent events kept in memory
     #[arg(long, default_value_t = 256 << 20)]
     pub(crate) window_bytes: usize,

@@ -155,7 +155,9 @@ impl Node {
         tracing::info!(name = self.config.name, "published local member to cluster through raft");
         if self.consensus.catch_up_wanted().borrow().is_none() {
             // Up without it: a copy that an earlier run began is of no use any more.
-            self.consensus.event_log().discard_staging().context("cannot remove an interrupted copy")?;
+            if let Err(error) = self.consensus.event_log().discard_staging() {
+                tracing::warn!(%error, "an interrupted copy was not removed; the next start tries again");
+            }
         }
         let version = self.config.gateway(self.identity).storage_version();
         if self.fanout.snapshot().cluster_version != version {
