@@ -116,9 +116,26 @@ impl ReplicaCore {
         }
     }
 
+    /// A member that was removed asks those that stay, with each tick, until one refuses it: that one knows, durably,
+    /// that the group goes on without it. Should nobody know, the group may still need it.
+    pub(super) fn ask_whether_removed(&mut self) {
+        if !self.removed {
+            return;
+        }
+        let (own, term) = (self.config.member_id.0, self.node.raft.term);
+        for to in self.node.store().conf_state.voters.clone() {
+            let message = Message { to, from: own, term, ..Default::default() };
+            self.own_messages.push(with_type(message, MessageType::MsgReadIndex));
+        }
+    }
+
     /// A member in doubt asks. The leader answers with the next confirmation of leadership that starts; any other member
     /// says where its log ends, since it may never ask for votes itself: one that does not know yet that it is a voter.
     pub(super) fn on_doubter(&mut self, question: Message) {
+        if question.entries.is_empty() {
+            // One that was removed, which is answered by whoever knows of it.
+            return;
+        }
         if self.node.raft.state == StateRole::Leader {
             if self.node.raft.prs().get(question.from).is_some() {
                 self.doubters.retain(|waiting| waiting.from != question.from);
