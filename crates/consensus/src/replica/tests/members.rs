@@ -298,6 +298,21 @@ fn a_removed_member_stays_until_another_one_is_known_to_do_without_it() {
 }
 
 #[test]
+fn a_learner_that_was_away_when_it_was_removed_learns_it() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    cluster.ask(leader, add(4, true));
+    cluster.start(4, &all(4), joining);
+    cluster.ticks(5);
+    cluster.cut_off(4, true);
+    assert_eq!(ids(cluster.ask(leader, remove(4))).len(), 3);
+    cluster.ticks(5);
+    cluster.cut_off(4, false);
+    cluster.ticks(25);
+    assert_eq!(cluster.node(4).reason.as_deref(), Some(REMOVED));
+}
+
+#[test]
 fn a_leader_can_remove_itself() {
     let mut cluster = Cluster::new(3);
     let old = cluster.leader();
