@@ -11,6 +11,7 @@ use tailwater_eventlog::{
 };
 use tokio::runtime::{Builder, Handle, Runtime};
 
+use super::description::NodeDescription;
 use super::server::CoreWord;
 use super::uplink::Uplink;
 use crate::LinkConfig;
@@ -33,8 +34,8 @@ pub struct RemoteSourceConfig {
     pub cluster_id: u64,
     /// What is wanted; none: every key. Not overlapping.
     pub ranges: Vec<KeyRange>,
-    /// Where clients reach this node, for those who route to it; may be empty.
-    pub client_url: String,
+    /// What this node says of itself where it reads: name, roles and URLs. Its id and ranges are those above.
+    pub announced: NodeDescription,
     /// A source without a word for so long is left, and a history read tries for so long. Default 3 s.
     pub silence_max: Duration,
     /// A source that heard of the core longer ago, or knew no leader for so long, is left for another. Default 3 s.
@@ -54,7 +55,7 @@ impl RemoteSourceConfig {
             reader_id,
             cluster_id: 0,
             ranges: Vec::new(),
-            client_url: String::new(),
+            announced: NodeDescription::default(),
             silence_max: Duration::from_secs(3),
             core_age_max: Duration::from_secs(3),
             bulk_silence_max: Duration::from_secs(60),
