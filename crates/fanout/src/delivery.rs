@@ -33,6 +33,7 @@ pub(crate) mod text {
     pub(crate) const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
     pub(crate) const STOPPED: &str = "etcdserver: server stopped";
     pub(crate) const TOO_MANY: &str = "etcdserver: too many requests";
+    pub(crate) const ELSEWHERE: &str = "tailwater: no live tail here, resume elsewhere";
     pub(crate) const UNAVAILABLE: &str = "etcdserver: watch history unavailable, resume elsewhere";
 }
 

@@ -80,18 +80,18 @@ impl Follower {
         let reason = match ended {
             Ended::Tail(TailError::Behind(cursor)) => {
                 tracing::warn!(revision = cursor.revision.0, "tail has left this fanout behind; transferring again");
-                self.phase = Phase::Begin;
+                self.begin_again();
                 return true;
             }
             Ended::Restart(reason) => {
                 tracing::warn!(reason, "transferring again");
-                self.phase = Phase::Begin;
+                self.begin_again();
                 return true;
             }
             Ended::Tail(TailError::OtherHistory) => {
                 tracing::warn!("source has another history; transferring again");
                 self.core.wakeups.end(StreamEnd::Status(UNAVAILABLE, text::UNAVAILABLE.into()));
-                self.phase = Phase::Begin;
+                self.begin_again();
                 return true;
             }
             Ended::Tail(TailError::Closed) => "tail closed".to_owned(),
@@ -103,6 +103,12 @@ impl Follower {
         self.core.stop();
         self.reached.send_modify(|reached| reached.stopped = true);
         false
+    }
+
+    /// What is published stays, but whoever wants what is newest waits for the state to be whole again.
+    fn begin_again(&mut self) {
+        self.phase = Phase::Begin;
+        self.reached.send_modify(|reached| reached.ready = false);
     }
 
     /// Transfers the state, follows until it is whole and publishes it as one, then follows.

@@ -7,9 +7,10 @@ use tailwater_eventlog::{Alarm, AuthFacts, Cursor, Member, MemberId, Position, R
 use tokio::sync::watch;
 
 use crate::core::{Clock, Core};
+use crate::delivery::{UNAVAILABLE, text};
 use crate::follow::{Follower, Reached};
 use crate::range::Plan;
-use crate::{FanoutConfig, RangeAnswer, RangeQuery, ReadError, WatchControl, WatchStream, metrics};
+use crate::{FanoutConfig, RangeAnswer, RangeQuery, ReadError, StreamEnd, WatchControl, WatchStream, metrics};
 
 /// Threads that read history for streams that are behind the window.
 const HISTORY_THREADS: usize = 2;
@@ -73,6 +74,18 @@ impl Fanout {
         let mut reached = self.reached.clone();
         // An error means that the tail thread is gone, which is an end of waiting too.
         let _ended = reached.wait_for(|reached| reached.ready || reached.stopped).await;
+    }
+
+    /// Whether the state is whole. Not before the first transfer has ended, and not while another one must be made.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        let reached = self.reached.borrow();
+        reached.ready && !reached.stopped
+    }
+
+    /// Ends every watch stream that is open now with UNAVAILABLE: clients resume elsewhere at their cursors.
+    pub fn end_streams(&self) {
+        self.core.wakeups.end(StreamEnd::Status(UNAVAILABLE, text::ELSEWHERE.into()));
     }
 
     /// What is visible now. Cheap: no lock, no copy.

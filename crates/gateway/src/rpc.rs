@@ -26,6 +26,10 @@ const SERVED_BY_LEARNERS: &[&str] = &[
     "/grpc.health.v1.Health/Watch",
 ];
 
+/// What a node answers that is not ready: what it is, not what it holds.
+const SERVED_UNREADY: &[&str] =
+    &["/etcdserverpb.Maintenance/Status", "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"];
+
 impl Gateway {
     /// Serves one HTTP request of a client: gRPC is HTTP/2 with its content type, everything else plain HTTP.
     pub async fn serve(&self, request: Request<Body>) -> Response<Body> {
@@ -93,6 +97,9 @@ impl Gateway {
     ) -> Result<Answer, Fault> {
         self.count_client(method, headers)?;
         refuse_encoding(headers)?;
+        if let Some(reason) = self.unready().filter(|_| !SERVED_UNREADY.contains(&method.path)) {
+            return Err(Fault::Other(Code::Unavailable, reason.into()));
+        }
         let requires_leader = headers.get("hasleader").is_some_and(|value| value == "true");
         if requires_leader && self.fanout().snapshot().leader.is_none() {
             return Err(Fault::NoLeader);
