@@ -1,5 +1,6 @@
 //! The handle through which the gateway reads and watches.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use tokio::sync::watch;
 use crate::core::{Clock, Core};
 use crate::follow::{Follower, Reached};
 use crate::range::Plan;
-use crate::{FanoutConfig, RangeAnswer, RangeQuery, ReadError, WatchControl, WatchStream, metrics};
+use crate::{FanoutConfig, FanoutLoad, RangeAnswer, RangeQuery, ReadError, WatchControl, WatchStream, metrics};
 
 /// Threads that read history for streams that are behind the window.
 const HISTORY_THREADS: usize = 2;
@@ -133,7 +134,20 @@ impl Fanout {
     /// ends it and frees everything that it held. Call it after [`Fanout::ready`].
     #[must_use]
     pub fn open_stream(&self) -> (WatchControl, WatchStream) {
-        crate::watch::open(&self.core)
+        crate::watch::open(&self.core, None)
+    }
+
+    /// As [`Fanout::open_stream`], for a client whose address [`Fanout::load`] shows while it is slow.
+    #[must_use]
+    pub fn open_stream_for(&self, peer: Option<SocketAddr>) -> (WatchControl, WatchStream) {
+        crate::watch::open(&self.core, peer)
+    }
+
+    /// What this fanout carries now, with at most `slowest_max` of the streams that are furthest behind. Costs a short
+    /// look at every stream: for once a second, not for every request.
+    #[must_use]
+    pub fn load(&self, slowest_max: usize) -> FanoutLoad {
+        self.core.load(slowest_max)
     }
 
     /// Bytes that watch streams hold for their clients, chunks that they share included; the metric is
