@@ -34,6 +34,7 @@ pub(crate) mod text {
     pub(crate) const STOPPED: &str = "etcdserver: server stopped";
     pub(crate) const TOO_MANY: &str = "etcdserver: too many requests";
     pub(crate) const ELSEWHERE: &str = "tailwater: no live tail here, resume elsewhere";
+    pub(crate) const OUT_OF_SCOPE: &str = "tailwater: no replica here covers the range";
     pub(crate) const UNAVAILABLE: &str = "etcdserver: watch history unavailable, resume elsewhere";
 }
 
@@ -139,6 +140,10 @@ impl Delivery {
     pub(crate) fn create(&mut self, create: CreateWatch, denied: Option<String>) {
         if self.closed {
             return;
+        }
+        if !self.core.scope.covers(&create.range) {
+            // Not in band: clients take that for the end of the watch.
+            return self.inbox.end(StreamEnd::Status(UNAVAILABLE, text::OUT_OF_SCOPE.into()));
         }
         let published = self.core.published.load_full();
         let refused = if create.start.0 < 0 {

@@ -1,15 +1,19 @@
 //! The handle through which the gateway reads and watches.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tailwater_eventlog::{Alarm, AuthFacts, Cursor, Member, MemberId, Position, Revision, Source, Term};
+use tailwater_eventlog::{
+    Alarm, AuthFacts, Cursor, KeyRange, Member, MemberId, Position, Revision, Scope, Source, Term,
+};
 use tokio::sync::watch;
 
 use crate::core::{Clock, Core};
 use crate::delivery::{UNAVAILABLE, text};
 use crate::follow::{Follower, Reached};
 use crate::range::Plan;
+use crate::source::RelaySource;
 use crate::{FanoutConfig, RangeAnswer, RangeQuery, ReadError, StreamEnd, WatchControl, WatchStream, metrics};
 
 /// Threads that read history for streams that are behind the window.
@@ -64,7 +68,7 @@ impl Fanout {
         });
         for _ in 0..HISTORY_THREADS {
             let shared = core.clone();
-            spawn("fanout-history", move || shared.history.run(&*shared.source));
+            spawn("fanout-history", move || shared.history.run(&shared));
         }
         fanout
     }
@@ -99,6 +103,9 @@ impl Fanout {
     /// # Errors
     /// [`ReadError::Stopped`].
     pub async fn reach(&self, position: Position) -> Result<(), ReadError> {
+        if self.reached.borrow().position < position {
+            self.core.awaited.fetch_max(position.0, Ordering::Relaxed);
+        }
         let mut reached = self.reached.clone();
         let seen = reached.wait_for(|reached| (reached.ready && reached.position >= position) || reached.stopped).await;
         match seen {
@@ -112,9 +119,7 @@ impl Fanout {
     /// # Errors
     /// See [`ReadError`].
     pub async fn range(&self, query: RangeQuery) -> Result<RangeAnswer, ReadError> {
-        if self.core.is_stopped() {
-            return Err(ReadError::Stopped);
-        }
+        self.check(&query.range)?;
         let plan = Plan::new(&self.core, query)?;
         if plan.is_small(&self.core)
             && let Some(answer) = plan.read_memory(&self.core)
@@ -136,9 +141,7 @@ impl Fanout {
     /// See [`ReadError`].
     #[doc(hidden)]
     pub fn range_here(&self, query: RangeQuery) -> Result<RangeAnswer, ReadError> {
-        if self.core.is_stopped() {
-            return Err(ReadError::Stopped);
-        }
+        self.check(&query.range)?;
         Plan::new(&self.core, query)?.read(&self.core)
     }
 
@@ -155,6 +158,31 @@ impl Fanout {
     #[must_use]
     pub fn stream_bytes(&self) -> usize {
         self.core.memory.bytes()
+    }
+
+    /// What this fanout holds: reads outside of it fail with [`ReadError::OutOfScope`], and a watcher outside of it ends
+    /// its stream with UNAVAILABLE.
+    #[must_use]
+    pub fn scope(&self) -> &Scope {
+        &self.core.scope
+    }
+
+    /// This fanout's memory as the source of one reader, for a relay. [`FanoutConfig::relay_bytes_max`] says how far
+    /// behind a reader may be that follows without the window. The reader's calls may block its thread; the tail thread
+    /// never waits for them.
+    ///
+    /// A fanout's own history begins where its transfer ended: what a reader asks below it is read through from this
+    /// fanout's source.
+    #[must_use]
+    pub fn source(&self) -> Arc<dyn Source> {
+        Arc::new(RelaySource::new(self.core.clone()))
+    }
+
+    fn check(&self, range: &KeyRange) -> Result<(), ReadError> {
+        if !self.core.is_serving() {
+            return Err(ReadError::Stopped);
+        }
+        if self.core.scope.covers(range) { Ok(()) } else { Err(ReadError::OutOfScope) }
     }
 
     /// Stops following and ends every stream.
@@ -185,7 +213,7 @@ impl FanoutParts {
 
     /// A turn of a history thread: one read. `false` when none waits.
     pub fn step_history(&self) -> bool {
-        self.core.history.step(&*self.core.source)
+        self.core.history.step(&self.core)
     }
 }
 

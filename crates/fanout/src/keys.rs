@@ -39,6 +39,11 @@ impl KeyTree {
         self.tree.range(range).map(|(_, node, _)| node)
     }
 
+    /// As [`KeyTree::range`], those behind `after` only.
+    pub(crate) fn range_after(&self, range: &KeyRange, after: Option<&[u8]>) -> impl Iterator<Item = &Arc<KeyNode>> {
+        self.tree.range_after(range, after).map(|(_, node, _)| node)
+    }
+
     /// As [`KeyTree::range`], but steps over what is not live.
     pub(crate) fn live_range(&self, range: &KeyRange) -> impl Iterator<Item = &Arc<KeyNode>> {
         self.tree.live_range_after(range, None).map(|(_, node, _)| node)

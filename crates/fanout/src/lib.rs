@@ -2,7 +2,7 @@
 //! control.
 //!
 //! It proposes nothing, votes for nothing, and never holds back the tail because a client is slow. Start at
-//! [`Fanout`]; a client's watch RPC is one [`WatchStream`].
+//! [`Fanout`]; a client's watch RPC is one [`WatchStream`]. [`Fanout::source`] feeds other fanouts from its memory.
 
 mod config;
 mod core;
@@ -19,6 +19,7 @@ pub mod metrics;
 mod range;
 mod read;
 mod registry;
+mod source;
 mod store;
 mod version;
 mod wakeups;

@@ -195,6 +195,8 @@ pub(crate) fn open(core: &Arc<Core>) -> (WatchControl, WatchStream) {
     // Looked at after the stream is known to the worker: whoever comes later ends it there.
     if core.is_stopped() {
         inbox.end(StreamEnd::Status(UNAVAILABLE, text::STOPPED.into()));
+    } else if !core.is_serving() {
+        inbox.end(StreamEnd::Status(UNAVAILABLE, text::UNAVAILABLE.into()));
     }
     let delivery = Mutex::new(Delivery::new(core.clone(), id, inbox.clone()));
     let shared = Arc::new(Shared { core: core.clone(), id, inbox, delivery });

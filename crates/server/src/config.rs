@@ -165,6 +165,7 @@ impl Config {
             response_bytes_max: 1 << 20,
             fragment_bytes_max: self.request_bytes_max + 512 * 1024,
             progress_interval: self.progress_interval,
+            ..FanoutConfig::default()
         }
     }
 

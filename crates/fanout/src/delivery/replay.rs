@@ -249,7 +249,14 @@ impl Delivery {
     fn fetch(&mut self, wanted: &Wanted) -> Result<Fetch, StreamEnd> {
         let Wanted { watch_id, from, to, with_prev, bytes_max, .. } = *wanted;
         let key = &wanted.group.key;
-        let query = WindowQuery { range: &key.range, filter: key.filter, from, to, with_prev, bytes_max };
+        let query = WindowQuery {
+            ranges: std::slice::from_ref(&key.range),
+            filter: key.filter,
+            from,
+            to,
+            with_prev,
+            bytes_max,
+        };
         if let Some(piece) = self.core.window.read(&query) {
             return Ok(Fetch::Read(piece, to));
         }
