@@ -136,7 +136,7 @@ impl LocalSource {
                 None if event.revision() != cursor.revision.next() => return Err(TailError::Behind(cursor)),
                 Some(last) if bytes >= bytes_max && last.revision() != event.revision() => {
                     let frame =
-                        Frame { position: cursor.position, revision: last.revision(), events, facts: Vec::new() };
+                        Frame { position: cursor.position, revision: last.revision(), events, ..Frame::default() };
                     return Ok(vec![Arc::new(frame)]);
                 }
                 _ => {}
@@ -147,7 +147,8 @@ impl LocalSource {
         if events.is_empty() && cursor.revision < end.revision {
             return Err(TailError::Behind(cursor));
         }
-        Ok(vec![Arc::new(Frame { position: end.position, revision: end.revision, events, facts })])
+        let (position, revision) = (end.position, end.revision);
+        Ok(vec![Arc::new(Frame { position, revision, events, facts, ..Frame::default() })])
     }
 }
 

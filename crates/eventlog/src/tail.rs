@@ -26,7 +26,7 @@ const FRAME_OVERHEAD_BYTES: usize = 128;
 const EVENT_OVERHEAD_BYTES: usize = 160;
 
 /// What happened at one position, or at several when they were applied together.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Frame {
     /// The applied position that is reached with this frame.
     pub position: Position,
@@ -36,6 +36,9 @@ pub struct Frame {
     pub events: Vec<Arc<Event>>,
     /// Facts, in order, that hold from this position on.
     pub facts: Vec<Fact>,
+    /// When the source applied it, by its own wall clock, in milliseconds since 1970; 0: not known. A hint to measure
+    /// delays by, never to decide by.
+    pub applied_at_ms: u64,
 }
 
 impl Frame {

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use tailwater_eventlog::{HistoryPoint, Revision};
+use tailwater_eventlog::{HistoryPoint, KeyRange, Revision};
 
 use crate::core::Core;
 use crate::encode::{HEAD_BYTES_MAX, Head};
@@ -199,7 +199,7 @@ impl Delivery {
         if self.core.published.load().revision() < matched {
             self.core.wakeups.wait_for(matched, watch_id, &self.inbox);
             if self.core.published.load().revision() >= matched {
-                self.inbox.ready(watch_id);
+                self.inbox.ready(watch_id, matched);
             }
         }
     }
@@ -245,6 +245,19 @@ impl Delivery {
     /// Answers that the client has not read yet.
     pub(crate) fn backlog(&self) -> usize {
         self.answers.len()
+    }
+
+    /// The first revision that has yet to be given to the client, as far as the last pull has seen.
+    pub(crate) fn oldest_wanted(&self) -> Option<Revision> {
+        let first = || self.ready.front().and_then(|watch_id| self.watchers.get(watch_id)).map(|w| w.next);
+        self.message.as_ref().map(Message::revision).or_else(first)
+    }
+
+    /// The range of the watcher that is furthest behind among those that have something to be given.
+    pub(crate) fn furthest_behind(&self) -> Option<KeyRange> {
+        let waiting = |w: &&Watcher| w.queued;
+        let furthest = self.watchers.values().filter(waiting).min_by_key(|w| w.next);
+        furthest.or_else(|| self.watchers.values().next()).map(|w| w.group.key.range.clone())
     }
 
     /// Bytes of the pieces that must go out next.

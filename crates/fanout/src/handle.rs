@@ -1,5 +1,6 @@
 //! The handle through which the gateway reads and watches.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -14,7 +15,9 @@ use crate::delivery::{UNAVAILABLE, text};
 use crate::follow::{Follower, Reached};
 use crate::range::Plan;
 use crate::source::RelaySource;
-use crate::{FanoutConfig, RangeAnswer, RangeQuery, ReadError, StreamEnd, WatchControl, WatchStream, metrics};
+use crate::{
+    FanoutConfig, FanoutLoad, RangeAnswer, RangeQuery, ReadError, StreamEnd, WatchControl, WatchStream, metrics,
+};
 
 /// Threads that read history for streams that are behind the window.
 const HISTORY_THREADS: usize = 2;
@@ -149,7 +152,20 @@ impl Fanout {
     /// ends it and frees everything that it held. Call it after [`Fanout::ready`].
     #[must_use]
     pub fn open_stream(&self) -> (WatchControl, WatchStream) {
-        crate::watch::open(&self.core)
+        crate::watch::open(&self.core, None)
+    }
+
+    /// As [`Fanout::open_stream`], for a client whose address [`Fanout::load`] shows while it is slow.
+    #[must_use]
+    pub fn open_stream_for(&self, peer: Option<SocketAddr>) -> (WatchControl, WatchStream) {
+        crate::watch::open(&self.core, peer)
+    }
+
+    /// What this fanout carries now, with at most `slowest_max` of the streams that are furthest behind. Costs a short
+    /// look at every stream: for once a second, not for every request.
+    #[must_use]
+    pub fn load(&self, slowest_max: usize) -> FanoutLoad {
+        self.core.load(slowest_max)
     }
 
     /// Bytes that watch streams hold for their clients, chunks that they share included; the metric is

@@ -15,6 +15,7 @@ mod history;
 mod inbox;
 mod interval;
 mod keys;
+mod load;
 pub mod metrics;
 mod range;
 mod read;
@@ -32,5 +33,6 @@ pub use config::FanoutConfig;
 pub use handle::{Fanout, ReadSnapshot};
 #[doc(hidden)]
 pub use handle::{FanoutParts, assemble};
+pub use load::{FanoutLoad, StreamLoad};
 pub use read::{RangeAnswer, RangeQuery, ReadError, SortBy};
 pub use watch::{CreateWatch, StreamEnd, WatchControl, WatchFilter, WatchStream};

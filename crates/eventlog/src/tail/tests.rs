@@ -21,7 +21,7 @@ fn frame(position: u64, value_len: usize) -> Arc<Frame> {
         prev: None,
     };
     let event = Arc::new(Event::put(envelope, b"key", &vec![1; value_len]));
-    Arc::new(Frame { position: Position(position), revision, events: vec![event], facts: vec![] })
+    Arc::new(Frame { position: Position(position), revision, events: vec![event], ..Frame::default() })
 }
 
 fn tail(hot_bytes_max: usize) -> Tail {
@@ -91,7 +91,7 @@ fn snapshot_holds_the_newest_fact_of_each_kind() {
     let tail = Tail::new(TailConfig { hot_bytes_max: 1000 }, cursor(10, 10), start);
     let leader = Fact::Leader(Some(MemberId(4)), Term(9));
     let facts = vec![Fact::Compacted(Revision(4)), leader.clone(), Fact::Compacted(Revision(5))];
-    tail.publish(vec![Arc::new(Frame { position: Position(12), revision: Revision(10), events: vec![], facts })]);
+    tail.publish(vec![Arc::new(Frame { position: Position(12), revision: Revision(10), facts, ..Frame::default() })]);
     assert_eq!(tail.snapshot(), (cursor(10, 12), vec![Fact::Compacted(Revision(5)), leader, version]));
 }
 
@@ -122,7 +122,7 @@ fn position_that_does_not_grow_is_a_broken_invariant() {
 
 fn notice(position: u64, facts: Vec<Fact>) -> Arc<Frame> {
     let revision = Revision(i64::try_from(position).unwrap());
-    Arc::new(Frame { position: Position(position), revision, events: vec![], facts })
+    Arc::new(Frame { position: Position(position), revision, facts, ..Frame::default() })
 }
 
 #[test]

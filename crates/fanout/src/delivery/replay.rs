@@ -46,6 +46,10 @@ enum Phase {
 }
 
 impl Message {
+    pub(super) fn revision(&self) -> Revision {
+        self.revision
+    }
+
     /// Whether bytes of it went out, so that it must be finished.
     pub(super) fn has_begun(&self) -> bool {
         match self.phase {

@@ -141,7 +141,7 @@ impl World {
     fn publish(&self, state: &mut State, events: Vec<Arc<Event>>, facts: Vec<Fact>) {
         state.position += 1;
         let (position, revision) = (Position(state.position), Revision(state.revision));
-        self.tail.publish(vec![Arc::new(Frame { position, revision, events, facts })]);
+        self.tail.publish(vec![Arc::new(Frame { position, revision, events, facts, ..Frame::default() })]);
     }
 
     pub fn revision(&self) -> i64 {
