@@ -1,6 +1,7 @@
 //! A process without a replica: it finds its group through its upstream, follows the tail, and serves clients from
 //! memory. It keeps nothing on disk.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use crate::config::Config;
 use crate::data_dir::Identity;
 use crate::front::{Front, Plain};
 use crate::host::{Host, bind_all, told_to_end};
+use crate::relay_side::{Describer, RelaySide};
 use crate::telemetry;
 use crate::upstream::{self, Found, TELL_INTERVAL};
 use crate::write_route::{RouteKeeper, TierPlane};
@@ -37,7 +39,7 @@ pub(crate) struct FanoutNode {
     id: MemberId,
     host: Host,
     front: Front,
-    peer_listeners: Vec<std::net::TcpListener>,
+    peer_listeners: parking_lot::Mutex<Vec<std::net::TcpListener>>,
     /// Streams to leaders, and what is served to other nodes.
     peers: Runtime,
     started: OnceLock<Started>,
@@ -48,6 +50,9 @@ struct Started {
     remote: Arc<RemoteSource>,
     fanout: Fanout,
     gateway: Gateway,
+    relay: RelaySide,
+    /// Whether clients are answered.
+    is_ready: Arc<AtomicBool>,
 }
 
 /// What is served before that.
@@ -87,6 +92,7 @@ impl FanoutNode {
             reported_version = config.reported_version,
             "starting a tailwater server"
         );
+        let peer_listeners = parking_lot::Mutex::new(peer_listeners);
         let (config, started) = (config.clone(), OnceLock::new());
         Ok(Self { config, id, host, front, peer_listeners, peers, started })
     }
@@ -139,12 +145,34 @@ impl FanoutNode {
         let render = Box::new(self.front.render_metrics());
         let gateway = Gateway::new(write_plane, fanout.clone(), None, self.config.gateway(identity), render);
         gateway.set_unready(Some(TRANSFERRING));
+        let is_ready = Arc::new(AtomicBool::new(false));
+        let relay = self.serve_peers(&fanout, &remote, &router, &directory, &is_ready)?;
         let (upstream, members) = (self.config.upstream.clone(), found.members.clone());
         let routes =
             RouteKeeper { router, directory, fanout: fanout.clone(), remote: remote.clone(), upstream, members };
-        let started = Started { remote, fanout, gateway };
+        let started = Started { remote, fanout, gateway, relay, is_ready };
         assert!(self.started.set(started).is_ok(), "a node is started once");
         Ok((self.started.get().expect("just set"), routes))
+    }
+
+    fn serve_peers(
+        &self,
+        fanout: &Fanout,
+        remote: &Arc<RemoteSource>,
+        router: &Router,
+        directory: &Arc<Directory>,
+        is_ready: &Arc<AtomicBool>,
+    ) -> anyhow::Result<RelaySide> {
+        let is_ready = is_ready.clone();
+        let describer = Describer {
+            announced: self.config.announced(self.id, directory.cluster_id()),
+            fanout: fanout.clone(),
+            remote: remote.clone(),
+            is_ready: Arc::new(move || is_ready.load(Ordering::Relaxed)),
+        };
+        let version = format!("{{\"etcdserver\":\"{0}\",\"etcdcluster\":\"{0}\"}}", self.config.reported_version);
+        let listeners = std::mem::take(&mut *self.peer_listeners.lock());
+        RelaySide::serve(describer, router.clone(), directory.clone(), version, (listeners, self.peers.handle()))
     }
 
     fn remote_config(&self, found: &Found) -> RemoteSourceConfig {
@@ -214,6 +242,7 @@ impl FanoutNode {
                 continue;
             }
             started.gateway.set_unready(now);
+            started.is_ready.store(now.is_none(), Ordering::Relaxed);
             match now {
                 None => tracing::info!(revision = snapshot.cursor.revision.0, "ready to serve client requests"),
                 Some(reason) => {
@@ -238,6 +267,9 @@ impl FanoutNode {
                 started.fanout.stop();
             }
         });
+        if let Some(started) = &started {
+            peers.block_on(started.relay.stop());
+        }
         peers.shutdown_timeout(Duration::from_millis(100));
         tracing::info!("server stopped");
     }

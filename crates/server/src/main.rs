@@ -3,6 +3,7 @@
 mod config;
 mod corruption;
 mod data_dir;
+mod describe;
 mod duration;
 mod fanout_node;
 mod flags;
@@ -17,6 +18,7 @@ mod member_front;
 mod no_source;
 mod peer_side;
 mod process;
+mod relay_side;
 mod roles;
 mod telemetry;
 mod upstream;

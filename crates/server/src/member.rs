@@ -74,6 +74,7 @@ impl MemberNode {
         let read = config.roles.serves_clients().then(|| {
             let _inside = host.clients.enter();
             let fanout = Fanout::start(config.fanout(identity), Arc::new(source.clone()));
+            peer.tell_load_of(fanout.clone());
             let storage = Some(consensus.event_log());
             let render = Box::new(front.render_metrics());
             let gateway = Gateway::new(write_plane.clone(), fanout.clone(), storage, config.gateway(identity), render);
