@@ -59,7 +59,7 @@ pub(crate) struct Config {
     request_bytes_max: usize,
     txn_ops_max: usize,
     quota_bytes: u64,
-    auto_compaction: AutoCompaction,
+    pub(crate) auto_compaction: AutoCompaction,
     progress_interval: Duration,
     raft_log_bytes: u64,
     window_bytes: usize,

@@ -1,8 +1,8 @@
 //! A process without a replica: it finds its group through its upstream, follows the tail, and serves clients from
 //! memory. It keeps nothing on disk.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -10,7 +10,7 @@ use tailwater_eventlog::{HistoryId, MemberId};
 use tailwater_fanout::Fanout;
 use tailwater_gateway::{Code, Gateway};
 use tailwater_transport::{
-    Directory, Greeter, LinkConfig, RemoteSource, RemoteSourceConfig, Router, RouterConfig, describe,
+    Description, Directory, Greeter, LinkConfig, RemoteSource, RemoteSourceConfig, Router, RouterConfig, describe,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -19,9 +19,9 @@ use crate::data_dir::Identity;
 use crate::front::{Front, Plain};
 use crate::host::{Host, bind_all, told_to_end};
 use crate::relay_side::{Describer, RelaySide};
-use crate::telemetry;
 use crate::upstream::{self, Found, TELL_INTERVAL};
 use crate::write_route::{RouteKeeper, TierPlane};
+use crate::{process, telemetry};
 
 const WAITING: &str = "tailwater: waiting for an upstream";
 const TRANSFERRING: &str = "tailwater: the state is being transferred";
@@ -65,10 +65,6 @@ impl Plain for Waiting {
 
     fn unready(&self) -> Option<String> {
         Some(WAITING.to_owned())
-    }
-
-    fn status(&self) -> Option<String> {
-        None
     }
 }
 
@@ -141,7 +137,9 @@ impl FanoutNode {
         let inside = self.host.clients.enter();
         let fanout = Fanout::start(self.config.fanout(identity), remote.clone());
         drop(inside);
-        let write_plane = Arc::new(TierPlane { router: router.clone(), fanout: fanout.clone() });
+        let resident_bytes = Arc::new(AtomicU64::new(process::resident_bytes()));
+        self.host.control.spawn(refresh(Arc::downgrade(&resident_bytes)));
+        let write_plane = Arc::new(TierPlane { router: router.clone(), fanout: fanout.clone(), resident_bytes });
         let render = Box::new(self.front.render_metrics());
         let gateway = Gateway::new(write_plane, fanout.clone(), None, self.config.gateway(identity), render);
         gateway.set_unready(Some(TRANSFERRING));
@@ -170,9 +168,14 @@ impl FanoutNode {
             remote: remote.clone(),
             is_ready: Arc::new(move || is_ready.load(Ordering::Relaxed)),
         };
+        let seen = describer.clone();
         let version = format!("{{\"etcdserver\":\"{0}\",\"etcdcluster\":\"{0}\"}}", self.config.reported_version);
         let listeners = std::mem::take(&mut *self.peer_listeners.lock());
-        RelaySide::serve(describer, router.clone(), directory.clone(), version, (listeners, self.peers.handle()))
+        let at = (listeners, self.peers.handle());
+        let relay = RelaySide::serve(describer, router.clone(), directory.clone(), version, at)?;
+        let readers = relay.tail.topology().clone();
+        self.front.describe_with(move || Description { readers: readers.readers(), ..seen.describe() });
+        Ok(relay)
     }
 
     fn remote_config(&self, found: &Found) -> RemoteSourceConfig {
@@ -272,5 +275,14 @@ impl FanoutNode {
         }
         peers.shutdown_timeout(Duration::from_millis(100));
         tracing::info!("server stopped");
+    }
+}
+
+/// Looks at the memory of this process now and then, while anybody wants to know.
+async fn refresh(resident_bytes: Weak<AtomicU64>) {
+    while let Some(resident_bytes) = resident_bytes.upgrade() {
+        resident_bytes.store(process::resident_bytes(), Ordering::Relaxed);
+        drop(resident_bytes);
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }

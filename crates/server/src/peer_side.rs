@@ -118,15 +118,26 @@ impl PeerSide {
         let log = Some(consensus.event_log());
         let config = TailServiceConfig { cluster_id: self.peers.directory().cluster_id(), ..Default::default() };
         let service = TailService::new(config, Box::new(sources), log, Box::new(teller));
-        let describer = Describer {
+        let describer = self.describer(consensus);
+        service.describe_with(Box::new(move || describer.describe()));
+        service
+    }
+
+    fn describer(&self, consensus: &Consensus) -> Describer {
+        Describer {
             announced: self.announced.clone(),
             consensus: consensus.clone(),
             directory: self.peers.directory().clone(),
             source: self.source.clone(),
             fanout: self.fanout.clone(),
-        };
-        service.describe_with(Box::new(move || describer.describe()));
-        service
+        }
+    }
+
+    /// What this member says of itself, and who reads from it.
+    pub(crate) fn description(&self, consensus: &Consensus) -> impl Fn() -> Description + Send + Sync + 'static {
+        let describer = self.describer(consensus);
+        let readers = self.served.lock().as_ref().map(|(_, _, tail)| tail.topology().clone()).unwrap_or_default();
+        move || Description { readers: readers.readers(), ..describer.describe() }
     }
 
     /// Proposals and barriers of this process.
