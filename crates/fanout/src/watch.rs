@@ -188,7 +188,6 @@ impl WatchStream {
             Some(StreamEnd::ClientClosed) | None => (0, String::new()),
         }
     }
-
 }
 
 impl Drop for WatchStream {

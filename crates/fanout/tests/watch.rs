@@ -102,6 +102,7 @@ fn start(window_bytes_max: usize) -> (Arc<Memory>, Fanout) {
         response_bytes_max: 1 << 20,
         fragment_bytes_max: 1 << 21,
         progress_interval: Duration::from_secs(600),
+        ..FanoutConfig::default()
     };
     let fanout = Fanout::start(config, source.clone());
     while fanout.snapshot().cursor.revision < Revision(1) {
@@ -203,7 +204,12 @@ fn what_a_group_shares_hides_previous_versions_at_the_compacted_revision() {
     // Now the group holds the bytes of all three, with what was visible before the compaction.
     pull(&mut stream, 3);
     let facts = vec![Fact::Compacted(Revision(3))];
-    source.tail.publish(vec![Arc::new(Frame { position: Position(5), revision: Revision(4), facts, ..Frame::default() })]);
+    source.tail.publish(vec![Arc::new(Frame {
+        position: Position(5),
+        revision: Revision(4),
+        facts,
+        ..Frame::default()
+    })]);
     while fanout.snapshot().compacted < Revision(3) {
         std::thread::sleep(Duration::from_millis(1));
     }
