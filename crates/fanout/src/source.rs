@@ -75,10 +75,11 @@ impl RelaySource {
             let is_whole = events.last().is_none_or(|last| last.revision() < next.revision);
             if is_whole && bytes >= bytes_max {
                 let revision = Revision(next.revision.0 - 1);
-                return Ok(vec![Arc::new(Frame { position: cursor.position, revision, events, facts: Vec::new() })]);
+                return Ok(vec![Arc::new(Frame { position: cursor.position, revision, events, ..Frame::default() })]);
             }
         }
-        Ok(vec![Arc::new(Frame { position: end.position, revision: end.revision, events, facts })])
+        let (position, revision) = (end.position, end.revision);
+        Ok(vec![Arc::new(Frame { position, revision, events, facts, ..Frame::default() })])
     }
 
     /// History of everything that this fanout holds.
