@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tailwater_eventlog::Source;
 
+use crate::admission::ListMemory;
 use crate::delivery::{UNAVAILABLE, text};
 use crate::encode::NodeIds;
 use crate::history::HistoryQueue;
@@ -33,6 +34,7 @@ pub(crate) struct Core {
     pub(crate) wakeups: Wakeups,
     pub(crate) history: HistoryQueue,
     pub(crate) memory: StreamMemory,
+    pub(crate) lists: ListMemory,
     pub(crate) stopped: AtomicBool,
     clock: Clock,
 }
@@ -43,7 +45,6 @@ pub type Clock = Box<dyn Fn() -> Instant + Send + Sync>;
 impl Core {
     pub(crate) fn new(config: FanoutConfig, source: Arc<dyn Source>, clock: Clock) -> Self {
         Self {
-            config,
             source,
             published: ArcSwap::default(),
             window: Window::default(),
@@ -51,8 +52,10 @@ impl Core {
             wakeups: Wakeups::default(),
             history: HistoryQueue::default(),
             memory: StreamMemory::default(),
+            lists: ListMemory::new(config.list_memory_bytes_max),
             stopped: AtomicBool::new(false),
             clock,
+            config,
         }
     }
 
@@ -89,6 +92,10 @@ impl Core {
             catching_up: self.memory.catching_up.load(Ordering::Relaxed),
             held: self.memory.bytes(),
             held_max: self.config.watch_memory_bytes_max,
+            list_streams: self.memory.lists.load(Ordering::Relaxed),
+            list_bytes: self.lists.held(),
+            list_bytes_max: self.config.list_memory_bytes_max,
+            lists_refused: self.lists.refused(),
             groups: self.registry.lock().groups(),
         }
     }
@@ -103,15 +110,18 @@ impl Core {
         }
         // A part of what is left, so that however many take theirs and stall, it is not used up. Shared chunks have the
         // last quarter.
-        let streams = self.memory.streams.load(Ordering::Relaxed).max(1);
+        let streams = self.memory.streams.load(Ordering::Relaxed) + self.memory.lists.load(Ordering::Relaxed);
+        let streams = streams.max(1);
         ((3 * quarter).saturating_sub(held) / streams).clamp(CHUNK_BYTES_MIN, most)
     }
 }
 
-/// What watch streams hold for their clients.
+/// What watch streams and lists in pieces hold for their clients.
 #[derive(Debug, Default)]
 pub(crate) struct StreamMemory {
     pub(crate) streams: AtomicUsize,
+    /// Lists that are sent in pieces.
+    pub(crate) lists: AtomicUsize,
     /// The pieces that streams handed out last, and those that must follow.
     pub(crate) held: AtomicUsize,
     /// Chunks that groups share; written by the tail thread.

@@ -9,7 +9,9 @@ use tokio::sync::watch;
 use crate::core::{Clock, Core};
 use crate::follow::{Follower, Reached};
 use crate::range::Plan;
-use crate::{FanoutConfig, RangeAnswer, RangeQuery, ReadError, WatchControl, WatchStream, metrics};
+use crate::{
+    FanoutConfig, ListQuery, ListStream, RangeAnswer, RangeQuery, ReadError, WatchControl, WatchStream, metrics,
+};
 
 /// Threads that read history for streams that are behind the window.
 const HISTORY_THREADS: usize = 2;
@@ -106,7 +108,7 @@ impl Fanout {
         if plan.is_small(&self.core)
             && let Some(answer) = plan.read_memory(&self.core)
         {
-            return Ok(answer);
+            return answer;
         }
         let core = self.core.clone();
         // A read that panics has met a broken invariant; its caller must not go on as if the store had stopped.
@@ -127,6 +129,21 @@ impl Fanout {
             return Err(ReadError::Stopped);
         }
         Plan::new(&self.core, query)?.read(&self.core)
+    }
+
+    /// Begins a list that is read piece by piece at one revision. Call it after [`Fanout::ready`], and poll it on a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn list(&self, query: ListQuery) -> Result<ListStream, ReadError> {
+        ListStream::new(self.core.clone(), query)
+    }
+
+    /// Bytes that big lists hold while they are sent.
+    #[must_use]
+    pub fn list_bytes(&self) -> usize {
+        self.core.lists.held()
     }
 
     /// Opens a watch stream: the control half takes requests, the stream half yields gRPC frames. Dropping either

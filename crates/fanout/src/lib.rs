@@ -4,6 +4,7 @@
 //! It proposes nothing, votes for nothing, and never holds back the tail because a client is slow. Start at
 //! [`Fanout`]; a client's watch RPC is one [`WatchStream`].
 
+mod admission;
 mod config;
 mod core;
 mod delivery;
@@ -15,6 +16,7 @@ mod history;
 mod inbox;
 mod interval;
 mod keys;
+mod list;
 pub mod metrics;
 mod range;
 mod read;
@@ -31,5 +33,6 @@ pub use config::FanoutConfig;
 pub use handle::{Fanout, ReadSnapshot};
 #[doc(hidden)]
 pub use handle::{FanoutParts, assemble};
-pub use read::{RangeAnswer, RangeQuery, ReadError, SortBy};
+pub use list::{ListChunk, ListEnd, ListQuery, ListStream};
+pub use read::{ListPermit, RangeAnswer, RangeQuery, ReadError, SortBy};
 pub use watch::{CreateWatch, StreamEnd, WatchControl, WatchFilter, WatchStream};

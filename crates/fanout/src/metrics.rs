@@ -18,6 +18,14 @@ pub const WINDOW_BYTES: &str = "tailwater_fanout_window_bytes";
 pub const STREAM_BYTES: &str = "tailwater_fanout_stream_bytes";
 /// Gauge: the bound of [`STREAM_BYTES`] (`--watch-memory-bytes`).
 pub const STREAM_BYTES_MAX: &str = "tailwater_fanout_stream_bytes_max";
+/// Gauge: lists that are sent in pieces (RangeStream); what they hold counts in [`STREAM_BYTES`].
+pub const LIST_STREAM_TOTAL: &str = "tailwater_fanout_list_streams";
+/// Gauge: bytes that big lists in one message hold while they are sent.
+pub const LIST_BYTES: &str = "tailwater_fanout_list_bytes";
+/// Gauge: the bound of [`LIST_BYTES`] (`--list-memory-bytes`).
+pub const LIST_BYTES_MAX: &str = "tailwater_fanout_list_bytes_max";
+/// Counter: lists refused because others held the memory.
+pub const LISTS_REFUSED_TOTAL: &str = "tailwater_fanout_lists_refused_total";
 /// Gauge: groups of equal watchers.
 pub const GROUPS: &str = "tailwater_fanout_groups";
 /// Gauge: the newest published revision.
@@ -58,6 +66,10 @@ pub(crate) struct Streams {
     pub(crate) held: usize,
     pub(crate) held_max: usize,
     pub(crate) groups: usize,
+    pub(crate) list_streams: usize,
+    pub(crate) list_bytes: usize,
+    pub(crate) list_bytes_max: usize,
+    pub(crate) lists_refused: usize,
 }
 
 pub(crate) fn streams(now: &Streams) {
@@ -68,6 +80,10 @@ pub(crate) fn streams(now: &Streams) {
     set(STREAM_BYTES, now.held);
     set(STREAM_BYTES_MAX, now.held_max);
     set(GROUPS, now.groups);
+    set(LIST_STREAM_TOTAL, now.list_streams);
+    set(LIST_BYTES, now.list_bytes);
+    set(LIST_BYTES_MAX, now.list_bytes_max);
+    counter!(LISTS_REFUSED_TOTAL).absolute(now.lists_refused as u64);
     gauge!(WATCHERS, "state" => "catching_up").set(u32::try_from(now.catching_up).unwrap_or(u32::MAX));
     gauge!(WATCHERS, "state" => "live")
         .set(u32::try_from(now.watchers.saturating_sub(now.catching_up)).unwrap_or(u32::MAX));

@@ -374,6 +374,7 @@ impl World {
                 limit: *limit,
                 sort: None,
                 count_only: false,
+                keys_only: false,
                 revision_bounds: (0, 0, 0, 0),
             };
             let shown = running.shown;
