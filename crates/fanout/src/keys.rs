@@ -29,6 +29,11 @@ impl KeyTree {
         self.tree.remove(key);
     }
 
+    /// Live keys.
+    pub(crate) fn live_len(&self) -> usize {
+        self.tree.live_len()
+    }
+
     /// Live keys in `range`.
     pub(crate) fn count(&self, range: &KeyRange) -> usize {
         self.tree.count_live(range)

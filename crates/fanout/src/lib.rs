@@ -2,7 +2,7 @@
 //! control.
 //!
 //! It proposes nothing, votes for nothing, and never holds back the tail because a client is slow. Start at
-//! [`Fanout`]; a client's watch RPC is one [`WatchStream`].
+//! [`Fanout`]; a client's watch RPC is one [`WatchStream`]. [`Fanout::source`] feeds other fanouts from its memory.
 
 mod admission;
 mod config;
@@ -17,10 +17,12 @@ mod inbox;
 mod interval;
 mod keys;
 mod list;
+mod load;
 pub mod metrics;
 mod range;
 mod read;
 mod registry;
+mod source;
 mod store;
 mod version;
 mod wakeups;
@@ -34,5 +36,6 @@ pub use handle::{Fanout, ReadSnapshot};
 #[doc(hidden)]
 pub use handle::{FanoutParts, assemble};
 pub use list::{ListChunk, ListEnd, ListQuery, ListStream};
+pub use load::{FanoutLoad, StreamLoad};
 pub use read::{ListPermit, RangeAnswer, RangeQuery, ReadError, SortBy};
 pub use watch::{CreateWatch, StreamEnd, WatchControl, WatchFilter, WatchStream};

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use tailwater_eventlog::{Event, KeyRange, Revision, StateQuery};
+use tailwater_eventlog::{Event, HistoryId, KeyRange, Revision, StateQuery};
 use tokio::task::JoinHandle;
 
 use crate::ReadError;
@@ -65,6 +65,8 @@ pub struct ListStream {
     query: ListQuery,
     at: Revision,
     header_revision: Revision,
+    /// Whose revisions these are.
+    history: HistoryId,
     /// The last key that was looked at.
     after: Option<Bytes>,
     /// Keys that came.
@@ -95,10 +97,8 @@ enum Rest {
 
 impl ListStream {
     pub(crate) fn new(core: Arc<Core>, query: ListQuery) -> Result<Self, ReadError> {
-        if core.is_stopped() {
-            return Err(ReadError::Stopped);
-        }
         let published = core.published.load();
+        let history = published.snapshot.cursor.history;
         let header_revision = published.revision();
         let at = query.revision.filter(|revision| revision.0 > 0).unwrap_or(header_revision);
         if at > header_revision {
@@ -109,7 +109,7 @@ impl ListStream {
         }
         drop(published);
         core.memory.lists.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { core, query, at, header_revision, after: None, sent: 0, held: 0, job: None, is_done: false })
+        Ok(Self { core, query, at, header_revision, history, after: None, sent: 0, held: 0, job: None, is_done: false })
     }
 
     /// The next piece; `None` after the last. A piece is at most as large as a watch stream's, unless its one event is
@@ -161,10 +161,10 @@ impl ListStream {
 
     /// Looks in memory. `None`: it does not reach back to the revision, or there is more to count than fits a turn.
     fn find(&self) -> Result<Option<Found>, ReadError> {
-        if self.core.is_stopped() {
+        let published = self.core.published.load_full();
+        if !self.core.is_serving() || published.snapshot.cursor.history != self.history {
             return Err(ReadError::Stopped);
         }
-        let published = self.core.published.load_full();
         if self.at < published.snapshot.compacted {
             return Err(ReadError::Compacted);
         }

@@ -232,6 +232,7 @@ impl From<ReadError> for Fault {
             ReadError::TooManyRequests => {
                 Self::Other(Code::ResourceExhausted, Self::TooManyRequests.status().1.to_owned())
             }
+            ReadError::OutOfScope => Self::Other(Code::Unavailable, format!("tailwater: {error}")),
             ReadError::History(error) => Self::Other(Code::Unknown, error.to_string()),
         }
     }
