@@ -98,7 +98,7 @@ fn attach(world: &Arc<World>, config: FanoutConfig) -> Reader {
         drop(node);
         nodes.push(Node::start_at(address, world.clone(), core_word()));
     };
-    Reader { fanout, disturb: Box::new(disturb) }
+    Reader { fanout, disturb: Box::new(disturb), scoped: false }
 }
 
 fn number(name: &str) -> Option<u64> {

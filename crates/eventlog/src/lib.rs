@@ -31,6 +31,7 @@ mod log;
 pub mod metrics;
 mod range;
 mod revision;
+mod scope;
 mod source;
 mod tail;
 mod tree;
@@ -46,6 +47,7 @@ pub use log::{
 };
 pub use range::KeyRange;
 pub use revision::{HistoryId, LeaseId, MemberId, Position, Revision, Term};
+pub use scope::Scope;
 pub use source::{LocalSource, Source, SourceError};
 pub use tail::{Frame, Tail, TailConfig, TailError};
 pub use tree::{CountedTree, TreeIter};

@@ -1,12 +1,12 @@
 //! What the threads and streams of one fanout share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
-use tailwater_eventlog::Source;
+use tailwater_eventlog::{Scope, Source, Tail};
 
 use crate::delivery::{UNAVAILABLE, text};
 use crate::encode::NodeIds;
@@ -33,6 +33,12 @@ pub(crate) struct Core {
     pub(crate) wakeups: Wakeups,
     pub(crate) history: HistoryQueue,
     pub(crate) memory: StreamMemory,
+    /// What this fanout holds.
+    pub(crate) scope: Scope,
+    /// What readers of this fanout follow; written by the tail thread, there once history has begun.
+    pub(crate) ring: ArcSwapOption<Tail>,
+    /// The highest position that a read has waited for.
+    pub(crate) awaited: AtomicU64,
     pub(crate) stopped: AtomicBool,
     clock: Clock,
 }
@@ -43,13 +49,16 @@ pub type Clock = Box<dyn Fn() -> Instant + Send + Sync>;
 impl Core {
     pub(crate) fn new(config: FanoutConfig, source: Arc<dyn Source>, clock: Clock) -> Self {
         Self {
+            history: HistoryQueue::new(config.history_bytes_max),
+            scope: Scope::new(&config.ranges),
+            ring: ArcSwapOption::empty(),
+            awaited: AtomicU64::new(0),
             config,
             source,
             published: ArcSwap::default(),
             window: Window::default(),
             registry: Mutex::default(),
             wakeups: Wakeups::default(),
-            history: HistoryQueue::default(),
             memory: StreamMemory::default(),
             stopped: AtomicBool::new(false),
             clock,
@@ -73,12 +82,20 @@ impl Core {
         self.stopped.load(Ordering::SeqCst)
     }
 
+    /// Whether reads and streams are answered.
+    pub(crate) fn is_serving(&self) -> bool {
+        self.published.load().serves && !self.is_stopped()
+    }
+
     /// Ends every stream and thread.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
         self.wakeups.end(StreamEnd::Status(UNAVAILABLE, text::STOPPED.into()));
         self.wakeups.stop();
         self.history.stop();
+        if let Some(ring) = &*self.ring.load() {
+            ring.close();
+        }
     }
 
     /// What the metrics say of streams now.

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use tailwater_eventlog::{HistoryPoint, Revision};
+use tailwater_eventlog::{HistoryPoint, KeyRange, Revision};
 
 use crate::core::Core;
 use crate::encode::{HEAD_BYTES_MAX, Head};
@@ -33,6 +33,8 @@ pub(crate) mod text {
     pub(crate) const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
     pub(crate) const STOPPED: &str = "etcdserver: server stopped";
     pub(crate) const TOO_MANY: &str = "etcdserver: too many requests";
+    pub(crate) const ELSEWHERE: &str = "tailwater: no live tail here, resume elsewhere";
+    pub(crate) const OUT_OF_SCOPE: &str = "tailwater: no replica here covers the range";
     pub(crate) const UNAVAILABLE: &str = "etcdserver: watch history unavailable, resume elsewhere";
 }
 
@@ -139,6 +141,10 @@ impl Delivery {
         if self.closed {
             return;
         }
+        if !self.core.scope.covers(&create.range) {
+            // Not in band: clients take that for the end of the watch.
+            return self.inbox.end(StreamEnd::Status(UNAVAILABLE, text::OUT_OF_SCOPE.into()));
+        }
         let published = self.core.published.load_full();
         let refused = if create.start.0 < 0 {
             Some(text::COMPACTED.to_owned())
@@ -193,7 +199,7 @@ impl Delivery {
         if self.core.published.load().revision() < matched {
             self.core.wakeups.wait_for(matched, watch_id, &self.inbox);
             if self.core.published.load().revision() >= matched {
-                self.inbox.ready(watch_id);
+                self.inbox.ready(watch_id, matched);
             }
         }
     }
@@ -239,6 +245,19 @@ impl Delivery {
     /// Answers that the client has not read yet.
     pub(crate) fn backlog(&self) -> usize {
         self.answers.len()
+    }
+
+    /// The first revision that has yet to be given to the client, as far as the last pull has seen.
+    pub(crate) fn oldest_wanted(&self) -> Option<Revision> {
+        let first = || self.ready.front().and_then(|watch_id| self.watchers.get(watch_id)).map(|w| w.next);
+        self.message.as_ref().map(Message::revision).or_else(first)
+    }
+
+    /// The range of the watcher that is furthest behind among those that have something to be given.
+    pub(crate) fn furthest_behind(&self) -> Option<KeyRange> {
+        let waiting = |w: &&Watcher| w.queued;
+        let furthest = self.watchers.values().filter(waiting).min_by_key(|w| w.next);
+        furthest.or_else(|| self.watchers.values().next()).map(|w| w.group.key.range.clone())
     }
 
     /// Bytes of the pieces that must go out next.

@@ -115,12 +115,12 @@ impl Group {
         !self.marked.swap(true, Ordering::SeqCst)
     }
 
-    /// Marks the watchers as ready and wakes their streams.
-    pub(crate) fn wake(&self) {
+    /// Marks the watchers as ready for what was published up to `revision` and wakes their streams.
+    pub(crate) fn wake(&self, revision: Revision) {
         // Cleared first: what is published from here on marks it again.
         self.marked.store(false, Ordering::SeqCst);
         for ((_, watch_id), inbox) in &*self.members.lock() {
-            inbox.ready(*watch_id);
+            inbox.ready(*watch_id, revision);
         }
     }
 

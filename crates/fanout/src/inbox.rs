@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::task::Waker;
 
 use parking_lot::Mutex;
+use tailwater_eventlog::Revision;
 
 use crate::StreamEnd;
 
@@ -13,6 +14,8 @@ struct State {
     tick: bool,
     end: Option<StreamEnd>,
     waker: Option<Waker>,
+    /// The first revision, about, that the stream has yet to be given; `None`: it has everything.
+    oldest: Option<Revision>,
 }
 
 /// What was in the inbox.
@@ -33,11 +36,26 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    /// A watcher may have something to send.
-    pub(crate) fn ready(&self, watch_id: i64) {
+    /// A watcher may have something to send, which is not older than `revision`.
+    pub(crate) fn ready(&self, watch_id: i64, revision: Revision) {
         self.change(|state| {
             state.ready.insert(watch_id);
+            state.oldest.get_or_insert(revision);
         });
+    }
+
+    /// Where the stream stands after a pull: the first revision that it has yet to be given, if any.
+    pub(crate) fn stands(&self, oldest: Option<Revision>) {
+        let mut state = self.state.lock();
+        // What came in meanwhile keeps what was noted with it.
+        if oldest.is_some() || state.ready.is_empty() {
+            state.oldest = oldest;
+        }
+    }
+
+    /// The first revision, about, that the stream has yet to be given.
+    pub(crate) fn oldest(&self) -> Option<Revision> {
+        self.state.lock().oldest
     }
 
     /// The progress interval has passed.

@@ -2,7 +2,7 @@
 //! control.
 //!
 //! It proposes nothing, votes for nothing, and never holds back the tail because a client is slow. Start at
-//! [`Fanout`]; a client's watch RPC is one [`WatchStream`].
+//! [`Fanout`]; a client's watch RPC is one [`WatchStream`]. [`Fanout::source`] feeds other fanouts from its memory.
 
 mod config;
 mod core;
@@ -15,10 +15,12 @@ mod history;
 mod inbox;
 mod interval;
 mod keys;
+mod load;
 pub mod metrics;
 mod range;
 mod read;
 mod registry;
+mod source;
 mod store;
 mod version;
 mod wakeups;
@@ -31,5 +33,6 @@ pub use config::FanoutConfig;
 pub use handle::{Fanout, ReadSnapshot};
 #[doc(hidden)]
 pub use handle::{FanoutParts, assemble};
+pub use load::{FanoutLoad, StreamLoad};
 pub use read::{RangeAnswer, RangeQuery, ReadError, SortBy};
 pub use watch::{CreateWatch, StreamEnd, WatchControl, WatchFilter, WatchStream};

@@ -57,7 +57,10 @@ pub enum ReadError {
     /// The source of history failed.
     #[error(transparent)]
     History(HistoryError),
-    /// The fanout stops or has lost its tail.
+    /// Not within [`crate::FanoutConfig::ranges`].
+    #[error("no replica here covers the range")]
+    OutOfScope,
+    /// The fanout stops, has lost its tail, or transfers another history.
     #[error("stopped")]
     Stopped,
 }

@@ -1,8 +1,9 @@
 //! A watch stream as the gateway sees it.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -60,15 +61,34 @@ pub enum StreamEnd {
 }
 
 /// What both halves share; the last one to go frees it.
-struct Shared {
+pub(crate) struct Shared {
     core: Arc<Core>,
     id: u64,
+    /// The client, where it is known.
+    pub(crate) peer: Option<SocketAddr>,
     inbox: Arc<Inbox>,
     /// Held for one request or one piece; never by the tail thread or the delivery worker.
     delivery: Mutex<Delivery>,
+    /// Bytes of the last piece, which the transport holds until it asks for the next, and of those that must follow.
+    held: AtomicUsize,
 }
 
 impl Shared {
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// The range of the watcher that is furthest behind; `None` without any.
+    pub(crate) fn furthest_behind(&self) -> Option<KeyRange> {
+        self.delivery.lock().furthest_behind()
+    }
+
+    fn hold(&self, bytes: usize) {
+        let memory = &self.core.memory;
+        memory.held.fetch_add(bytes, Ordering::Relaxed);
+        memory.held.fetch_sub(self.held.swap(bytes, Ordering::Relaxed), Ordering::Relaxed);
+    }
+
     /// Frees everything that the stream holds; may be called twice.
     fn close(&self) {
         self.core.wakeups.remove_stream(self.id);
@@ -122,15 +142,13 @@ impl Drop for WatchControl {
 /// the order in which they must be sent. It is pulled: nothing is prepared before the transport has room.
 pub struct WatchStream {
     shared: Arc<Shared>,
-    /// Bytes of the last piece, which the transport holds until it asks for the next, and of those that must follow.
-    held: usize,
     ended: Option<StreamEnd>,
 }
 
 impl WatchStream {
     /// The next piece. `None` after [`StreamEnd`]; [`WatchStream::status`] then says how it ended.
     pub fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        self.hold(0);
+        self.shared.hold(0);
         if self.ended.is_some() {
             return Poll::Ready(None);
         }
@@ -138,13 +156,15 @@ impl WatchStream {
         let mail = self.shared.inbox.take(cx.waker());
         let (next, under_way) = {
             let mut delivery = self.shared.delivery.lock();
-            (delivery.next(mail), delivery.under_way_bytes())
+            let next = delivery.next(mail);
+            self.shared.inbox.stands(delivery.oldest_wanted());
+            (next, delivery.under_way_bytes())
         };
         // Counted while the stream waits, too: what is under way is held until the client takes it.
-        self.hold(under_way);
+        self.shared.hold(under_way);
         match next {
             Next::Piece(piece) => {
-                self.hold(piece.len() + under_way);
+                self.shared.hold(piece.len() + under_way);
                 Poll::Ready(Some(piece))
             }
             Next::Idle => Poll::Pending,
@@ -169,34 +189,32 @@ impl WatchStream {
         }
     }
 
-    fn hold(&mut self, bytes: usize) {
-        let memory = &self.shared.core.memory;
-        memory.held.fetch_add(bytes, Ordering::Relaxed);
-        memory.held.fetch_sub(self.held, Ordering::Relaxed);
-        self.held = bytes;
-    }
 }
 
 impl Drop for WatchStream {
     fn drop(&mut self) {
-        self.hold(0);
+        self.shared.hold(0);
         self.shared.core.memory.streams.fetch_sub(1, Ordering::Relaxed);
         self.shared.close();
     }
 }
 
 /// Opens a stream on `core`.
-pub(crate) fn open(core: &Arc<Core>) -> (WatchControl, WatchStream) {
+pub(crate) fn open(core: &Arc<Core>, peer: Option<SocketAddr>) -> (WatchControl, WatchStream) {
     static NEXT_ID: AtomicU64 = AtomicU64::new(1);
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
     let inbox = Arc::new(Inbox::default());
     core.memory.streams.fetch_add(1, Ordering::Relaxed);
-    core.wakeups.add_stream(id, inbox.clone(), core.now() + core.progress_interval());
+    let delivery = Mutex::new(Delivery::new(core.clone(), id, inbox.clone()));
+    let held = AtomicUsize::new(0);
+    let shared = Arc::new(Shared { core: core.clone(), id, peer, inbox: inbox.clone(), delivery, held });
+    let first_tick = core.now() + core.progress_interval();
+    core.wakeups.add_stream(id, inbox.clone(), Arc::downgrade(&shared), first_tick);
     // Looked at after the stream is known to the worker: whoever comes later ends it there.
     if core.is_stopped() {
         inbox.end(StreamEnd::Status(UNAVAILABLE, text::STOPPED.into()));
+    } else if !core.is_serving() {
+        inbox.end(StreamEnd::Status(UNAVAILABLE, text::UNAVAILABLE.into()));
     }
-    let delivery = Mutex::new(Delivery::new(core.clone(), id, inbox.clone()));
-    let shared = Arc::new(Shared { core: core.clone(), id, inbox, delivery });
-    (WatchControl { shared: shared.clone() }, WatchStream { shared, held: 0, ended: None })
+    (WatchControl { shared: shared.clone() }, WatchStream { shared, ended: None })
 }

@@ -84,7 +84,7 @@ impl Memory {
             position,
             revision: Revision(revision),
             events: vec![event],
-            facts: vec![],
+            ..Frame::default()
         })]);
     }
 }
@@ -203,7 +203,7 @@ fn what_a_group_shares_hides_previous_versions_at_the_compacted_revision() {
     // Now the group holds the bytes of all three, with what was visible before the compaction.
     pull(&mut stream, 3);
     let facts = vec![Fact::Compacted(Revision(3))];
-    source.tail.publish(vec![Arc::new(Frame { position: Position(5), revision: Revision(4), events: vec![], facts })]);
+    source.tail.publish(vec![Arc::new(Frame { position: Position(5), revision: Revision(4), facts, ..Frame::default() })]);
     while fanout.snapshot().compacted < Revision(3) {
         std::thread::sleep(Duration::from_millis(1));
     }

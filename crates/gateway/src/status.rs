@@ -228,6 +228,7 @@ impl From<ReadError> for Fault {
             ReadError::FutureRevision => Self::FutureRevision,
             ReadError::Compacted => Self::Compacted,
             ReadError::Stopped => Self::Stopped,
+            ReadError::OutOfScope => Self::Other(Code::Unavailable, format!("tailwater: {error}")),
             ReadError::History(error) => Self::Other(Code::Unknown, error.to_string()),
         }
     }

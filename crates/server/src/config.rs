@@ -5,14 +5,21 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tailwater_consensus::ConsensusConfig;
-use tailwater_eventlog::MemberId;
+use tailwater_eventlog::{KeyRange, MemberId};
 use tailwater_fanout::FanoutConfig;
 use tailwater_gateway::{AutoCompaction, GatewayConfig};
+use tailwater_transport::NodeDescription;
 
 use crate::data_dir::{DataDir, Identity};
 use crate::duration;
 use crate::flags::Flags;
 use crate::founding::Founding;
+use crate::roles::{self, Roles};
+
+/// Where clients are served when nothing is said.
+const CLIENT_URL_DEFAULT: &str = "http://localhost:2379";
+/// Where other nodes are served when nothing is said.
+const PEER_URL_DEFAULT: &str = "http://localhost:2380";
 
 /// etcd's default quota.
 const QUOTA_BYTES_DEFAULT: u64 = 2 << 30;
@@ -24,14 +31,19 @@ const RAFT_LOG_BYTES_MIN: u64 = 256 << 10;
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) name: String,
+    pub(crate) roles: Roles,
+    /// Peer URLs that a node without a replica follows, the preferred first; none for a member.
+    pub(crate) upstream: Vec<String>,
+    /// What a fanout holds; none: every key.
+    pub(crate) ranges: Vec<KeyRange>,
     pub(crate) data_dir: PathBuf,
     pub(crate) client_addresses: Vec<SocketAddr>,
     pub(crate) metrics_addresses: Vec<SocketAddr>,
     pub(crate) client_urls: Vec<String>,
     pub(crate) peer_urls: Vec<String>,
     pub(crate) peer_addresses: Vec<SocketAddr>,
-    /// What a new data directory begins with; an existing one has its own.
-    pub(crate) founding: Founding,
+    /// What a member's new data directory begins with; an existing one has its own.
+    pub(crate) founding: Option<Founding>,
     pub(crate) log_level: tracing::Level,
     pub(crate) reported_version: String,
     pub(crate) initial_corrupt_check: bool,
@@ -59,26 +71,22 @@ impl Config {
     /// # Errors
     /// One sentence that names the flag and says what to change.
     pub(crate) fn from_flags(flags: &Flags) -> Result<Self, String> {
-        let peer_urls = urls("initial-advertise-peer-urls", &flags.initial_advertise_peer_urls)?;
-        let founding = Founding::from_flags(flags, &peer_urls)?;
-        let is_default_listen = flags.listen_client_urls == "http://localhost:2379";
-        let client_urls = match &flags.advertise_client_urls {
-            Some(text) => urls("advertise-client-urls", text)?,
-            None if is_default_listen => vec![flags.listen_client_urls.clone()],
-            None => return Err("--advertise-client-urls is required when --listen-client-urls is set".into()),
-        };
+        let roles = Roles::parse(&flags.roles)?;
+        let upstream = upstream(roles, flags)?;
+        let ranges = roles::ranges(&flags.prefixes)?;
+        let Urls { listen_clients, client_urls, listen_peers, peer_urls } = Urls::from_flags(roles, flags)?;
+        let founding = if roles.is_member() { Some(Founding::from_flags(flags, &peer_urls)?) } else { None };
         let (heartbeat_interval, election_ticks) = ticks(flags)?;
         Ok(Self {
             name: flags.name.clone(),
+            roles,
+            upstream,
+            ranges,
             data_dir: flags.data_dir.clone().unwrap_or_else(|| format!("{}.tailwater", flags.name)).into(),
-            client_addresses: addresses("listen-client-urls", &flags.listen_client_urls)?,
-            metrics_addresses: if flags.listen_metrics_urls.is_empty() {
-                Vec::new()
-            } else {
-                addresses("listen-metrics-urls", &flags.listen_metrics_urls)?
-            },
+            client_addresses: addresses("listen-client-urls", &listen_clients)?,
+            metrics_addresses: addresses("listen-metrics-urls", &flags.listen_metrics_urls)?,
             client_urls,
-            peer_addresses: addresses("listen-peer-urls", &flags.listen_peer_urls)?,
+            peer_addresses: addresses("listen-peer-urls", &listen_peers)?,
             peer_urls,
             founding,
             log_level: log_level(&flags.log_level)?,
@@ -107,7 +115,7 @@ impl Config {
         })
     }
 
-    fn election_timeout(&self) -> Duration {
+    pub(crate) fn election_timeout(&self) -> Duration {
         self.heartbeat_interval * u32::try_from(self.election_ticks).unwrap_or(u32::MAX)
     }
 
@@ -157,6 +165,7 @@ impl Config {
             response_bytes_max: 1 << 20,
             fragment_bytes_max: self.request_bytes_max + 512 * 1024,
             progress_interval: self.progress_interval,
+            ..FanoutConfig::default()
         }
     }
 
@@ -173,6 +182,21 @@ impl Config {
             reported_version: self.reported_version.clone(),
             quota_bytes: self.quota_bytes,
             auto_compaction: self.auto_compaction,
+        }
+    }
+
+    /// What this node says of itself to others.
+    pub(crate) fn announced(&self, id: MemberId, cluster_id: u64) -> NodeDescription {
+        NodeDescription {
+            id,
+            name: self.name.clone(),
+            roles: self.roles.names(),
+            client_urls: self.client_urls.clone(),
+            peer_urls: self.peer_urls.clone(),
+            ranges: self.ranges.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cluster_id,
+            ..Default::default()
         }
     }
 
@@ -200,9 +224,68 @@ fn urls(flag: &str, text: &str) -> Result<Vec<String>, String> {
     Ok(urls)
 }
 
-/// Where to listen; a host name is resolved.
+/// Where this node serves, and what it tells others of that.
+struct Urls {
+    /// Lists as flags hold them; empty: nowhere.
+    listen_clients: String,
+    client_urls: Vec<String>,
+    listen_peers: String,
+    peer_urls: Vec<String>,
+}
+
+impl Urls {
+    fn from_flags(roles: Roles, flags: &Flags) -> Result<Self, String> {
+        let or = |given: &Option<String>, default: &str| given.clone().unwrap_or_else(|| default.to_owned());
+        let listen_clients =
+            or(&flags.listen_client_urls, if roles.serves_clients() { CLIENT_URL_DEFAULT } else { "" });
+        let client_urls = match &flags.advertise_client_urls {
+            Some(text) => urls("advertise-client-urls", text)?,
+            None if !roles.serves_clients() => Vec::new(),
+            None if listen_clients == CLIENT_URL_DEFAULT => vec![listen_clients.clone()],
+            None => return Err("--advertise-client-urls is required when --listen-client-urls is set".into()),
+        };
+        let peer_default = if roles.is_member() { PEER_URL_DEFAULT } else { "" };
+        let listen_peers = or(&flags.listen_peer_urls, peer_default);
+        if !roles.is_member() && listen_peers.is_empty() && flags.initial_advertise_peer_urls.is_some() {
+            return Err("--initial-advertise-peer-urls is of no use without --listen-peer-urls on a fanout".into());
+        }
+        let advertised = match roles.is_member() {
+            true => or(&flags.initial_advertise_peer_urls, PEER_URL_DEFAULT),
+            false => or(&flags.initial_advertise_peer_urls, &listen_peers),
+        };
+        let peer_urls =
+            if advertised.is_empty() { Vec::new() } else { urls("initial-advertise-peer-urls", &advertised)? };
+        Ok(Self { listen_clients, client_urls, listen_peers, peer_urls })
+    }
+}
+
+/// What a node without a replica follows, in the order given.
+fn upstream(roles: Roles, flags: &Flags) -> Result<Vec<String>, String> {
+    match (roles.is_member(), flags.upstream.is_empty()) {
+        (true, true) if !flags.prefixes.is_empty() => {
+            Err("--prefixes is for fanouts: a member holds every key; leave it out or use --roles=fanout,gateway"
+                .into())
+        }
+        (true, true) => Ok(Vec::new()),
+        (true, false) => {
+            Err("--upstream is for nodes without the consensus role; leave it out or use --roles=fanout,gateway".into())
+        }
+        (false, true) => {
+            Err(format!("--roles={} needs --upstream, the peer URLs of members or of fanouts to follow", flags.roles))
+        }
+        (false, false) => {
+            urls("upstream", &flags.upstream)?;
+            Ok(flags.upstream.split(',').map(|url| url.trim().to_owned()).collect())
+        }
+    }
+}
+
+/// Where to listen; a host name is resolved. Nothing given: nowhere.
 fn addresses(flag: &str, text: &str) -> Result<Vec<SocketAddr>, String> {
     let mut found = Vec::new();
+    if text.is_empty() {
+        return Ok(found);
+    }
     for url in urls(flag, text)? {
         let authority = &url["http://".len()..];
         let mut resolved: Vec<SocketAddr> = authority

@@ -15,7 +15,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve the etcd v3 API with all roles in this process.
+    /// Serve the etcd v3 API, with all roles in this process or some.
     #[command(args_override_self = true)]
     Serve(Box<Flags>),
 }
@@ -29,18 +29,27 @@ pub(crate) struct Flags {
     /// Directory of all data [default: NAME.tailwater]
     #[arg(long)]
     pub(crate) data_dir: Option<String>,
-    /// URLs to serve clients on, separated by commas
-    #[arg(long, default_value = "http://localhost:2379")]
-    pub(crate) listen_client_urls: String,
+    /// URLs to serve clients on, separated by commas [default: http://localhost:2379; none with --roles=consensus]
+    #[arg(long)]
+    pub(crate) listen_client_urls: Option<String>,
     /// Client URLs to tell others; needed with --listen-client-urls [default: http://localhost:2379]
     #[arg(long)]
     pub(crate) advertise_client_urls: Option<String>,
-    /// URLs to serve other members on
-    #[arg(long, default_value = "http://localhost:2380")]
-    pub(crate) listen_peer_urls: String,
-    /// Peer URLs of this member as others reach it
-    #[arg(long, default_value = "http://localhost:2380")]
-    pub(crate) initial_advertise_peer_urls: String,
+    /// What this process does: "all", "consensus", or "fanout,gateway"
+    #[arg(long, default_value = "all")]
+    pub(crate) roles: String,
+    /// Peer URLs of members or fanouts that a fanout follows, the preferred first
+    #[arg(long, default_value = "")]
+    pub(crate) upstream: String,
+    /// Prefixes that a fanout holds, separated by commas [default: every key]
+    #[arg(long, default_value = "")]
+    pub(crate) prefixes: String,
+    /// URLs to serve other nodes on [default: http://localhost:2380; none for a fanout]
+    #[arg(long)]
+    pub(crate) listen_peer_urls: Option<String>,
+    /// Peer URLs of this node as others reach it [default: http://localhost:2380; for a fanout, where it listens]
+    #[arg(long)]
+    pub(crate) initial_advertise_peer_urls: Option<String>,
     /// The founding members, name=URL separated by commas [default: this member alone]
     #[arg(long)]
     pub(crate) initial_cluster: Option<String>,

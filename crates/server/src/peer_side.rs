@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use tailwater_consensus::{CatchUp, Consensus, PeerTransport};
 use tailwater_eventlog::{LocalSource, MemberId, Source};
 use tailwater_transport::{
-    CopyConfig, CoreWord, Directory, PeerPort, Peers, PeersConfig, PortInfo, PortServer, Router, RouterConfig,
-    TailService, TailServiceConfig, WriteService, WriteServiceConfig, copy_member_state,
+    CopyConfig, CoreWord, Description, Directory, NodeDescription, PeerPort, Peers, PeersConfig, PortInfo, PortServer,
+    Router, RouterConfig, TailService, TailServiceConfig, WriteService, WriteServiceConfig, copy_member_state,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -25,6 +25,8 @@ pub(crate) struct PeerSide {
     peers: Peers,
     runtime: Runtime,
     version: String,
+    /// What is known from the start.
+    announced: NodeDescription,
     served: parking_lot::Mutex<Option<(PortServer, WriteService, TailService)>>,
     /// There once this member knows a history.
     source: Arc<OnceLock<LocalSource>>,
@@ -40,7 +42,8 @@ impl PeerSide {
         let directory = Arc::new(Directory::new(identity.cluster_id));
         let peers = Peers::new(PeersConfig::new(MemberId(identity.member_id)), directory, runtime.handle().clone());
         let version = config.reported_version.clone();
-        Ok(Self { peers, runtime, version, served: parking_lot::Mutex::default(), source: Arc::default() })
+        let announced = config.announced(MemberId(identity.member_id), identity.cluster_id);
+        Ok(Self { peers, runtime, version, announced, served: parking_lot::Mutex::default(), source: Arc::default() })
     }
 
     /// What the replica sends through.
@@ -95,7 +98,12 @@ impl PeerSide {
         let teller = core_word(consensus.clone());
         let log = Some(consensus.event_log());
         let config = TailServiceConfig { cluster_id: self.peers.directory().cluster_id(), ..Default::default() };
-        TailService::new(config, Box::new(sources), log, Box::new(teller))
+        let service = TailService::new(config, Box::new(sources), log, Box::new(teller));
+        let (source, directory, announced) =
+            (self.source.clone(), self.peers.directory().clone(), self.announced.clone());
+        let consensus = consensus.clone();
+        service.describe_with(Box::new(move || describe(&consensus, source.get(), &directory, &announced)));
+        service
     }
 
     /// Proposals and barriers of this process.
@@ -131,6 +139,24 @@ impl PeerSide {
             }
         });
     }
+}
+
+/// What this member is now.
+fn describe(
+    consensus: &Consensus,
+    source: Option<&LocalSource>,
+    directory: &Directory,
+    announced: &NodeDescription,
+) -> Description {
+    let status = consensus.status();
+    let node = NodeDescription {
+        reached: source.map(|source| source.tail.end()).unwrap_or_default(),
+        path: vec![announced.id.0],
+        ready: source.is_some(),
+        ..announced.clone()
+    };
+    let leader = (status.leader != MemberId(0)).then_some(status.leader);
+    Description { node, members: directory.members(), leader, term: status.term, ..Default::default() }
 }
 
 /// A member hears from the core while it knows a leader; its age counts from when that ended.

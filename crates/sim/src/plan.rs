@@ -113,6 +113,7 @@ impl Plan {
             response_bytes_max: 1 << 20,
             fragment_bytes_max: 2 << 10,
             progress_interval: self.progress_interval,
+            ..FanoutConfig::default()
         }
     }
 }

@@ -26,7 +26,8 @@ pub use peer::{PeerService, PeerSink, Peers, PeersConfig};
 pub use port::{PeerPort, PortInfo, PortServer};
 pub use tail::metrics as tail_metrics;
 pub use tail::{
-    CodecError, CopyConfig, CopyFailed, CoreWord, CoreWordTeller, HashFailed, RemoteSource, RemoteSourceConfig,
-    SourceFactory, TailService, TailServiceConfig, copy_member_state, fetch_hash,
+    CodecError, CopyConfig, CopyFailed, CoreWord, CoreWordTeller, DescribeFailed, Description, DescriptionTeller,
+    HashFailed, NodeDescription, NodeLoad, Reader, RemoteSource, RemoteSourceConfig, SlowStream, SourceFactory,
+    TailService, TailServiceConfig, Topology, copy_member_state, describe, fetch_hash,
 };
 pub use write::{Router, RouterConfig, WriteService, WriteServiceConfig};

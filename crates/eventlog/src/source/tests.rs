@@ -49,7 +49,7 @@ impl World {
         let events = self.writer.events[self.published..].to_vec();
         self.published = self.writer.events.len();
         let (position, revision) = (state.applied, state.revision);
-        self.source.tail.publish(vec![Arc::new(Frame { position, revision, events, facts })]);
+        self.source.tail.publish(vec![Arc::new(Frame { position, revision, events, facts, ..Frame::default() })]);
     }
 
     /// As a fanout does: follows until nothing comes, and checks each frame on the way.

@@ -46,6 +46,10 @@ enum Phase {
 }
 
 impl Message {
+    pub(super) fn revision(&self) -> Revision {
+        self.revision
+    }
+
     /// Whether bytes of it went out, so that it must be finished.
     pub(super) fn has_begun(&self) -> bool {
         match self.phase {
@@ -249,7 +253,14 @@ impl Delivery {
     fn fetch(&mut self, wanted: &Wanted) -> Result<Fetch, StreamEnd> {
         let Wanted { watch_id, from, to, with_prev, bytes_max, .. } = *wanted;
         let key = &wanted.group.key;
-        let query = WindowQuery { range: &key.range, filter: key.filter, from, to, with_prev, bytes_max };
+        let query = WindowQuery {
+            ranges: std::slice::from_ref(&key.range),
+            filter: key.filter,
+            from,
+            to,
+            with_prev,
+            bytes_max,
+        };
         if let Some(piece) = self.core.window.read(&query) {
             return Ok(Fetch::Read(piece, to));
         }

@@ -82,7 +82,11 @@ pub struct World {
 
 impl World {
     pub fn new() -> Arc<Self> {
-        let cursor = Cursor { history: HistoryId(1), revision: Revision(1), position: Position(1) };
+        Self::of_history(1)
+    }
+
+    pub fn of_history(history: u64) -> Arc<Self> {
+        let cursor = Cursor { history: HistoryId(history), revision: Revision(1), position: Position(1) };
         let tail = Tail::new(TailConfig { hot_bytes_max: 1 << 27 }, cursor, vec![]);
         let state = State { revision: 1, position: 1, ..State::default() };
         Arc::new(Self { state: Mutex::new(state), tail, behind: AtomicBool::new(false) })
@@ -137,7 +141,7 @@ impl World {
     fn publish(&self, state: &mut State, events: Vec<Arc<Event>>, facts: Vec<Fact>) {
         state.position += 1;
         let (position, revision) = (Position(state.position), Revision(state.revision));
-        self.tail.publish(vec![Arc::new(Frame { position, revision, events, facts })]);
+        self.tail.publish(vec![Arc::new(Frame { position, revision, events, facts, ..Frame::default() })]);
     }
 
     pub fn revision(&self) -> i64 {
@@ -202,9 +206,10 @@ impl Source for World {
         Revision(self.revision())
     }
 
-    fn transfer(&self, _: &KeyRange, after: Option<&Bytes>, _: usize) -> Result<LiveChunk, SourceError> {
+    fn transfer(&self, range: &KeyRange, after: Option<&Bytes>, _: usize) -> Result<LiveChunk, SourceError> {
         let state = self.state.lock().unwrap();
         let rest = state.live.iter().filter(|(key, _)| after.is_none_or(|after| after.as_ref() < key.as_slice()));
+        let rest = rest.filter(|(key, _)| range.contains(key));
         let events: Vec<_> = rest.map(|(_, event)| event.clone()).take(7).collect();
         let resume_after = events.last().filter(|_| events.len() == 7).map(|e| Bytes::copy_from_slice(e.key()));
         Ok(LiveChunk { events, resume_after })
@@ -228,6 +233,7 @@ pub fn config() -> FanoutConfig {
         response_bytes_max: 1 << 20,
         fragment_bytes_max: 1 << 21,
         progress_interval: Duration::from_secs(600),
+        ..FanoutConfig::default()
     }
 }
 

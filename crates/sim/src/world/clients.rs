@@ -407,7 +407,7 @@ impl World {
             ReadError::Compacted => at < self.oracle.truth.compacted(),
             // A linearizable read is at a node that has everything which its client can know of.
             ReadError::FutureRevision => *serializable || at > operation.floor,
-            ReadError::History(_) | ReadError::Stopped => false,
+            ReadError::History(_) | ReadError::OutOfScope | ReadError::Stopped => false,
         };
         match fits {
             true => Ok(()),

@@ -152,7 +152,7 @@ fn alarm_in(alarm: &wire::Alarm) -> Result<Alarm, CodecError> {
     Ok(Alarm { member: MemberId(alarm.member_id), kind })
 }
 
-fn member_out(member: &Member) -> wire::Member {
+pub(super) fn member_out(member: &Member) -> wire::Member {
     wire::Member {
         id: member.id.0,
         name: member.name.clone(),
@@ -162,7 +162,7 @@ fn member_out(member: &Member) -> wire::Member {
     }
 }
 
-fn member_in(member: wire::Member) -> Member {
+pub(super) fn member_in(member: wire::Member) -> Member {
     let wire::Member { id, name, peer_urls, client_urls, is_learner } = member;
     Member { id: MemberId(id), name, peer_urls, client_urls, is_learner }
 }

@@ -1,6 +1,7 @@
 //! A source in another process.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use tailwater_eventlog::{
 };
 use tokio::runtime::{Builder, Handle, Runtime};
 
+use super::description::NodeDescription;
 use super::server::CoreWord;
 use super::uplink::Uplink;
 use crate::LinkConfig;
@@ -33,8 +35,8 @@ pub struct RemoteSourceConfig {
     pub cluster_id: u64,
     /// What is wanted; none: every key. Not overlapping.
     pub ranges: Vec<KeyRange>,
-    /// Where clients reach this node, for those who route to it; may be empty.
-    pub client_url: String,
+    /// What this node says of itself where it reads: name, roles and URLs. Its id and ranges are those above.
+    pub announced: NodeDescription,
     /// A source without a word for so long is left, and a history read tries for so long. Default 3 s.
     pub silence_max: Duration,
     /// A source that heard of the core longer ago, or knew no leader for so long, is left for another. Default 3 s.
@@ -54,7 +56,7 @@ impl RemoteSourceConfig {
             reader_id,
             cluster_id: 0,
             ranges: Vec::new(),
-            client_url: String::new(),
+            announced: NodeDescription::default(),
             silence_max: Duration::from_secs(3),
             core_age_max: Duration::from_secs(3),
             bulk_silence_max: Duration::from_secs(60),
@@ -99,6 +101,8 @@ struct Shared {
     runtime: OwnRuntime,
     /// The last word of the core, and when it came.
     word: Mutex<Option<(CoreWord, Instant)>>,
+    transferred_rows: AtomicU64,
+    transferred_bytes: AtomicU64,
 }
 
 impl RemoteSource {
@@ -113,7 +117,14 @@ impl RemoteSource {
         assert!(!config.urls.is_empty(), "a remote source needs the URL of one");
         let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("tail-remote").enable_all().build()?;
         let uplink = Uplink::start(runtime.handle(), config.urls.clone(), config.link.clone());
-        let shared = Shared { config, uplink, runtime: OwnRuntime(Some(runtime)), word: Mutex::new(None) };
+        let shared = Shared {
+            config,
+            uplink,
+            runtime: OwnRuntime(Some(runtime)),
+            word: Mutex::new(None),
+            transferred_rows: AtomicU64::new(0),
+            transferred_bytes: AtomicU64::new(0),
+        };
         Ok(Self { shared, following: Mutex::default(), transferring: Mutex::default() })
     }
 
@@ -126,6 +137,18 @@ impl RemoteSource {
             path.push(self.shared.config.reader_id.0);
             CoreWord { path, age: word.age + at.elapsed() }
         })
+    }
+
+    /// Since a source was last heard. `None` before one was.
+    #[must_use]
+    pub fn silence(&self) -> Option<Duration> {
+        self.shared.word.lock().as_ref().map(|(_, at)| at.elapsed())
+    }
+
+    /// Rows of the transfer that was begun last, and their bytes, as far as they have come.
+    #[must_use]
+    pub fn transferred(&self) -> (u64, u64) {
+        (self.shared.transferred_rows.load(Ordering::Relaxed), self.shared.transferred_bytes.load(Ordering::Relaxed))
     }
 }
 

@@ -1,8 +1,9 @@
 //! The service: what is asked, whether it can be answered, and how many at a time.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use prost::Message as _;
 use tailwater_api::tail as wire;
 use tailwater_api::tail::tail_server::{Tail, TailServer};
 use tailwater_eventlog::{CopyPoint, EventLog, FoldHold, HashError, MemberId, Revision, Source};
@@ -11,8 +12,10 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 
 use super::codec::{MESSAGE_BYTES_MAX, PROTOCOL_VERSION, cursor_in, range_in};
+use super::description::{Description, NodeDescription};
 use super::rate::ByteRate;
 use super::serving::{self, Messages, Serving};
+use super::topology::Topology;
 
 mod copy;
 mod follow;
@@ -71,6 +74,11 @@ pub struct CoreWord {
 pub type SourceFactory = Box<dyn Fn() -> Arc<dyn Source> + Send + Sync>;
 /// Tells the word of the core now.
 pub type CoreWordTeller = Box<dyn Fn() -> CoreWord + Send + Sync>;
+/// Tells what this node is now, without its readers.
+pub type DescriptionTeller = Box<dyn Fn() -> Description + Send + Sync>;
+
+/// What a reader may announce of itself, in bytes.
+const ANNOUNCED_BYTES_MAX: usize = 64 << 10;
 
 struct Inner {
     config: TailServiceConfig,
@@ -78,6 +86,8 @@ struct Inner {
     /// What members copy, and what is held for transfers; a relay has none.
     log: Option<EventLog>,
     word: CoreWordTeller,
+    description: OnceLock<DescriptionTeller>,
+    topology: Topology,
     followers: Arc<Semaphore>,
     transfers: Arc<Semaphore>,
     copies: Arc<Semaphore>,
@@ -103,6 +113,8 @@ impl TailService {
             source,
             log,
             word,
+            description: OnceLock::new(),
+            topology: Topology::default(),
             followers: semaphore(config.followers_max),
             transfers: semaphore(config.transfers_max),
             copies: semaphore(config.transfers_max),
@@ -114,6 +126,20 @@ impl TailService {
             config,
         };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// Answers from now on what this node is; before, nobody is told.
+    ///
+    /// # Panics
+    /// When it was called before.
+    pub fn describe_with(&self, teller: DescriptionTeller) {
+        assert!(self.inner.description.set(teller).is_ok(), "a node is described in one way");
+    }
+
+    /// Who follows this node.
+    #[must_use]
+    pub fn topology(&self) -> &Topology {
+        &self.inner.topology
     }
 
     /// As a gRPC service.
@@ -178,11 +204,15 @@ impl Tail for TailService {
         let request = request.into_inner();
         self.check(request.protocol_version, request.cluster_id)?;
         let cursor = request.cursor.as_ref().map(cursor_in).ok_or_else(|| Status::invalid_argument("no cursor"))?;
+        if request.reader.as_ref().is_some_and(|reader| reader.encoded_len() > ANNOUNCED_BYTES_MAX) {
+            return Err(Status::invalid_argument("the reader announces too much of itself"));
+        }
         let ranges = request.ranges.into_iter().map(range_in).collect();
         let serving = self.serving("follow", &self.inner.followers)?;
         let inner = Arc::clone(&self.inner);
-        let reader = MemberId(request.reader_id);
-        let messages = serving::spawn(serving, move |sink| follow::serve(&inner, reader, cursor, ranges, sink))?;
+        let announced = request.reader.map(NodeDescription::from_wire).unwrap_or_default();
+        let reader = inner.topology.enter(NodeDescription { id: MemberId(request.reader_id), ..announced });
+        let messages = serving::spawn(serving, move |sink| follow::serve(&inner, &reader, cursor, ranges, sink))?;
         Ok(Response::new(messages))
     }
 
@@ -244,6 +274,18 @@ impl Tail for TailService {
             compacted_revision: hash.compacted.0,
             revision: hash.revision.0,
         }))
+    }
+
+    async fn describe(
+        &self,
+        request: Request<wire::DescribeRequest>,
+    ) -> Result<Response<wire::DescribeResponse>, Status> {
+        let request = request.into_inner();
+        self.check(request.protocol_version, request.cluster_id)?;
+        let teller = self.inner.description.get();
+        let teller = teller.ok_or_else(|| Status::unavailable("this node does not know yet what it is"))?;
+        let description = Description { readers: self.inner.topology.readers(), ..teller() };
+        Ok(Response::new(description.to_wire()))
     }
 }
 

@@ -11,6 +11,7 @@ use tonic::{Status, Streaming};
 
 use super::Shared;
 use crate::tail::codec::{PROTOCOL_VERSION, cursor_out, range_out};
+use crate::tail::description::NodeDescription;
 use crate::tail::metrics;
 use crate::tail::pieces::Assembly;
 use crate::tail::server::CoreWord;
@@ -120,13 +121,19 @@ impl Following {
 
 /// Opens a stream in a task of its own: on a long way it takes longer than one call waits.
 fn open(shared: &Shared, source: Connected, cursor: Cursor) -> Opening {
+    let announced = NodeDescription {
+        id: shared.config.reader_id,
+        ranges: shared.config.ranges.clone(),
+        cluster_id: shared.config.cluster_id,
+        ..shared.config.announced.clone()
+    };
     let request = wire::FollowRequest {
         protocol_version: PROTOCOL_VERSION,
         reader_id: shared.config.reader_id.0,
         cursor: Some(cursor_out(cursor)),
         ranges: shared.config.ranges.iter().map(range_out).collect(),
-        client_url: shared.config.client_url.clone(),
         cluster_id: shared.config.cluster_id,
+        reader: Some(announced.to_wire()),
     };
     let (mut client, silence_max) = (source.client.clone(), shared.config.silence_max);
     let stream = shared.runtime.handle().spawn(async move {

@@ -1,6 +1,7 @@
 //! A transfer from remote sources: begun at one, resumed at that or another by key when a stream breaks.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,7 +12,8 @@ use tonic::Streaming;
 
 use super::Shared;
 use crate::tail::codec::{CodecError, PROTOCOL_VERSION, cursor_in, cursor_out, event_in, fact_in, range_out};
-use crate::tail::serving::is_next_row;
+use crate::tail::metrics;
+use crate::tail::serving::{bytes_of, is_next_row};
 use crate::tail::uplink::Connected;
 
 /// How long one call waits; then its caller looks whether it still wants to.
@@ -47,6 +49,9 @@ impl Transferring {
     /// Begins anew, whatever was before.
     pub(super) async fn begin(&mut self, shared: &Shared) -> Result<(Cursor, Vec<Fact>), SourceError> {
         *self = Self::default();
+        shared.transferred_rows.store(0, Ordering::Relaxed);
+        shared.transferred_bytes.store(0, Ordering::Relaxed);
+        note(shared);
         let (stream, first) = open(shared, None, None).await?;
         let at = first.at.as_ref().map(cursor_in).ok_or_else(|| broken(shared, &stream, CodecError::Missing("at")))?;
         let facts: Result<Vec<Fact>, _> = first.facts.into_iter().map(fact_in).collect();
@@ -81,6 +86,7 @@ impl Transferring {
             };
             stream.heard = Instant::now();
             self.reached = self.reached.max(Revision(message.reached));
+            count(shared, &message.rows);
             let mut chunk = LiveChunk::default();
             for (at, row) in message.rows.into_iter().enumerate() {
                 let event = event_in(at, row).map_err(|error| broken(shared, &stream, error))?;
@@ -103,6 +109,20 @@ impl Transferring {
             }
         }
     }
+}
+
+/// Counts rows that have come.
+fn count(shared: &Shared, rows: &[Bytes]) {
+    let bytes = bytes_of(rows);
+    shared.transferred_rows.fetch_add(rows.len() as u64, Ordering::Relaxed);
+    shared.transferred_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    note(shared);
+}
+
+#[expect(clippy::cast_precision_loss, reason = "gauges are floating point; 2^53 is beyond what they show")]
+fn note(shared: &Shared) {
+    ::metrics::gauge!(metrics::TRANSFERRED_ROWS).set(shared.transferred_rows.load(Ordering::Relaxed) as f64);
+    ::metrics::gauge!(metrics::TRANSFERRED_BYTES).set(shared.transferred_bytes.load(Ordering::Relaxed) as f64);
 }
 
 /// Opens a stream and takes its first message.

@@ -4,24 +4,26 @@ use std::time::Instant;
 
 use tailwater_api::tail as wire;
 use tailwater_api::tail::resync::Reason;
-use tailwater_eventlog::{Cursor, Fact, KeyRange, MemberId, Source, TailError};
+use tailwater_eventlog::{Cursor, Fact, KeyRange, Source, TailError};
 use tonic::Status;
 
 use super::Inner;
 use crate::tail::codec::{cursor_out, fact_out, sealed};
 use crate::tail::pieces::{PIECE_BYTES, Pieces};
 use crate::tail::serving::{Gone, Sink, behind, bytes_of};
+use crate::tail::topology::Reader;
 
 /// Until the reader goes, or can't be served.
 pub(super) fn serve(
     inner: &Inner,
-    reader: MemberId,
+    reader: &Reader,
     mut cursor: Cursor,
     ranges: Vec<KeyRange>,
     sink: &mut Sink<wire::FollowResponse>,
 ) -> Result<(), Gone> {
     let source = (inner.source)();
-    tracing::info!(reader = format!("{:x}", reader.0), revision = cursor.revision.0, "serving the tail to a reader");
+    let id = format!("{:x}", reader.id().0);
+    tracing::info!(reader = id, revision = cursor.revision.0, "serving the tail to a reader");
     sink.send(greeting(inner, &*source, cursor))?;
     let mut heartbeat = Instant::now();
     loop {
@@ -39,6 +41,7 @@ pub(super) fn serve(
             sink.send_rows(wire::FollowResponse { frames, ..Default::default() }, bytes)?;
         }
         cursor = behind(cursor, &frames);
+        reader.reached(cursor);
         // Also while frames come: they do not tell how old the core's last word is.
         if frames.is_empty() || heartbeat.elapsed() >= inner.config.heartbeat_interval {
             heartbeat = Instant::now();
