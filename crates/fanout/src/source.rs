@@ -75,10 +75,10 @@ impl RelaySource {
             let is_whole = events.last().is_none_or(|last| last.revision() < next.revision);
             if is_whole && bytes >= bytes_max {
                 let revision = Revision(next.revision.0 - 1);
-                return Ok(vec![Arc::new(Frame { position: cursor.position, revision, events, facts: Vec::new() })]);
+                return Ok(vec![Arc::new(Frame { position: cursor.position, revision, events, facts: Vec::new(), applied_at_ms: 0 })]);
             }
         }
-        Ok(vec![Arc::new(Frame { position: end.position, revision: end.revision, events, facts })])
+        Ok(vec![Arc::new(Frame { position: end.position, revision: end.revision, events, facts, applied_at_ms: 0 })])
     }
 
     /// History of everything that this fanout holds.
