@@ -1,6 +1,8 @@
-//! Flow control seen from outside: a huge record under many watchers, and how writes share a sync.
+//! Flow control seen from outside: a huge record under many watchers, starved ones, and how writes share a sync.
 //!
 //! `ACCEPTANCE=1` runs the full counts.
+
+mod starved;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -98,7 +98,7 @@ fn attach(world: &Arc<World>, config: FanoutConfig) -> Reader {
         drop(node);
         nodes.push(Node::start_at(address, world.clone(), core_word()));
     };
-    Reader { fanout, disturb: Box::new(disturb) }
+    Reader { fanout, disturb: Box::new(disturb), scoped: false }
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -202,6 +202,7 @@ fn reads_at_every_revision_are_those_of_a_fanout_in_the_cores_process() {
             limit: if revision % 2 == 0 { 0 } else { 7 },
             sort: None,
             count_only: false,
+            keys_only: false,
             revision_bounds: (0, 0, 0, 0),
         };
         let read = |fanout: &Fanout| runtime.block_on(fanout.range(query.clone())).unwrap();

@@ -31,6 +31,7 @@ mod log;
 pub mod metrics;
 mod range;
 mod revision;
+mod scope;
 mod source;
 mod tail;
 mod tree;
@@ -38,7 +39,7 @@ mod tree;
 pub use cursor::Cursor;
 pub use event::{Envelope, Event, EventKind, RowError};
 pub use fact::{Alarm, AlarmKind, AuthFacts, Fact, Member};
-pub use history::{History, HistoryChunk, HistoryError, HistoryEvent, HistoryPoint};
+pub use history::{History, HistoryChunk, HistoryError, HistoryEvent, HistoryPoint, StateChunk, StateQuery};
 pub use index::{KeyIndex, KeyMeta};
 pub use log::{
     CopyError, CopyPoint, CopyStep, EventLog, EventLogConfig, FoldHold, FoldProgress, HashError, Installed, LiveChunk,
@@ -46,6 +47,7 @@ pub use log::{
 };
 pub use range::KeyRange;
 pub use revision::{HistoryId, LeaseId, MemberId, Position, Revision, Term};
+pub use scope::Scope;
 pub use source::{LocalSource, Source, SourceError};
 pub use tail::{Frame, Tail, TailConfig, TailError};
 pub use tree::{CountedTree, TreeIter};

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::log::Generation;
 use crate::{
     Cursor, Event, EventLog, Fact, Frame, History, HistoryChunk, HistoryError, HistoryEvent, HistoryPoint, KeyRange,
-    LiveChunk, Revision, StorageError, Tail, TailError,
+    LiveChunk, Position, Revision, StateChunk, StateQuery, StorageError, Tail, TailError,
 };
 
 /// A transfer can't go on.
@@ -28,6 +28,16 @@ pub enum SourceError {
 
 /// A place to bootstrap from and to follow. Calls block; they run on threads of their own.
 pub trait Source: History {
+    /// What this source holds and can be asked for; none: every key.
+    fn ranges(&self) -> &[KeyRange] {
+        &[]
+    }
+
+    /// A read has waited long for `position`: a source that has a choice of others may go to one that is there.
+    fn is_awaited(&self, position: Position) {
+        let _ = position;
+    }
+
     /// B: where a transfer that begins now stands, and the facts at B.
     ///
     /// # Errors
@@ -113,6 +123,10 @@ impl LocalSource {
     /// that does not reach the end of the tail keeps the cursor's position; the last one carries the end's, and all facts.
     fn follow_log(&self, cursor: Cursor, bytes_max: usize) -> Result<Vec<Arc<Frame>>, TailError> {
         let (end, facts) = self.snapshot();
+        if cursor.revision > end.revision {
+            // Its reader came from a source that is ahead.
+            return Ok(Vec::new());
+        }
         let mut events: Vec<Arc<Event>> = Vec::new();
         let mut bytes = 0;
         let log = self.log.current();
@@ -122,7 +136,7 @@ impl LocalSource {
                 None if event.revision() != cursor.revision.next() => return Err(TailError::Behind(cursor)),
                 Some(last) if bytes >= bytes_max && last.revision() != event.revision() => {
                     let frame =
-                        Frame { position: cursor.position, revision: last.revision(), events, facts: Vec::new() };
+                        Frame { position: cursor.position, revision: last.revision(), events, ..Frame::default() };
                     return Ok(vec![Arc::new(frame)]);
                 }
                 _ => {}
@@ -133,7 +147,8 @@ impl LocalSource {
         if events.is_empty() && cursor.revision < end.revision {
             return Err(TailError::Behind(cursor));
         }
-        Ok(vec![Arc::new(Frame { position: end.position, revision: end.revision, events, facts })])
+        let (position, revision) = (end.position, end.revision);
+        Ok(vec![Arc::new(Frame { position, revision, events, facts, ..Frame::default() })])
     }
 }
 
@@ -176,6 +191,17 @@ impl History for LocalSource {
         }
         Ok(HistoryChunk { events, next, compacted })
     }
+
+    fn state_at(&self, query: &StateQuery) -> Result<StateChunk, HistoryError> {
+        let log = self.log.current();
+        let compacted = || log.state().compacted.max(self.log.state().compacted);
+        let refuse = |compacted| if query.at < compacted { Err(HistoryError::Compacted(compacted)) } else { Ok(()) };
+        refuse(compacted())?;
+        let chunk = log.state_at(query)?;
+        // What was missing may have been compacted and folded away while it was read.
+        refuse(compacted())?;
+        Ok(chunk)
+    }
 }
 
 impl Source for LocalSource {
@@ -202,7 +228,13 @@ impl Source for LocalSource {
                 self.noticed.store(noticed, Ordering::Relaxed);
                 Ok(frames)
             }
-            Err(TailError::Behind(cursor)) => self.follow_log(cursor, bytes_max),
+            Err(TailError::Behind(cursor)) => {
+                let frames = self.follow_log(cursor, bytes_max)?;
+                if frames.is_empty() {
+                    std::thread::sleep(timeout);
+                }
+                Ok(frames)
+            }
             Err(error) => Err(error),
         }
     }

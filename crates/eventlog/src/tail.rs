@@ -4,8 +4,11 @@
 //! source learned without a raft entry, as that its leader is gone. Notices are numbered, because a cursor can't tell
 //! one from the frame it follows; a later notice at the same position takes the earlier one in.
 //!
-//! Invariants: `begin <= position of the oldest frame kept`; positions of the frames kept grow, notices aside, of which
-//! there is at most one at a position; a reader whose cursor is at or above `begin` misses nothing by reading from here.
+//! A relay's tail passes on what the relay received, also frames that a source read from its log: those keep the position
+//! of the reader's cursor and move its revision only. So a place in a tail is a position *and* a revision.
+//!
+//! Invariants: `begin <= place of the oldest frame kept`; places of the frames kept grow, notices aside, of which there is
+//! at most one at a place; a reader whose cursor is at or above `begin` misses nothing by reading from here.
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
@@ -23,7 +26,7 @@ const FRAME_OVERHEAD_BYTES: usize = 128;
 const EVENT_OVERHEAD_BYTES: usize = 160;
 
 /// What happened at one position, or at several when they were applied together.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Frame {
     /// The applied position that is reached with this frame.
     pub position: Position,
@@ -33,6 +36,9 @@ pub struct Frame {
     pub events: Vec<Arc<Event>>,
     /// Facts, in order, that hold from this position on.
     pub facts: Vec<Fact>,
+    /// When the source applied it, by its own wall clock, in milliseconds since 1970; 0: not known. A hint to measure
+    /// delays by, never to decide by.
+    pub applied_at_ms: u64,
 }
 
 impl Frame {
@@ -90,14 +96,17 @@ struct Slot {
     notice: u64,
 }
 
+/// How far a reader is.
+type Place = (Position, Revision);
+
 struct Hot {
     /// Oldest first.
     frames: VecDeque<Slot>,
     /// Number of the newest notice.
     notices: u64,
     bytes: usize,
-    /// The position before the oldest frame kept: a reader there or above continues from memory.
-    begin: Position,
+    /// The place before the oldest frame kept: a reader there or above continues from memory.
+    begin: Place,
     end: Cursor,
     facts: LatestFacts,
     closed: bool,
@@ -113,7 +122,7 @@ impl Tail {
             frames: VecDeque::new(),
             notices: 0,
             bytes: 0,
-            begin: start.position,
+            begin: place(start),
             end: start,
             facts: latest,
             closed: false,
@@ -128,6 +137,19 @@ impl Tail {
     /// # Panics
     /// When a position does not grow or a revision goes back: a reader would miss what the frame holds.
     pub fn publish(&self, frames: Vec<Arc<Frame>>) {
+        self.append(frames, false);
+    }
+
+    /// As [`Tail::publish`], of frames that another source gave: one that it read from its log may stand at the newest
+    /// position with a newer revision.
+    ///
+    /// # Panics
+    /// When a position or a revision goes back.
+    pub fn pass_on(&self, frames: Vec<Arc<Frame>>) {
+        self.append(frames, true);
+    }
+
+    fn append(&self, frames: Vec<Arc<Frame>>, is_passed_on: bool) {
         if frames.is_empty() {
             return;
         }
@@ -137,10 +159,12 @@ impl Tail {
             return;
         }
         for (bytes, frame) in sized {
-            hot.append(frame, bytes);
+            hot.append(frame, bytes, is_passed_on);
         }
         let dropped = hot.trim(self.shared.config.hot_bytes_max);
-        metrics::gauge!(crate::metrics::TAIL_HOT_BYTES).set(crate::metrics::gauge(hot.bytes as u64));
+        if !is_passed_on {
+            metrics::gauge!(crate::metrics::TAIL_HOT_BYTES).set(crate::metrics::gauge(hot.bytes as u64));
+        }
         drop(hot);
         self.shared.grown.notify_all();
         // Freed here, so that no reader waits for the lock while millions of events are returned to the allocator.
@@ -160,8 +184,9 @@ impl Tail {
         (hot.end, hot.facts.to_vec())
     }
 
-    /// As [`Tail::snapshot`], with the number of the newest notice.
-    pub(crate) fn snapshot_noticing(&self) -> (Cursor, Vec<Fact>, u64) {
+    /// As [`Tail::snapshot`], with the number of the newest notice, to go on with in [`Tail::wait_noticing`].
+    #[must_use]
+    pub fn snapshot_noticing(&self) -> (Cursor, Vec<Fact>, u64) {
         let hot = self.shared.hot.lock();
         (hot.end, hot.facts.to_vec(), hot.notices)
     }
@@ -232,7 +257,7 @@ impl Tail {
         );
         let dropped = std::mem::take(&mut hot.frames);
         hot.bytes = 0;
-        hot.begin = start.position;
+        hot.begin = place(start);
         hot.end = start;
         hot.facts = LatestFacts::default();
         hot.facts.apply(facts);
@@ -254,7 +279,7 @@ impl Slot {
         match self.frame.position.cmp(&cursor.position) {
             Ordering::Less => true,
             // The frame that a notice follows belongs to the cursor.
-            Ordering::Equal => self.notice <= noticed,
+            Ordering::Equal => self.frame.revision <= cursor.revision && self.notice <= noticed,
             Ordering::Greater => false,
         }
     }
@@ -263,14 +288,15 @@ impl Slot {
 impl Hot {
     /// Whether there is something for a reader there.
     fn is_ahead_of(&self, cursor: Cursor, noticed: u64) -> bool {
-        self.end.position > cursor.position || self.frames.back().is_some_and(|slot| !slot.is_behind(cursor, noticed))
+        place(self.end) > place(cursor) || self.frames.back().is_some_and(|slot| !slot.is_behind(cursor, noticed))
     }
 
-    fn append(&mut self, mut frame: Arc<Frame>, mut bytes: usize) {
+    fn append(&mut self, mut frame: Arc<Frame>, mut bytes: usize, is_passed_on: bool) {
         let is_notice =
             frame.position == self.end.position && frame.events.is_empty() && frame.revision == self.end.revision;
+        let is_of_a_log = is_passed_on && frame.position == self.end.position && frame.revision > self.end.revision;
         assert!(
-            is_notice || frame.position > self.end.position,
+            is_notice || is_of_a_log || frame.position > self.end.position,
             "a frame at position {} follows one at {}",
             frame.position,
             self.end.position
@@ -306,7 +332,7 @@ impl Hot {
         while self.bytes > bytes_max && self.frames.len() > 1 {
             let slot = self.frames.pop_front().expect("there are at least two");
             self.bytes -= slot.bytes;
-            self.begin = slot.frame.position;
+            self.begin = (slot.frame.position, slot.frame.revision);
             dropped.push(slot.frame);
         }
         dropped
@@ -317,7 +343,7 @@ impl Hot {
         if cursor.history != self.end.history {
             return Err(TailError::OtherHistory);
         }
-        if cursor.position < self.begin {
+        if place(cursor) < self.begin {
             return Err(TailError::Behind(cursor));
         }
         let first = self.frames.partition_point(|slot| slot.is_behind(cursor, noticed));
@@ -329,11 +355,26 @@ impl Hot {
             if !answer.is_empty() && total > bytes_max {
                 break;
             }
-            answer.push(Arc::clone(&slot.frame));
+            answer.push(behind(&slot.frame, cursor.revision));
             reached = reached.max(slot.notice);
         }
         if answer.is_empty() && self.closed { Err(TailError::Closed) } else { Ok((answer, reached)) }
     }
+}
+
+fn place(cursor: Cursor) -> Place {
+    (cursor.position, cursor.revision)
+}
+
+/// The frame without what a reader has that is at `revision`: one that read a part of a log has more revisions than its
+/// position says.
+fn behind(frame: &Arc<Frame>, revision: Revision) -> Arc<Frame> {
+    if frame.revision >= revision && frame.events.first().is_none_or(|event| event.revision() > revision) {
+        return Arc::clone(frame);
+    }
+    let first = frame.events.partition_point(|event| event.revision() <= revision);
+    let events = frame.events[first..].to_vec();
+    Arc::new(Frame { events, revision: frame.revision.max(revision), ..Frame::clone(frame) })
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tailwater_eventlog::KeyRange;
+
 /// How a fanout runs.
 #[derive(Clone, Debug)]
 pub struct FanoutConfig {
@@ -14,7 +16,10 @@ pub struct FanoutConfig {
     pub window_bytes_max: usize,
     /// Bytes that one watch stream holds ready for its client. `--stream-chunk-bytes`, default 64 KiB.
     pub stream_chunk_bytes: usize,
-    /// Bytes that all streams together may hold; above half of it chunks get smaller.
+    /// Bytes that big lists in one message hold together while they are sent; a list beyond it is refused, unless it is
+    /// alone. `--list-memory-bytes`, default 256 MiB.
+    pub list_memory_bytes_max: usize,
+    /// Bytes that all streams together may hold, of watches and of lists in pieces; above half of it chunks get smaller.
     /// `--watch-memory-bytes`, default 256 MiB.
     pub watch_memory_bytes_max: usize,
     /// Bytes of events in one watch response when a watcher lags; one revision is never split. Default 1 MiB.
@@ -23,4 +28,30 @@ pub struct FanoutConfig {
     pub fragment_bytes_max: usize,
     /// Interval of progress notifications for watchers that asked. `--watch-progress-notify-interval`, 10 min.
     pub progress_interval: Duration,
+    /// What this fanout holds and answers; none: every key. `--prefixes`.
+    pub ranges: Vec<KeyRange>,
+    /// Bytes of frames kept for readers that follow this fanout ([`crate::Fanout::source`]) and are close behind; others
+    /// read the window. 0 where nobody does, or nearly so. Default 0.
+    pub relay_bytes_max: usize,
+    /// Bytes of history that was read from the source and is kept for others who want the same. Default 16 MiB.
+    pub history_bytes_max: usize,
+}
+
+impl Default for FanoutConfig {
+    fn default() -> Self {
+        Self {
+            cluster_id: 0,
+            member_id: 0,
+            window_bytes_max: 256 << 20,
+            stream_chunk_bytes: 64 << 10,
+            list_memory_bytes_max: 256 << 20,
+            watch_memory_bytes_max: 256 << 20,
+            response_bytes_max: 1 << 20,
+            fragment_bytes_max: 2 << 20,
+            progress_interval: Duration::from_secs(600),
+            ranges: Vec::new(),
+            relay_bytes_max: 0,
+            history_bytes_max: 16 << 20,
+        }
+    }
 }

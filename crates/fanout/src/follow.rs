@@ -6,17 +6,19 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use tailwater_eventlog::{Cursor, Frame, KeyRange, Position, Source, SourceError, StorageError, TailError};
+use tailwater_eventlog::{
+    Cursor, Frame, HistoryId, Position, Revision, Source, SourceError, StorageError, Tail, TailConfig, TailError,
+};
 
 use crate::core::Core;
 use crate::delivery::{UNAVAILABLE, text};
 use crate::group::Group;
 use crate::metrics;
-use crate::registry::{Matched, ShareBounds};
-use crate::store::{Store, segment_bytes};
+use crate::registry::{Batch, Matched, ShareBounds};
+use crate::store::{Published, Store, segment_bytes};
 use crate::{FanoutConfig, StreamEnd};
 
 /// Bytes of frames taken from the tail at once, and of rows in one step of a transfer.
@@ -25,6 +27,8 @@ const BATCH_BYTES_MAX: usize = 1 << 20;
 const FOLLOW_TIMEOUT: Duration = Duration::from_millis(100);
 /// Between two attempts to reach a source that is away; it has pauses of its own, this is the least.
 const UNAVAILABLE_PAUSE: Duration = Duration::from_millis(20);
+/// A read that has waited so long for a position makes the source look whether another has it.
+const AWAITED_MAX: Duration = Duration::from_millis(500);
 /// Shared chunks are kept this long for streams that are just behind; later they read the window.
 const CHUNK_LIFETIME: Duration = Duration::from_secs(1);
 
@@ -51,14 +55,16 @@ pub(crate) struct Follower {
     store: Store,
     recent: RecentChunks,
     phase: Phase,
+    /// A position that reads wait for, and since when.
+    awaited: Option<(Position, Instant)>,
 }
 
 /// What the next step does.
 enum Phase {
     /// Begins a transfer.
     Begin,
-    /// Reads the rows after this key.
-    Rows(Option<Bytes>),
+    /// Reads the rows of a part of the scope after this key.
+    Rows(usize, Option<Bytes>),
     /// Follows until the tail has passed what the rows showed.
     Settle,
     Follow,
@@ -66,7 +72,14 @@ enum Phase {
 
 impl Follower {
     pub(crate) fn new(core: Arc<Core>, reached: tokio::sync::watch::Sender<Reached>) -> Self {
-        Self { core, reached, store: Store::default(), recent: RecentChunks::default(), phase: Phase::Begin }
+        Self {
+            core,
+            reached,
+            store: Store::default(),
+            recent: RecentChunks::default(),
+            phase: Phase::Begin,
+            awaited: None,
+        }
     }
 
     /// Runs until the fanout stops or its tail ends.
@@ -80,18 +93,18 @@ impl Follower {
         let reason = match ended {
             Ended::Tail(TailError::Behind(cursor)) => {
                 tracing::warn!(revision = cursor.revision.0, "tail has left this fanout behind; transferring again");
-                self.phase = Phase::Begin;
+                self.begin_again();
                 return true;
             }
             Ended::Restart(reason) => {
                 tracing::warn!(reason, "transferring again");
-                self.phase = Phase::Begin;
+                self.begin_again();
                 return true;
             }
             Ended::Tail(TailError::OtherHistory) => {
                 tracing::warn!("source has another history; transferring again");
-                self.core.wakeups.end(StreamEnd::Status(UNAVAILABLE, text::UNAVAILABLE.into()));
-                self.phase = Phase::Begin;
+                self.lose();
+                self.begin_again();
                 return true;
             }
             Ended::Tail(TailError::Closed) => "tail closed".to_owned(),
@@ -105,6 +118,12 @@ impl Follower {
         false
     }
 
+    /// What is published stays, but whoever wants what is newest waits for the state to be whole again.
+    fn begin_again(&mut self) {
+        self.phase = Phase::Begin;
+        self.reached.send_modify(|reached| reached.ready = false);
+    }
+
     /// Transfers the state, follows until it is whole and publishes it as one, then follows.
     fn step(&mut self, timeout: Duration) -> Result<(), Ended> {
         if self.core.is_stopped() {
@@ -113,22 +132,31 @@ impl Follower {
         match &self.phase {
             Phase::Begin => {
                 let Some((begin, facts)) = self.ask(timeout, |source| source.transfer_begin())? else { return Ok(()) };
-                self.store = Store::at(begin, &facts);
-                self.phase = Phase::Rows(None);
-            }
-            Phase::Rows(after) => {
-                let rows = |source: &dyn Source| source.transfer(&KeyRange::all(), after.as_ref(), BATCH_BYTES_MAX);
-                let Some(rows) = self.ask(timeout, rows)? else { return Ok(()) };
-                rows.events.into_iter().for_each(|event| self.store.load(event));
-                self.phase = Phase::Rows(rows.resume_after.clone());
-                if rows.resume_after.is_none() {
-                    self.store.transferred(self.core.source.transfer_end());
-                    self.settled();
+                let least = self.published().filter(|published| published.history == begin.history);
+                if least.is_none() {
+                    self.lose();
                 }
+                self.store = Store::at(begin, &facts, least);
+                self.phase = Phase::Rows(0, None);
+            }
+            Phase::Rows(part, after) => {
+                let Some(range) = self.core.scope.spans().get(*part) else {
+                    self.settled();
+                    return Ok(());
+                };
+                let rows = |source: &dyn Source| source.transfer(range, after.as_ref(), BATCH_BYTES_MAX);
+                let Some(rows) = self.ask(timeout, rows)? else { return Ok(()) };
+                let part = *part + usize::from(rows.resume_after.is_none());
+                rows.events.into_iter().for_each(|event| self.store.load(event));
+                // Asked after the rows were read.
+                self.store.transferred(self.core.source.transfer_end());
+                self.phase = Phase::Rows(part, rows.resume_after);
             }
             Phase::Settle => {
                 for frame in self.frames(timeout)? {
-                    frame.events.iter().for_each(|event| self.store.settle(event.clone()));
+                    for event in frame.events.iter().filter(|event| self.core.scope.contains(event.key())) {
+                        self.store.settle(event.clone());
+                    }
                     self.frame(&frame);
                 }
                 self.settled();
@@ -136,6 +164,25 @@ impl Follower {
             Phase::Follow => self.follow(timeout)?,
         }
         Ok(())
+    }
+
+    /// Where what readers see stands, if they see anything.
+    fn published(&self) -> Option<Cursor> {
+        let cursor = self.core.published.load().snapshot.cursor;
+        (cursor.history != HistoryId(0)).then_some(cursor)
+    }
+
+    /// What is published is not the truth any more, until another history is there.
+    fn lose(&self) {
+        let published = self.core.published.load();
+        if published.serves {
+            let Published { snapshot, keys, .. } = &**published;
+            let lost = Published { snapshot: snapshot.clone(), keys: keys.clone(), serves: false };
+            self.core.published.store(Arc::new(lost));
+            self.reached.send_modify(|reached| reached.ready = false);
+            self.core.awaited.store(0, Ordering::Relaxed);
+            self.core.wakeups.end(StreamEnd::Status(UNAVAILABLE, text::UNAVAILABLE.into()));
+        }
     }
 
     /// Asks the source; `None` when it can't be reached, after a pause of at most `timeout`.
@@ -176,15 +223,56 @@ impl Follower {
         registry.set_matched(revision);
         let groups: Vec<Arc<Group>> = registry.all().cloned().collect();
         drop(registry);
+        if !core.published.load().serves {
+            core.history.shared.forget();
+        }
         core.published.store(Arc::new(self.store.publish()));
+        self.start_ring();
         core.wakeups.published(groups);
         let position = self.store.cursor().position;
         self.reached.send_modify(|reached| (reached.position, reached.ready) = (position, true));
     }
 
+    /// What readers of this fanout follow goes on here.
+    fn start_ring(&self) {
+        let (cursor, facts) = (self.store.cursor(), self.store.facts());
+        let old = self.core.ring.load_full();
+        match old {
+            Some(ring) if ring.end().history == cursor.history => ring.restart(cursor, &facts),
+            old => {
+                let config = TailConfig { hot_bytes_max: self.core.config.relay_bytes_max };
+                self.core.ring.store(Some(Arc::new(Tail::new(config, cursor, facts))));
+                if let Some(old) = old {
+                    old.close();
+                }
+            }
+        }
+        if self.core.is_stopped()
+            && let Some(ring) = &*self.core.ring.load()
+        {
+            ring.close();
+        }
+    }
+
+    /// Tells the source when reads wait long for a position.
+    fn look_behind(&mut self, now: Instant) {
+        let awaited = Position(self.core.awaited.load(Ordering::Relaxed));
+        let reached = self.store.cursor().position;
+        match self.awaited {
+            Some((position, since)) if position > reached => {
+                if now.duration_since(since) >= AWAITED_MAX {
+                    self.core.source.is_awaited(position);
+                    self.awaited = Some((position, now));
+                }
+            }
+            _ => self.awaited = (awaited > reached).then_some((awaited, now)),
+        }
+    }
+
     fn follow(&mut self, timeout: Duration) -> Result<(), Ended> {
         let frames = self.frames(timeout)?;
         let now = self.core.now();
+        self.look_behind(now);
         if !frames.is_empty() {
             self.batch(&frames, now);
         }
@@ -201,16 +289,24 @@ impl Follower {
         let bounds = ShareBounds { chunk_bytes: stream_chunk_bytes, batch_bytes: watch_memory_bytes_max / 8 };
         let mut events = Vec::new();
         for frame in frames {
-            events.extend(frame.events.iter().map(|event| self.store.apply(event.clone())));
+            let held = frame.events.iter().filter(|event| core.scope.contains(event.key()));
+            events.extend(held.map(|event| self.store.apply(event.clone())));
             self.frame(frame);
         }
         let Cursor { revision, position, .. } = self.store.cursor();
-        let (matched, pairs) = core.registry.lock().match_batch(&events, revision, self.store.compacted(), bounds);
+        let committed = committed(frames, now);
+        core.times.note(revision, committed);
+        let batch = Batch { events: &events, last: revision, compacted: self.store.compacted(), committed };
+        let (matched, pairs) = core.registry.lock().match_batch(batch, bounds);
         metrics::batch(events.len(), pairs);
         core.window.append(events, segment_bytes(window_bytes_max));
         let groups = self.recent.keep(matched, now);
         core.memory.shared.store(self.recent.bytes, Ordering::Relaxed);
         core.published.store(Arc::new(self.store.publish()));
+        // Behind what is published, which a reader's transfer takes its rows from.
+        if let Some(ring) = &*core.ring.load() {
+            ring.pass_on(frames.to_vec());
+        }
         self.reached.send_modify(|reached| reached.position = position);
         core.wakeups.published(groups);
         self.store.evict(&core.window, window_bytes_max);
@@ -229,10 +325,27 @@ impl Follower {
     }
 }
 
+/// When the oldest of some frames was applied, by this process's clock; their own arrival where that is not known.
+fn committed(frames: &[Arc<Frame>], now: Instant) -> Instant {
+    let Some(applied_at_ms) = frames.iter().map(|frame| frame.applied_at_ms).find(|ms| *ms > 0) else { return now };
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    // Another machine's clock may be ahead.
+    let ago = wall.saturating_sub(Duration::from_millis(applied_at_ms));
+    now.checked_sub(ago).unwrap_or(now)
+}
+
+/// A chunk that a group holds.
+struct Shared {
+    since: Instant,
+    bytes: usize,
+    last: Revision,
+    group: Arc<Group>,
+}
+
 /// Which groups hold shared chunks, oldest first: bounds them in bytes and in time.
 #[derive(Default)]
 struct RecentChunks {
-    chunks: VecDeque<(Instant, usize, Arc<Group>)>,
+    chunks: VecDeque<Shared>,
     bytes: usize,
 }
 
@@ -242,8 +355,9 @@ impl RecentChunks {
         let mut groups = Vec::with_capacity(matched.len());
         for Matched { group, chunks, dropped } in matched {
             for chunk in &chunks {
-                self.bytes += chunk.len();
-                self.chunks.push_back((now, chunk.len(), group.clone()));
+                let (bytes, last) = (chunk.memory_bytes(), chunk.last());
+                self.bytes += bytes;
+                self.chunks.push_back(Shared { since: now, bytes, last, group: group.clone() });
             }
             group.append(chunks, dropped);
             groups.push(group);
@@ -252,13 +366,12 @@ impl RecentChunks {
     }
 
     fn shrink(&mut self, bytes_max: usize, now: Instant) {
-        while let Some((since, bytes, group)) = self.chunks.front() {
-            if self.bytes <= bytes_max && now.duration_since(*since) < CHUNK_LIFETIME {
-                break;
-            }
-            group.drop_oldest();
-            self.bytes -= bytes;
-            self.chunks.pop_front();
+        let is_due = |bytes: usize, shared: &mut Shared| {
+            bytes > bytes_max || now.duration_since(shared.since) >= CHUNK_LIFETIME
+        };
+        while let Some(shared) = self.chunks.pop_front_if(|shared| is_due(self.bytes, shared)) {
+            shared.group.drop_until(shared.last);
+            self.bytes -= shared.bytes;
         }
     }
 }

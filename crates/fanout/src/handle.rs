@@ -1,15 +1,24 @@
 //! The handle through which the gateway reads and watches.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tailwater_eventlog::{Alarm, AuthFacts, Cursor, Member, MemberId, Position, Revision, Source, Term};
+use tailwater_eventlog::{
+    Alarm, AuthFacts, Cursor, KeyRange, Member, MemberId, Position, Revision, Scope, Source, Term,
+};
 use tokio::sync::watch;
 
 use crate::core::{Clock, Core};
+use crate::delivery::{UNAVAILABLE, text};
 use crate::follow::{Follower, Reached};
 use crate::range::Plan;
-use crate::{FanoutConfig, RangeAnswer, RangeQuery, ReadError, WatchControl, WatchStream, metrics};
+use crate::source::RelaySource;
+use crate::{
+    FanoutConfig, FanoutLoad, ListQuery, ListStream, RangeAnswer, RangeQuery, ReadError, StreamEnd, WatchControl,
+    WatchStream, metrics,
+};
 
 /// Threads that read history for streams that are behind the window.
 const HISTORY_THREADS: usize = 2;
@@ -58,12 +67,12 @@ impl Fanout {
             shared.wakeups.run(
                 shared.progress_interval(),
                 || shared.published.load().revision(),
-                || metrics::streams(&shared.stream_metrics()),
+                || metrics::report(&shared),
             );
         });
         for _ in 0..HISTORY_THREADS {
             let shared = core.clone();
-            spawn("fanout-history", move || shared.history.run(&*shared.source));
+            spawn("fanout-history", move || shared.history.run(&shared));
         }
         fanout
     }
@@ -73,6 +82,18 @@ impl Fanout {
         let mut reached = self.reached.clone();
         // An error means that the tail thread is gone, which is an end of waiting too.
         let _ended = reached.wait_for(|reached| reached.ready || reached.stopped).await;
+    }
+
+    /// Whether the state is whole. Not before the first transfer has ended, and not while another one must be made.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        let reached = self.reached.borrow();
+        reached.ready && !reached.stopped
+    }
+
+    /// Ends every watch stream that is open now with UNAVAILABLE: clients resume elsewhere at their cursors.
+    pub fn end_streams(&self) {
+        self.core.wakeups.end(StreamEnd::Status(UNAVAILABLE, text::ELSEWHERE.into()));
     }
 
     /// What is visible now. Cheap: no lock, no copy.
@@ -86,6 +107,9 @@ impl Fanout {
     /// # Errors
     /// [`ReadError::Stopped`].
     pub async fn reach(&self, position: Position) -> Result<(), ReadError> {
+        if self.reached.borrow().position < position {
+            self.core.awaited.fetch_max(position.0, Ordering::Relaxed);
+        }
         let mut reached = self.reached.clone();
         let seen = reached.wait_for(|reached| (reached.ready && reached.position >= position) || reached.stopped).await;
         match seen {
@@ -99,14 +123,12 @@ impl Fanout {
     /// # Errors
     /// See [`ReadError`].
     pub async fn range(&self, query: RangeQuery) -> Result<RangeAnswer, ReadError> {
-        if self.core.is_stopped() {
-            return Err(ReadError::Stopped);
-        }
+        self.check(&query.range)?;
         let plan = Plan::new(&self.core, query)?;
         if plan.is_small(&self.core)
             && let Some(answer) = plan.read_memory(&self.core)
         {
-            return Ok(answer);
+            return answer;
         }
         let core = self.core.clone();
         // A read that panics has met a broken invariant; its caller must not go on as if the store had stopped.
@@ -123,17 +145,44 @@ impl Fanout {
     /// See [`ReadError`].
     #[doc(hidden)]
     pub fn range_here(&self, query: RangeQuery) -> Result<RangeAnswer, ReadError> {
-        if self.core.is_stopped() {
-            return Err(ReadError::Stopped);
-        }
+        self.check(&query.range)?;
         Plan::new(&self.core, query)?.read(&self.core)
+    }
+
+    /// Begins a list that is read piece by piece at one revision. Call it after [`Fanout::ready`], and poll it on a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn list(&self, query: ListQuery) -> Result<ListStream, ReadError> {
+        self.check(&query.range)?;
+        ListStream::new(self.core.clone(), query)
+    }
+
+    /// Bytes that big lists hold while they are sent.
+    #[must_use]
+    pub fn list_bytes(&self) -> usize {
+        self.core.lists.held()
     }
 
     /// Opens a watch stream: the control half takes requests, the stream half yields gRPC frames. Dropping either
     /// ends it and frees everything that it held. Call it after [`Fanout::ready`].
     #[must_use]
     pub fn open_stream(&self) -> (WatchControl, WatchStream) {
-        crate::watch::open(&self.core)
+        crate::watch::open(&self.core, None)
+    }
+
+    /// As [`Fanout::open_stream`], for a client whose address [`Fanout::load`] shows while it is slow.
+    #[must_use]
+    pub fn open_stream_for(&self, peer: Option<SocketAddr>) -> (WatchControl, WatchStream) {
+        crate::watch::open(&self.core, peer)
+    }
+
+    /// What this fanout carries now, with at most `slowest_max` of the streams that are furthest behind. Costs a short
+    /// look at every stream: for once a second, not for every request.
+    #[must_use]
+    pub fn load(&self, slowest_max: usize) -> FanoutLoad {
+        self.core.load(slowest_max)
     }
 
     /// Bytes that watch streams hold for their clients, chunks that they share included; the metric is
@@ -142,6 +191,31 @@ impl Fanout {
     #[must_use]
     pub fn stream_bytes(&self) -> usize {
         self.core.memory.bytes()
+    }
+
+    /// What this fanout holds: reads outside of it fail with [`ReadError::OutOfScope`], and a watcher outside of it ends
+    /// its stream with UNAVAILABLE.
+    #[must_use]
+    pub fn scope(&self) -> &Scope {
+        &self.core.scope
+    }
+
+    /// This fanout's memory as the source of one reader, for a relay. [`FanoutConfig::relay_bytes_max`] says how far
+    /// behind a reader may be that follows without the window. The reader's calls may block its thread; the tail thread
+    /// never waits for them.
+    ///
+    /// A fanout's own history begins where its transfer ended: what a reader asks below it is read through from this
+    /// fanout's source.
+    #[must_use]
+    pub fn source(&self) -> Arc<dyn Source> {
+        Arc::new(RelaySource::new(self.core.clone()))
+    }
+
+    fn check(&self, range: &KeyRange) -> Result<(), ReadError> {
+        if !self.core.is_serving() {
+            return Err(ReadError::Stopped);
+        }
+        if self.core.scope.covers(range) { Ok(()) } else { Err(ReadError::OutOfScope) }
     }
 
     /// Stops following and ends every stream.
@@ -172,7 +246,7 @@ impl FanoutParts {
 
     /// A turn of a history thread: one read. `false` when none waits.
     pub fn step_history(&self) -> bool {
-        self.core.history.step(&*self.core.source)
+        self.core.history.step(&self.core)
     }
 }
 

@@ -2,8 +2,10 @@
 //! control.
 //!
 //! It proposes nothing, votes for nothing, and never holds back the tail because a client is slow. Start at
-//! [`Fanout`]; a client's watch RPC is one [`WatchStream`].
+//! [`Fanout`]; a client's watch RPC is one [`WatchStream`]. [`Fanout::source`] feeds other fanouts from its memory.
 
+mod admission;
+mod commit_times;
 mod config;
 mod core;
 mod delivery;
@@ -15,10 +17,13 @@ mod history;
 mod inbox;
 mod interval;
 mod keys;
+mod list;
+mod load;
 pub mod metrics;
 mod range;
 mod read;
 mod registry;
+mod source;
 mod store;
 mod version;
 mod wakeups;
@@ -31,5 +36,7 @@ pub use config::FanoutConfig;
 pub use handle::{Fanout, ReadSnapshot};
 #[doc(hidden)]
 pub use handle::{FanoutParts, assemble};
-pub use read::{RangeAnswer, RangeQuery, ReadError, SortBy};
+pub use list::{ListChunk, ListEnd, ListQuery, ListStream};
+pub use load::{FanoutLoad, StreamLoad};
+pub use read::{ListPermit, RangeAnswer, RangeQuery, ReadError, SortBy};
 pub use watch::{CreateWatch, StreamEnd, WatchControl, WatchFilter, WatchStream};

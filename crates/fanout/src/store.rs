@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use tailwater_eventlog::{Cursor, Event, EventKind, Fact, Revision};
+use tailwater_eventlog::{Cursor, Event, EventKind, Fact, Position, Revision, Term};
 
 use crate::ReadSnapshot;
 use crate::keys::KeyTree;
@@ -20,6 +20,8 @@ const SEGMENT_BYTES: usize = 64 << 10;
 pub(crate) struct Published {
     pub(crate) snapshot: Arc<ReadSnapshot>,
     pub(crate) keys: KeyTree,
+    /// Whether it may be read: not before the first transfer, and not while another history is transferred.
+    pub(crate) serves: bool,
 }
 
 impl Published {
@@ -35,12 +37,17 @@ pub(crate) struct Store {
     snapshot: ReadSnapshot,
     /// What the source had reached when the last row was read: own history starts when the tail has passed it.
     transferred: Revision,
+    /// What readers have seen of this history before: the store is not whole before it is there.
+    least: Position,
 }
 
 impl Store {
-    /// An empty store at the beginning of a transfer.
-    pub(crate) fn at(cursor: Cursor, facts: &[Fact]) -> Self {
+    /// An empty store at the beginning of a transfer, which must come at least to `least`.
+    pub(crate) fn at(cursor: Cursor, facts: &[Fact], least: Option<Cursor>) -> Self {
         let mut store = Self { snapshot: ReadSnapshot { cursor, ..ReadSnapshot::default() }, ..Self::default() };
+        if let Some(least) = least {
+            (store.least, store.transferred) = (least.position, least.revision);
+        }
         for fact in facts {
             store.fact(fact);
         }
@@ -57,7 +64,8 @@ impl Store {
 
     /// Whether the tail has passed everything that the transfer brought.
     pub(crate) fn is_whole(&self) -> bool {
-        self.snapshot.cursor.revision >= self.transferred
+        let Cursor { revision, position, .. } = self.snapshot.cursor;
+        revision >= self.transferred && position >= self.least
     }
 
     /// The transfer ended when the source was at `end`. The rows' own revisions do not tell: a key that was deleted
@@ -130,6 +138,23 @@ impl Store {
         }
     }
 
+    /// All facts, for a reader that knows none or old ones.
+    pub(crate) fn facts(&self) -> Vec<Fact> {
+        let ReadSnapshot { compacted, leader, term, members, alarms, auth, cluster_version, .. } = &self.snapshot;
+        let mut facts = vec![
+            Fact::Compacted(*compacted),
+            Fact::Auth(auth.clone()),
+            Fact::Alarms(alarms.clone()),
+            Fact::Members(members.clone()),
+            Fact::ClusterVersion(cluster_version.clone()),
+        ];
+        // Before the first word of one there is nothing to be told.
+        if *term > Term(0) {
+            facts.push(Fact::Leader(*leader, *term));
+        }
+        facts
+    }
+
     pub(crate) fn reach(&mut self, cursor: Cursor) {
         let now = self.snapshot.cursor;
         assert!(
@@ -140,7 +165,7 @@ impl Store {
     }
 
     pub(crate) fn publish(&self) -> Published {
-        Published { snapshot: Arc::new(self.snapshot.clone()), keys: self.keys.clone() }
+        Published { snapshot: Arc::new(self.snapshot.clone()), keys: self.keys.clone(), serves: true }
     }
 
     /// Shrinks the window to its bound and forgets keys that are deleted for every reader of memory.

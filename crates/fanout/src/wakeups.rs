@@ -1,7 +1,7 @@
 //! The delivery worker: wakes the streams that a published batch concerns, so that the tail thread need not.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -10,6 +10,7 @@ use tailwater_eventlog::Revision;
 use crate::StreamEnd;
 use crate::group::Group;
 use crate::inbox::Inbox;
+use crate::watch::Shared;
 
 /// How often the gauges of streams are set.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -26,6 +27,7 @@ struct Work {
 
 struct Stream {
     inbox: Arc<Inbox>,
+    shared: Weak<Shared>,
     next_tick: Instant,
 }
 
@@ -36,26 +38,37 @@ pub(crate) struct Wakeups {
     changed: Condvar,
     streams: Mutex<BTreeMap<u64, Stream>>,
     ticks: Mutex<BTreeMap<(Instant, u64), ()>>,
-    /// Watchers that wait until a revision is published that their group was not matched against.
-    awaiting: Mutex<Vec<(Revision, i64, Arc<Inbox>)>>,
+    /// Watchers that wait until a revision is published: their start, or one that their group was not matched against.
+    /// By revision, stream and watch id.
+    awaiting: Mutex<BTreeMap<(Revision, u64, i64), Arc<Inbox>>>,
 }
 
 impl Wakeups {
-    pub(crate) fn add_stream(&self, id: u64, inbox: Arc<Inbox>, next_tick: Instant) {
-        self.streams.lock().insert(id, Stream { inbox, next_tick });
+    pub(crate) fn add_stream(&self, id: u64, inbox: Arc<Inbox>, shared: Weak<Shared>, next_tick: Instant) {
+        self.streams.lock().insert(id, Stream { inbox, shared, next_tick });
         self.ticks.lock().insert((next_tick, id), ());
     }
 
     pub(crate) fn remove_stream(&self, id: u64) {
         if let Some(stream) = self.streams.lock().remove(&id) {
             self.ticks.lock().remove(&(stream.next_tick, id));
-            self.awaiting.lock().retain(|(_, _, inbox)| !Arc::ptr_eq(inbox, &stream.inbox));
         }
+    }
+
+    /// Streams that have yet to be given something, with the first revision of it.
+    pub(crate) fn behind(&self) -> Vec<(Revision, Weak<Shared>)> {
+        let streams = self.streams.lock();
+        streams.values().filter_map(|stream| Some((stream.inbox.oldest()?, stream.shared.clone()))).collect()
     }
 
     /// Wakes a watcher once `revision` is published; the caller checks again after this call.
     pub(crate) fn wait_for(&self, revision: Revision, watch_id: i64, inbox: &Arc<Inbox>) {
-        self.awaiting.lock().push((revision, watch_id, inbox.clone()));
+        self.awaiting.lock().insert((revision, inbox.stream(), watch_id), inbox.clone());
+    }
+
+    /// A watcher that waited is gone.
+    pub(crate) fn wait_no_more(&self, revision: Revision, watch_id: i64, inbox: &Inbox) {
+        self.awaiting.lock().remove(&(revision, inbox.stream(), watch_id));
     }
 
     /// A batch was published that concerns these groups.
@@ -96,18 +109,16 @@ impl Wakeups {
     /// Does what waits, and what the time asks for. `true` once it is stopped.
     pub(crate) fn step(&self, now: Instant, interval: Duration, revision: impl Fn() -> Revision) -> bool {
         let work = self.take();
+        let published = revision();
         if work.published {
-            let published = revision();
-            self.awaiting.lock().retain(|(wanted, watch_id, inbox)| {
-                let waits = *wanted > published;
-                if !waits {
-                    inbox.ready(*watch_id);
-                }
-                waits
-            });
+            let mut awaiting = self.awaiting.lock();
+            while let Some(first) = awaiting.first_entry().filter(|first| first.key().0 <= published) {
+                let ((_, _, watch_id), inbox) = first.remove_entry();
+                inbox.ready(watch_id, published);
+            }
         }
         for group in work.groups {
-            group.wake();
+            group.wake(published);
         }
         if let Some(end) = work.end {
             for stream in self.streams.lock().values() {

@@ -1,8 +1,9 @@
 //! A watch stream as the gateway sees it.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use tailwater_eventlog::{Event, EventKind, KeyRange, Revision};
 use crate::core::Core;
 use crate::delivery::{Delivery, Next, UNAVAILABLE, text};
 use crate::inbox::Inbox;
+use crate::metrics::Ended;
 
 /// Events that a watcher doesn't want.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -60,19 +62,37 @@ pub enum StreamEnd {
 }
 
 /// What both halves share; the last one to go frees it.
-struct Shared {
+pub(crate) struct Shared {
     core: Arc<Core>,
-    id: u64,
+    /// The client, where it is known.
+    pub(crate) peer: Option<SocketAddr>,
     inbox: Arc<Inbox>,
     /// Held for one request or one piece; never by the tail thread or the delivery worker.
     delivery: Mutex<Delivery>,
+    /// Bytes of the last piece, which the transport holds until it asks for the next, and of those that must follow.
+    held: AtomicUsize,
 }
 
 impl Shared {
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// The range of the watcher that is furthest behind; `None` without any.
+    pub(crate) fn furthest_behind(&self) -> Option<KeyRange> {
+        self.delivery.lock().furthest_behind()
+    }
+
+    fn hold(&self, bytes: usize) {
+        let memory = &self.core.memory;
+        memory.held.fetch_add(bytes, Ordering::Relaxed);
+        memory.held.fetch_sub(self.held.swap(bytes, Ordering::Relaxed), Ordering::Relaxed);
+    }
+
     /// Frees everything that the stream holds; may be called twice.
-    fn close(&self) {
-        self.core.wakeups.remove_stream(self.id);
-        self.delivery.lock().close();
+    fn close(&self, ended: Ended) {
+        self.core.wakeups.remove_stream(self.inbox.stream());
+        self.delivery.lock().close(ended);
     }
 }
 
@@ -109,12 +129,18 @@ impl WatchControl {
     pub fn end(&self, end: StreamEnd) {
         self.shared.inbox.end(end);
     }
+
+    /// The gateway ends the stream by itself, with a status of its own: because its client asked for a leader and there is
+    /// none. Frees everything at once.
+    pub fn end_without_leader(&self) {
+        self.shared.close(Ended::NoLeader);
+    }
 }
 
 impl Drop for WatchControl {
     fn drop(&mut self) {
         self.shared.inbox.end(StreamEnd::ClientClosed);
-        self.shared.close();
+        self.shared.close(Ended::Closed);
     }
 }
 
@@ -122,15 +148,13 @@ impl Drop for WatchControl {
 /// the order in which they must be sent. It is pulled: nothing is prepared before the transport has room.
 pub struct WatchStream {
     shared: Arc<Shared>,
-    /// Bytes of the last piece, which the transport holds until it asks for the next, and of those that must follow.
-    held: usize,
     ended: Option<StreamEnd>,
 }
 
 impl WatchStream {
     /// The next piece. `None` after [`StreamEnd`]; [`WatchStream::status`] then says how it ended.
     pub fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        self.hold(0);
+        self.shared.hold(0);
         if self.ended.is_some() {
             return Poll::Ready(None);
         }
@@ -138,13 +162,15 @@ impl WatchStream {
         let mail = self.shared.inbox.take(cx.waker());
         let (next, under_way) = {
             let mut delivery = self.shared.delivery.lock();
-            (delivery.next(mail), delivery.under_way_bytes())
+            let next = delivery.next(mail);
+            self.shared.inbox.stands(delivery.oldest_wanted());
+            (next, delivery.under_way_bytes())
         };
         // Counted while the stream waits, too: what is under way is held until the client takes it.
-        self.hold(under_way);
+        self.shared.hold(under_way);
         match next {
             Next::Piece(piece) => {
-                self.hold(piece.len() + under_way);
+                self.shared.hold(piece.len() + under_way);
                 Poll::Ready(Some(piece))
             }
             Next::Idle => Poll::Pending,
@@ -153,8 +179,8 @@ impl WatchStream {
                 Poll::Pending
             }
             Next::Ended(end) => {
+                self.shared.close(Ended::by(&end));
                 self.ended = Some(end);
-                self.shared.close();
                 Poll::Ready(None)
             }
         }
@@ -168,35 +194,32 @@ impl WatchStream {
             Some(StreamEnd::ClientClosed) | None => (0, String::new()),
         }
     }
-
-    fn hold(&mut self, bytes: usize) {
-        let memory = &self.shared.core.memory;
-        memory.held.fetch_add(bytes, Ordering::Relaxed);
-        memory.held.fetch_sub(self.held, Ordering::Relaxed);
-        self.held = bytes;
-    }
 }
 
 impl Drop for WatchStream {
     fn drop(&mut self) {
-        self.hold(0);
+        self.shared.hold(0);
         self.shared.core.memory.streams.fetch_sub(1, Ordering::Relaxed);
-        self.shared.close();
+        self.shared.close(Ended::Closed);
     }
 }
 
 /// Opens a stream on `core`.
-pub(crate) fn open(core: &Arc<Core>) -> (WatchControl, WatchStream) {
+pub(crate) fn open(core: &Arc<Core>, peer: Option<SocketAddr>) -> (WatchControl, WatchStream) {
     static NEXT_ID: AtomicU64 = AtomicU64::new(1);
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-    let inbox = Arc::new(Inbox::default());
+    let inbox = Arc::new(Inbox::new(id));
     core.memory.streams.fetch_add(1, Ordering::Relaxed);
-    core.wakeups.add_stream(id, inbox.clone(), core.now() + core.progress_interval());
+    let delivery = Mutex::new(Delivery::new(core.clone(), inbox.clone()));
+    let held = AtomicUsize::new(0);
+    let shared = Arc::new(Shared { core: core.clone(), peer, inbox: inbox.clone(), delivery, held });
+    let first_tick = core.now() + core.progress_interval();
+    core.wakeups.add_stream(id, inbox.clone(), Arc::downgrade(&shared), first_tick);
     // Looked at after the stream is known to the worker: whoever comes later ends it there.
     if core.is_stopped() {
         inbox.end(StreamEnd::Status(UNAVAILABLE, text::STOPPED.into()));
+    } else if !core.is_serving() {
+        inbox.end(StreamEnd::Status(UNAVAILABLE, text::UNAVAILABLE.into()));
     }
-    let delivery = Mutex::new(Delivery::new(core.clone(), id, inbox.clone()));
-    let shared = Arc::new(Shared { core: core.clone(), id, inbox, delivery });
-    (WatchControl { shared: shared.clone() }, WatchStream { shared, held: 0, ended: None })
+    (WatchControl { shared: shared.clone() }, WatchStream { shared, ended: None })
 }

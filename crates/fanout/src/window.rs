@@ -48,7 +48,8 @@ pub(crate) struct Piece {
 
 /// What to take out of the window.
 pub(crate) struct WindowQuery<'a> {
-    pub(crate) range: &'a KeyRange,
+    /// Not none.
+    pub(crate) ranges: &'a [KeyRange],
     pub(crate) filter: WatchFilter,
     pub(crate) from: HistoryPoint,
     /// Inclusive; must be published.
@@ -149,7 +150,8 @@ impl Window {
                 }
                 scanned += 1;
                 let version = &event.version;
-                if !query.filter.wants(version.event()) || !query.range.contains(version.event().key()) {
+                let key = version.event().key();
+                if !query.filter.wants(version.event()) || !query.ranges.iter().any(|range| range.contains(key)) {
                     continue;
                 }
                 let prev = if query.with_prev { version.before() } else { None };

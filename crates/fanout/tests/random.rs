@@ -14,7 +14,7 @@ use tailwater_fanout::{Fanout, FanoutConfig};
 const SEEDS: u64 = 160;
 
 fn attach(world: &Arc<World>, config: FanoutConfig) -> Reader {
-    Reader { fanout: Fanout::start(config, world.clone()), disturb: Box::new(|_| {}) }
+    Reader { fanout: Fanout::start(config, world.clone()), disturb: Box::new(|_| {}), scoped: false }
 }
 
 fn run_all(seeds: impl Iterator<Item = u64>) {

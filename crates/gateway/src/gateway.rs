@@ -1,13 +1,15 @@
 //! What all calls share: the two planes, and the position that reads must not go behind.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use parking_lot::RwLock;
 use tailwater_api::etcdserverpb as pb;
 use tailwater_api::wire;
 use tailwater_api::write::command::Command;
 use tailwater_consensus::{Answer, ProposeError, WritePlane};
-use tailwater_eventlog::{EventLog, Position, Revision};
+use tailwater_eventlog::{EventLog, Position, Revision, StoreHash};
 use tailwater_fanout::Fanout;
 use tokio::sync::watch;
 
@@ -23,13 +25,21 @@ pub struct Gateway {
     shared: Arc<Shared>,
 }
 
+/// Asks a member for the hash of what it holds up to a revision; `None`: the newest.
+pub type HashForwarder =
+    Box<dyn Fn(Option<Revision>) -> Pin<Box<dyn Future<Output = Result<StoreHash, Fault>> + Send>> + Send + Sync>;
+
 struct Shared {
     write_plane: Arc<dyn WritePlane>,
     fanout: Fanout,
     storage: Option<EventLog>,
+    hashes: OnceLock<HashForwarder>,
     config: GatewayConfig,
     answered: AtomicU64,
     serving: watch::Sender<bool>,
+    /// Why nothing is answered, if nothing is.
+    unready: RwLock<Option<&'static str>>,
+    draining: AtomicBool,
     calls: Calls,
     render_metrics: Box<dyn Fn() -> String + Send + Sync>,
 }
@@ -48,16 +58,55 @@ impl Gateway {
         let answered = AtomicU64::new(0);
         let calls = Calls::new();
         Self {
-            shared: Arc::new(Shared { write_plane, fanout, storage, config, answered, serving, calls, render_metrics }),
+            shared: Arc::new(Shared {
+                write_plane,
+                fanout,
+                storage,
+                hashes: OnceLock::new(),
+                config,
+                answered,
+                serving,
+                unready: RwLock::default(),
+                draining: AtomicBool::new(false),
+                calls,
+                render_metrics,
+            }),
         }
+    }
+
+    /// Hands on from now on what is asked of a storage that this process does not have.
+    ///
+    /// # Panics
+    /// When it was called before.
+    pub fn forward_hashes(&self, forwarder: HashForwarder) {
+        assert!(self.shared.hashes.set(forwarder).is_ok(), "hashes are forwarded in one way");
     }
 
     /// Says not ready and not serving from now on; calls are still answered.
     pub fn drain(&self) {
+        self.shared.draining.store(true, Ordering::SeqCst);
         self.shared.serving.send_replace(false);
     }
 
-    /// Whether [`Gateway::drain`] was not called yet; the receiver sees the change.
+    /// Refuses calls with UNAVAILABLE from now on for this reason, or answers them again; health says the same. A node
+    /// whose tail is not live must not answer from what it has: its clients go elsewhere. Streams end by
+    /// [`Fanout::end_streams`].
+    pub fn set_unready(&self, reason: Option<&'static str>) {
+        *self.shared.unready.write() = reason;
+        self.shared.serving.send_replace(reason.is_none() && !self.shared.draining.load(Ordering::SeqCst));
+    }
+
+    /// Forgets what was answered: positions of another history do not compare.
+    pub fn forget_answered(&self) {
+        self.shared.answered.store(0, Ordering::Release);
+    }
+
+    /// Why calls are refused, if they are.
+    pub(crate) fn unready(&self) -> Option<&'static str> {
+        *self.shared.unready.read()
+    }
+
+    /// Whether calls are wanted here: it does not drain, and is ready. The receiver sees the changes.
     pub(crate) fn serving(&self) -> watch::Receiver<bool> {
         self.shared.serving.subscribe()
     }
@@ -76,6 +125,10 @@ impl Gateway {
 
     pub(crate) fn storage(&self) -> Option<&EventLog> {
         self.shared.storage.as_ref()
+    }
+
+    pub(crate) fn hashes(&self) -> Option<&HashForwarder> {
+        self.shared.hashes.get()
     }
 
     pub(crate) fn calls(&self) -> &Calls {

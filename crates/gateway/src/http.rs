@@ -155,6 +155,9 @@ async fn health(gateway: &Gateway, query: &Query) -> Response<Body> {
 
 /// Alarms first, then the leader, then a read, as etcd looks at them.
 async fn unhealthy(gateway: &Gateway, query: &Query) -> Option<String> {
+    if let Some(reason) = gateway.unready() {
+        return Some(reason.into());
+    }
     let snapshot = gateway.fanout().snapshot();
     for alarm in &snapshot.alarms {
         let name = match alarm.kind {
@@ -181,6 +184,7 @@ async fn read_one(gateway: &Gateway, serializable: bool) -> Result<(), Fault> {
         limit: 1,
         sort: None,
         count_only: false,
+        keys_only: true,
         revision_bounds: (0, 0, 0, 0),
     };
     gateway.fanout().range(query).await?;
@@ -194,6 +198,13 @@ async fn run_checks(
     (probe, checks): (&'static str, &[Check]),
     query: &Query,
 ) -> Response<Body> {
+    if let Some(reason) = gateway.unready() {
+        // Alive, but of no use now: reads would wait for what is not there.
+        return match probe {
+            "livez" => plain(StatusCode::OK, "ok\n".into()),
+            _ => plain(StatusCode::SERVICE_UNAVAILABLE, format!("[-]serving failed: {reason}\n")),
+        };
+    }
     let mut lines = String::new();
     let mut is_well = true;
     for check in checks.iter().filter(|check| !query.excludes(check.name())) {

@@ -6,6 +6,7 @@ use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use prost::Message;
 use tailwater_api::{etcdserverpb as pb, grpc};
+use tailwater_eventlog::MemberId;
 
 use crate::Gateway;
 use crate::admin::HealthWatch;
@@ -25,6 +26,10 @@ const SERVED_BY_LEARNERS: &[&str] = &[
     "/grpc.health.v1.Health/Check",
     "/grpc.health.v1.Health/Watch",
 ];
+
+/// What a node answers that is not ready: what it is, not what it holds.
+const SERVED_UNREADY: &[&str] =
+    &["/etcdserverpb.Maintenance/Status", "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"];
 
 impl Gateway {
     /// Serves one HTTP request of a client: gRPC is HTTP/2 with its content type, everything else plain HTTP.
@@ -93,11 +98,17 @@ impl Gateway {
     ) -> Result<Answer, Fault> {
         self.count_client(method, headers)?;
         refuse_encoding(headers)?;
+        if let Some(reason) = self.unready().filter(|_| !SERVED_UNREADY.contains(&method.path)) {
+            return Err(Fault::Other(Code::Unavailable, reason.into()));
+        }
         let requires_leader = headers.get("hasleader").is_some_and(|value| value == "true");
-        if requires_leader && self.fanout().snapshot().leader.is_none() {
+        let snapshot = self.fanout().snapshot();
+        if requires_leader && snapshot.leader.is_none() {
             return Err(Fault::NoLeader);
         }
-        let is_learner = self.write_plane().status().is_learner;
+        // As the tail says: the write plane's own status is behind a lock that its threads need.
+        let own = MemberId(self.config().member_id);
+        let is_learner = snapshot.members.iter().any(|member| member.id == own && member.is_learner);
         if is_learner && !SERVED_BY_LEARNERS.contains(&method.path) {
             return Err(Fault::NotSupportedForLearner);
         }
@@ -122,6 +133,7 @@ impl Gateway {
     async fn dispatch(&self, method: &Method, message: bytes::Bytes) -> Result<Answer, Fault> {
         Ok(match method.path {
             RANGE => Answer::Range(Box::new(self.range(decode(message)?).await?)),
+            "/etcdserverpb.KV/RangeStream" => Answer::Stream(Box::new(self.range_stream(decode(message)?).await?)),
             "/etcdserverpb.KV/Put" => Answer::message(&self.put(decode(message)?).await?),
             "/etcdserverpb.KV/DeleteRange" => Answer::message(&self.delete_range(decode(message)?).await?),
             "/etcdserverpb.KV/Txn" => self.txn(decode(message)?).await?,

@@ -5,17 +5,27 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tailwater_consensus::ConsensusConfig;
-use tailwater_eventlog::MemberId;
+use tailwater_eventlog::{KeyRange, MemberId};
 use tailwater_fanout::FanoutConfig;
 use tailwater_gateway::{AutoCompaction, GatewayConfig};
+use tailwater_transport::NodeDescription;
 
 use crate::data_dir::{DataDir, Identity};
 use crate::duration;
 use crate::flags::Flags;
 use crate::founding::Founding;
+use crate::roles::{self, Roles};
+
+/// Where clients are served when nothing is said.
+const CLIENT_URL_DEFAULT: &str = "http://localhost:2379";
+/// Where other nodes are served when nothing is said.
+const PEER_URL_DEFAULT: &str = "http://localhost:2380";
 
 /// etcd's default quota.
 const QUOTA_BYTES_DEFAULT: u64 = 2 << 30;
+
+/// Bytes of recent frames that a relay keeps for its readers, as a member's tail does.
+const RELAY_BYTES_MAX: usize = 64 << 20;
 
 /// A shorter raft log would have the state flushed all the time.
 const RAFT_LOG_BYTES_MIN: u64 = 256 << 10;
@@ -24,14 +34,19 @@ const RAFT_LOG_BYTES_MIN: u64 = 256 << 10;
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) name: String,
+    pub(crate) roles: Roles,
+    /// Peer URLs that a node without a replica follows, the preferred first; none for a member.
+    pub(crate) upstream: Vec<String>,
+    /// What a fanout holds; none: every key.
+    pub(crate) ranges: Vec<KeyRange>,
     pub(crate) data_dir: PathBuf,
     pub(crate) client_addresses: Vec<SocketAddr>,
     pub(crate) metrics_addresses: Vec<SocketAddr>,
     pub(crate) client_urls: Vec<String>,
     pub(crate) peer_urls: Vec<String>,
     pub(crate) peer_addresses: Vec<SocketAddr>,
-    /// What a new data directory begins with; an existing one has its own.
-    pub(crate) founding: Founding,
+    /// What a member's new data directory begins with; an existing one has its own.
+    pub(crate) founding: Option<Founding>,
     pub(crate) log_level: tracing::Level,
     pub(crate) reported_version: String,
     pub(crate) initial_corrupt_check: bool,
@@ -44,12 +59,13 @@ pub(crate) struct Config {
     request_bytes_max: usize,
     txn_ops_max: usize,
     quota_bytes: u64,
-    auto_compaction: AutoCompaction,
+    pub(crate) auto_compaction: AutoCompaction,
     progress_interval: Duration,
     raft_log_bytes: u64,
     window_bytes: usize,
     stream_chunk_bytes: usize,
     watch_memory_bytes: usize,
+    list_memory_bytes: usize,
     slow_request: Duration,
 }
 
@@ -59,26 +75,22 @@ impl Config {
     /// # Errors
     /// One sentence that names the flag and says what to change.
     pub(crate) fn from_flags(flags: &Flags) -> Result<Self, String> {
-        let peer_urls = urls("initial-advertise-peer-urls", &flags.initial_advertise_peer_urls)?;
-        let founding = Founding::from_flags(flags, &peer_urls)?;
-        let is_default_listen = flags.listen_client_urls == "http://localhost:2379";
-        let client_urls = match &flags.advertise_client_urls {
-            Some(text) => urls("advertise-client-urls", text)?,
-            None if is_default_listen => vec![flags.listen_client_urls.clone()],
-            None => return Err("--advertise-client-urls is required when --listen-client-urls is set".into()),
-        };
+        let roles = Roles::parse(&flags.roles)?;
+        let upstream = upstream(roles, flags)?;
+        let ranges = roles::ranges(&flags.prefixes)?;
+        let Urls { listen_clients, client_urls, listen_peers, peer_urls } = Urls::from_flags(roles, flags)?;
+        let founding = if roles.is_member() { Some(Founding::from_flags(flags, &peer_urls)?) } else { None };
         let (heartbeat_interval, election_ticks) = ticks(flags)?;
         Ok(Self {
             name: flags.name.clone(),
+            roles,
+            upstream,
+            ranges,
             data_dir: flags.data_dir.clone().unwrap_or_else(|| format!("{}.tailwater", flags.name)).into(),
-            client_addresses: addresses("listen-client-urls", &flags.listen_client_urls)?,
-            metrics_addresses: if flags.listen_metrics_urls.is_empty() {
-                Vec::new()
-            } else {
-                addresses("listen-metrics-urls", &flags.listen_metrics_urls)?
-            },
+            client_addresses: addresses("listen-client-urls", &listen_clients)?,
+            metrics_addresses: addresses("listen-metrics-urls", &flags.listen_metrics_urls)?,
             client_urls,
-            peer_addresses: addresses("listen-peer-urls", &flags.listen_peer_urls)?,
+            peer_addresses: addresses("listen-peer-urls", &listen_peers)?,
             peer_urls,
             founding,
             log_level: log_level(&flags.log_level)?,
@@ -102,12 +114,13 @@ impl Config {
             window_bytes: flags.window_bytes,
             stream_chunk_bytes: at_least("stream-chunk-bytes", flags.stream_chunk_bytes, 4096)?,
             watch_memory_bytes: at_least("watch-memory-bytes", flags.watch_memory_bytes, flags.stream_chunk_bytes)?,
+            list_memory_bytes: flags.list_memory_bytes,
             slow_request: duration::parse(&flags.warning_unary_request_duration)
                 .map_err(|reason| format!("--warning-unary-request-duration: {reason}"))?,
         })
     }
 
-    fn election_timeout(&self) -> Duration {
+    pub(crate) fn election_timeout(&self) -> Duration {
         self.heartbeat_interval * u32::try_from(self.election_ticks).unwrap_or(u32::MAX)
     }
 
@@ -154,9 +167,13 @@ impl Config {
             window_bytes_max: self.window_bytes,
             stream_chunk_bytes: self.stream_chunk_bytes,
             watch_memory_bytes_max: self.watch_memory_bytes,
+            list_memory_bytes_max: self.list_memory_bytes,
             response_bytes_max: 1 << 20,
             fragment_bytes_max: self.request_bytes_max + 512 * 1024,
             progress_interval: self.progress_interval,
+            ranges: self.ranges.clone(),
+            relay_bytes_max: if self.is_relay() { RELAY_BYTES_MAX } else { 0 },
+            ..FanoutConfig::default()
         }
     }
 
@@ -173,6 +190,26 @@ impl Config {
             reported_version: self.reported_version.clone(),
             quota_bytes: self.quota_bytes,
             auto_compaction: self.auto_compaction,
+        }
+    }
+
+    /// Whether other nodes may follow this one's memory.
+    fn is_relay(&self) -> bool {
+        !self.roles.is_member() && !self.peer_addresses.is_empty()
+    }
+
+    /// What this node says of itself to others.
+    pub(crate) fn announced(&self, id: MemberId, cluster_id: u64) -> NodeDescription {
+        NodeDescription {
+            id,
+            name: self.name.clone(),
+            roles: self.roles.names(),
+            client_urls: self.client_urls.clone(),
+            peer_urls: self.peer_urls.clone(),
+            ranges: self.ranges.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cluster_id,
+            ..Default::default()
         }
     }
 
@@ -200,9 +237,68 @@ fn urls(flag: &str, text: &str) -> Result<Vec<String>, String> {
     Ok(urls)
 }
 
-/// Where to listen; a host name is resolved.
+/// Where this node serves, and what it tells others of that.
+struct Urls {
+    /// Lists as flags hold them; empty: nowhere.
+    listen_clients: String,
+    client_urls: Vec<String>,
+    listen_peers: String,
+    peer_urls: Vec<String>,
+}
+
+impl Urls {
+    fn from_flags(roles: Roles, flags: &Flags) -> Result<Self, String> {
+        let or = |given: &Option<String>, default: &str| given.clone().unwrap_or_else(|| default.to_owned());
+        let listen_clients =
+            or(&flags.listen_client_urls, if roles.serves_clients() { CLIENT_URL_DEFAULT } else { "" });
+        let client_urls = match &flags.advertise_client_urls {
+            Some(text) => urls("advertise-client-urls", text)?,
+            None if !roles.serves_clients() => Vec::new(),
+            None if listen_clients == CLIENT_URL_DEFAULT => vec![listen_clients.clone()],
+            None => return Err("--advertise-client-urls is required when --listen-client-urls is set".into()),
+        };
+        let peer_default = if roles.is_member() { PEER_URL_DEFAULT } else { "" };
+        let listen_peers = or(&flags.listen_peer_urls, peer_default);
+        if !roles.is_member() && listen_peers.is_empty() && flags.initial_advertise_peer_urls.is_some() {
+            return Err("--initial-advertise-peer-urls is of no use without --listen-peer-urls on a fanout".into());
+        }
+        let advertised = match roles.is_member() {
+            true => or(&flags.initial_advertise_peer_urls, PEER_URL_DEFAULT),
+            false => or(&flags.initial_advertise_peer_urls, &listen_peers),
+        };
+        let peer_urls =
+            if advertised.is_empty() { Vec::new() } else { urls("initial-advertise-peer-urls", &advertised)? };
+        Ok(Self { listen_clients, client_urls, listen_peers, peer_urls })
+    }
+}
+
+/// What a node without a replica follows, in the order given.
+fn upstream(roles: Roles, flags: &Flags) -> Result<Vec<String>, String> {
+    match (roles.is_member(), flags.upstream.is_empty()) {
+        (true, true) if !flags.prefixes.is_empty() => {
+            Err("--prefixes is for fanouts: a member holds every key; leave it out or use --roles=fanout,gateway"
+                .into())
+        }
+        (true, true) => Ok(Vec::new()),
+        (true, false) => {
+            Err("--upstream is for nodes without the consensus role; leave it out or use --roles=fanout,gateway".into())
+        }
+        (false, true) => {
+            Err(format!("--roles={} needs --upstream, the peer URLs of members or of fanouts to follow", flags.roles))
+        }
+        (false, false) => {
+            urls("upstream", &flags.upstream)?;
+            Ok(flags.upstream.split(',').map(|url| url.trim().to_owned()).collect())
+        }
+    }
+}
+
+/// Where to listen; a host name is resolved. Nothing given: nowhere.
 fn addresses(flag: &str, text: &str) -> Result<Vec<SocketAddr>, String> {
     let mut found = Vec::new();
+    if text.is_empty() {
+        return Ok(found);
+    }
     for url in urls(flag, text)? {
         let authority = &url["http://".len()..];
         let mut resolved: Vec<SocketAddr> = authority
@@ -282,7 +378,7 @@ fn reported_version(text: &str) -> Result<String, String> {
     if parts.len() == 3 && parts[..2].iter().all(|part| part.parse::<u32>().is_ok()) {
         return Ok(text.to_owned());
     }
-    Err(format!("--reported-version: {text:?} must have the form major.minor.patch, as in 3.6.16"))
+    Err(format!("--reported-version: {text:?} must have the form major.minor.patch, as in 3.7.3"))
 }
 
 #[cfg(test)]

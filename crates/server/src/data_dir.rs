@@ -98,7 +98,7 @@ impl DataDir {
     /// # Errors
     /// See [`DataDirError`]; the group can't be asked, or does not know this member.
     pub(crate) fn open(config: &Config) -> anyhow::Result<Self> {
-        let founding = &config.founding;
+        let founding = config.founding.as_ref().expect("a member has a group");
         Self::open_at(&config.data_dir, || {
             if !founding.joins {
                 let (identity, members) = (founding.identity, founding.members.clone());

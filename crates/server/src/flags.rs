@@ -15,9 +15,23 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve the etcd v3 API with all roles in this process.
+    /// Serve the etcd v3 API, with all roles in this process or some.
     #[command(args_override_self = true)]
     Serve(Box<Flags>),
+    /// Show members, fanouts as a tree, their lag, and the slowest watch streams.
+    #[command(args_override_self = true)]
+    Status(StatusFlags),
+}
+
+/// Flags of `tailwater status`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct StatusFlags {
+    /// Client URLs to ask first, separated by commas; the others are found from there
+    #[arg(long, default_value = "http://127.0.0.1:2379")]
+    pub(crate) endpoints: String,
+    /// "table" or "json"
+    #[arg(short = 'w', long, default_value = "table", value_parser = ["table", "json"])]
+    pub(crate) write_out: String,
 }
 
 /// Flags of `tailwater serve`. Each may also be given as TAILWATER_NAME or ETCD_NAME in the environment.
@@ -29,18 +43,27 @@ pub(crate) struct Flags {
     /// Directory of all data [default: NAME.tailwater]
     #[arg(long)]
     pub(crate) data_dir: Option<String>,
-    /// URLs to serve clients on, separated by commas
-    #[arg(long, default_value = "http://localhost:2379")]
-    pub(crate) listen_client_urls: String,
+    /// URLs to serve clients on, separated by commas [default: http://localhost:2379; none with --roles=consensus]
+    #[arg(long)]
+    pub(crate) listen_client_urls: Option<String>,
     /// Client URLs to tell others; needed with --listen-client-urls [default: http://localhost:2379]
     #[arg(long)]
     pub(crate) advertise_client_urls: Option<String>,
-    /// URLs to serve other members on
-    #[arg(long, default_value = "http://localhost:2380")]
-    pub(crate) listen_peer_urls: String,
-    /// Peer URLs of this member as others reach it
-    #[arg(long, default_value = "http://localhost:2380")]
-    pub(crate) initial_advertise_peer_urls: String,
+    /// What this process does: "all", "consensus", or "fanout,gateway"
+    #[arg(long, default_value = "all")]
+    pub(crate) roles: String,
+    /// Peer URLs of members or fanouts that a fanout follows, the preferred first
+    #[arg(long, default_value = "")]
+    pub(crate) upstream: String,
+    /// Prefixes that a fanout holds, separated by commas [default: every key]
+    #[arg(long, default_value = "")]
+    pub(crate) prefixes: String,
+    /// URLs to serve other nodes on [default: http://localhost:2380; none for a fanout]
+    #[arg(long)]
+    pub(crate) listen_peer_urls: Option<String>,
+    /// Peer URLs of this node as others reach it [default: http://localhost:2380; for a fanout, where it listens]
+    #[arg(long)]
+    pub(crate) initial_advertise_peer_urls: Option<String>,
     /// The founding members, name=URL separated by commas [default: this member alone]
     #[arg(long)]
     pub(crate) initial_cluster: Option<String>,
@@ -104,11 +127,14 @@ pub(crate) struct Flags {
     /// Bytes that one watch stream holds ready for its client
     #[arg(long, default_value_t = 64 << 10)]
     pub(crate) stream_chunk_bytes: usize,
-    /// Bytes that all watch streams together may hold
+    /// Bytes that all watch streams and lists in pieces together may hold
     #[arg(long, default_value_t = 256 << 20)]
     pub(crate) watch_memory_bytes: usize,
+    /// Bytes that big lists in one message may hold together; more of them are refused
+    #[arg(long, default_value_t = 256 << 20)]
+    pub(crate) list_memory_bytes: usize,
     /// The etcd version that is reported to clients
-    #[arg(long, default_value = "3.6.16")]
+    #[arg(long, default_value = "3.7.3")]
     pub(crate) reported_version: String,
     /// Duration after which a unary call is logged
     #[arg(long, default_value = "300ms")]
@@ -119,6 +145,8 @@ pub(crate) struct Flags {
 pub(crate) enum Parsed {
     /// `tailwater serve`.
     Serve(Box<Flags>),
+    /// `tailwater status`.
+    Status(StatusFlags),
     /// Help or version was printed, or the command line is wrong.
     Exit(ExitCode),
 }
@@ -126,12 +154,13 @@ pub(crate) enum Parsed {
 /// Reads the arguments (without the program's name) and the environment.
 pub(crate) fn parse(arguments: Vec<String>, environment: impl Fn(&str) -> Option<String>) -> Parsed {
     match read(arguments, environment) {
-        Ok(flags) => Parsed::Serve(flags),
+        Ok(Command::Serve(flags)) => Parsed::Serve(flags),
+        Ok(Command::Status(flags)) => Parsed::Status(flags),
         Err(error) => Parsed::Exit(report(&error)),
     }
 }
 
-fn read(arguments: Vec<String>, environment: impl Fn(&str) -> Option<String>) -> Result<Box<Flags>, clap::Error> {
+fn read(arguments: Vec<String>, environment: impl Fn(&str) -> Option<String>) -> Result<Command, clap::Error> {
     let mut line = vec!["tailwater".to_owned()];
     let mut arguments = arguments.into_iter();
     if let Some(command) = arguments.next() {
@@ -144,8 +173,7 @@ fn read(arguments: Vec<String>, environment: impl Fn(&str) -> Option<String>) ->
     }
     line.extend(arguments);
     let matches = Cli::command().try_get_matches_from(line)?;
-    let Command::Serve(flags) = Cli::from_arg_matches(&matches)?.command;
-    Ok(flags)
+    Ok(Cli::from_arg_matches(&matches)?.command)
 }
 
 /// The flags that the environment sets. An empty variable counts as unset.
@@ -197,7 +225,11 @@ mod tests {
         let lookup =
             |name: &str| environment.iter().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned());
         let arguments = std::iter::once("serve").chain(arguments.iter().copied()).map(str::to_owned).collect();
-        read(arguments, lookup).map_err(|error| error.kind())
+        match read(arguments, lookup) {
+            Ok(Command::Serve(flags)) => Ok(flags),
+            Ok(other) => panic!("not serve: {other:?}"),
+            Err(error) => Err(error.kind()),
+        }
     }
 
     #[test]

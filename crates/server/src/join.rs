@@ -1,6 +1,6 @@
 //! What a member that joins asks of the group: who the members are, from `/members` on their peer URLs, as etcd does.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tailwater_eventlog::Member;
 use tailwater_transport::{MemberList, fetch_members};
@@ -9,6 +9,10 @@ use crate::data_dir::Identity;
 
 /// How long one member may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// Members that restart at the same time, or a network that comes up, are waited for so long.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two rounds of asking everybody.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// The group as one of its members described it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,24 +47,31 @@ impl From<MemberList> for Group {
     }
 }
 
-/// Asks one peer URL after the other until one answers. Blocks.
+/// Asks one peer URL after the other until one answers, for some seconds. Blocks.
 ///
 /// # Errors
 /// None did, with the last reason.
 pub(crate) fn ask(urls: &[String]) -> anyhow::Result<Group> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let end = Instant::now() + PATIENCE;
     let mut last = anyhow::anyhow!("--initial-cluster names no other member");
-    for url in urls {
-        match runtime.block_on(fetch_members(url, TIMEOUT)) {
-            Ok(list) => return Ok(list.into()),
-            Err(error) => {
-                tracing::warn!(url, reason = %error, "a member does not say who the members are");
-                last = error.into();
+    loop {
+        for url in urls {
+            match runtime.block_on(fetch_members(url, TIMEOUT)) {
+                Ok(list) => return Ok(list.into()),
+                Err(error) => {
+                    tracing::warn!(url, reason = %error, "a member does not say who the members are");
+                    last = error.into();
+                }
             }
         }
+        if urls.is_empty() || Instant::now() + PAUSE >= end {
+            let remedy =
+                "no member of the cluster could be asked for its members; start them, or correct --initial-cluster";
+            return Err(last.context(remedy));
+        }
+        std::thread::sleep(PAUSE);
     }
-    Err(last
-        .context("no member of the cluster could be asked for its members; start them, or correct --initial-cluster"))
 }
 
 #[cfg(test)]

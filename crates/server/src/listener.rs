@@ -9,10 +9,11 @@ use anyhow::Context as _;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
-use tailwater_gateway::Gateway;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
+
+use crate::front::Front;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -65,7 +66,7 @@ pub(crate) enum Surface {
 /// What the connections of a listener share.
 #[derive(Clone)]
 pub(crate) struct Connections {
-    gateway: Gateway,
+    front: Front,
     surface: Surface,
     send_buffer_bytes: usize,
     /// Set once, when the server drains.
@@ -75,12 +76,12 @@ pub(crate) struct Connections {
 
 impl Connections {
     pub(crate) fn new(
-        gateway: Gateway,
+        front: Front,
         send_buffer_bytes: usize,
         draining: watch::Receiver<bool>,
         tracker: TaskTracker,
     ) -> Self {
-        Self { gateway, surface: Surface::Client, send_buffer_bytes, draining, tracker }
+        Self { front, surface: Surface::Client, send_buffer_bytes, draining, tracker }
     }
 
     /// The same for another surface.
@@ -119,14 +120,14 @@ impl Connections {
             return;
         }
         let builder = self.builder();
-        let (gateway, surface) = (self.gateway.clone(), self.surface);
+        let (front, surface) = (self.front.clone(), self.surface);
         let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-            let gateway = gateway.clone();
+            let front = front.clone();
             async move {
                 let request = request.map(axum::body::Body::new);
                 Ok::<_, Infallible>(match surface {
-                    Surface::Client => gateway.serve(request).await,
-                    Surface::Metrics => gateway.serve_metrics(request).await,
+                    Surface::Client => front.serve(request).await,
+                    Surface::Metrics => front.serve_metrics(request).await,
                 })
             }
         });

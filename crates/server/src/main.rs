@@ -3,28 +3,42 @@
 mod config;
 mod corruption;
 mod data_dir;
+mod describe;
 mod duration;
+mod fanout_node;
 mod flags;
 mod founding;
+mod front;
+mod hashes;
+mod host;
 mod ids;
 mod join;
 mod listener;
+mod member;
+mod member_front;
 mod no_source;
-mod node;
 mod peer_side;
 mod process;
+mod relay_side;
+mod roles;
+mod status;
+mod survey;
 mod telemetry;
+mod upstream;
+mod write_route;
 
 use std::process::ExitCode;
 
 use crate::config::Config;
 use crate::data_dir::DataDir;
+use crate::fanout_node::FanoutNode;
 use crate::flags::Parsed;
-use crate::node::Node;
+use crate::member::MemberNode;
 
 fn main() -> ExitCode {
     let flags = match flags::parse(std::env::args().skip(1).collect(), |name| std::env::var(name).ok()) {
         Parsed::Serve(flags) => flags,
+        Parsed::Status(flags) => return survey::run(&flags),
         Parsed::Exit(code) => return code,
     };
     let config = match Config::from_flags(&flags) {
@@ -43,8 +57,14 @@ fn main() -> ExitCode {
 
 /// Builds the node, runs it until a signal or a failure, and drains it.
 fn serve(config: Config) -> anyhow::Result<()> {
+    if !config.roles.is_member() {
+        let node = FanoutNode::build(&config)?;
+        let outcome = node.run();
+        node.drain();
+        return outcome;
+    }
     let data_dir = DataDir::open(&config)?;
-    let node = Node::build(&config, &data_dir)?;
+    let node = MemberNode::build(&config, &data_dir)?;
     let outcome = node.run();
     node.drain();
     outcome

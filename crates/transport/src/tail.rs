@@ -10,6 +10,8 @@
 
 mod codec;
 mod copy;
+mod describe;
+mod description;
 mod hash;
 pub mod metrics;
 mod pieces;
@@ -17,13 +19,19 @@ mod rate;
 mod remote;
 mod server;
 mod serving;
+mod topology;
 mod uplink;
 
 pub use codec::CodecError;
 pub use copy::{CopyConfig, CopyFailed, copy_member_state};
+pub use describe::{DescribeFailed, describe};
+pub use description::{Description, NodeDescription, NodeLoad, SlowStream};
 pub use hash::{HashFailed, fetch_hash};
 pub use remote::{RemoteSource, RemoteSourceConfig};
-pub use server::{CoreWord, CoreWordTeller, SourceFactory, TailService, TailServiceConfig};
+pub use server::{
+    CoreWord, CoreWordTeller, DescriptionTeller, HashForwarder, SourceFactory, TailService, TailServiceConfig,
+};
+pub use topology::{Reader, Topology};
 
 #[cfg(test)]
 mod tests;

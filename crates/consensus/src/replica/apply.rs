@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender, TryRecvError};
@@ -251,6 +251,7 @@ impl Applier {
                     revision: state.revision,
                     events: output.write.events,
                     facts,
+                    applied_at_ms: wall_clock_ms(),
                 })]),
                 None => {
                     self.facts = facts.into_iter().filter(|fact| matches!(fact, Fact::Leader(..))).collect();
@@ -274,7 +275,7 @@ impl Applier {
             // A leader that is gone shows no entry to travel with, and who follows must know now.
             let (state, facts) = (self.machine.state(), std::mem::take(&mut self.facts));
             let (position, revision) = (state.applied, state.revision);
-            tail.publish(vec![Arc::new(Frame { position, revision, events: Vec::new(), facts })]);
+            tail.publish(vec![Arc::new(Frame { position, revision, facts, ..Frame::default() })]);
         }
         self.shared.applying_bytes.fetch_sub(entry_bytes, Ordering::Relaxed);
         for (waiter, position, answer) in self.answers.drain(..) {
@@ -367,4 +368,10 @@ pub(crate) fn entry_bytes(entries: &[Entry]) -> usize {
 /// Where a reader of everything stands.
 pub(crate) fn cursor(state: LogState) -> Cursor {
     Cursor { history: state.history, revision: state.revision, position: state.applied }
+}
+
+/// Milliseconds since 1970; a hint for whoever measures delays, never part of what is decided.
+fn wall_clock_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -21,7 +21,7 @@ fn frame(position: u64, value_len: usize) -> Arc<Frame> {
         prev: None,
     };
     let event = Arc::new(Event::put(envelope, b"key", &vec![1; value_len]));
-    Arc::new(Frame { position: Position(position), revision, events: vec![event], facts: vec![] })
+    Arc::new(Frame { position: Position(position), revision, events: vec![event], ..Frame::default() })
 }
 
 fn tail(hot_bytes_max: usize) -> Tail {
@@ -60,10 +60,10 @@ fn memory_is_bounded_and_a_reader_before_it_is_told() {
     let hot = tail.shared.hot.lock();
     assert!(hot.bytes <= 3000 && hot.frames.len() >= 2);
     assert_eq!(hot.bytes, hot.frames.iter().map(|slot| slot.frame.memory_bytes()).sum::<usize>());
-    let begin = hot.begin.0;
+    let begin = hot.begin.0.0;
     drop(hot);
     assert_eq!(tail.read(cursor(10, begin - 1), 1).unwrap_err(), TailError::Behind(cursor(10, begin - 1)));
-    assert_eq!(positions(&tail.read(cursor(10, begin), 1).unwrap()), [begin + 1]);
+    assert_eq!(positions(&tail.read(cursor(i64::try_from(begin).unwrap(), begin), 1).unwrap()), [begin + 1]);
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn snapshot_holds_the_newest_fact_of_each_kind() {
     let tail = Tail::new(TailConfig { hot_bytes_max: 1000 }, cursor(10, 10), start);
     let leader = Fact::Leader(Some(MemberId(4)), Term(9));
     let facts = vec![Fact::Compacted(Revision(4)), leader.clone(), Fact::Compacted(Revision(5))];
-    tail.publish(vec![Arc::new(Frame { position: Position(12), revision: Revision(10), events: vec![], facts })]);
+    tail.publish(vec![Arc::new(Frame { position: Position(12), revision: Revision(10), facts, ..Frame::default() })]);
     assert_eq!(tail.snapshot(), (cursor(10, 12), vec![Fact::Compacted(Revision(5)), leader, version]));
 }
 
@@ -122,7 +122,7 @@ fn position_that_does_not_grow_is_a_broken_invariant() {
 
 fn notice(position: u64, facts: Vec<Fact>) -> Arc<Frame> {
     let revision = Revision(i64::try_from(position).unwrap());
-    Arc::new(Frame { position: Position(position), revision, events: vec![], facts })
+    Arc::new(Frame { position: Position(position), revision, facts, ..Frame::default() })
 }
 
 #[test]
@@ -174,4 +174,36 @@ fn a_notice_wakes_a_reader_that_waits() {
     std::thread::sleep(Duration::from_millis(20));
     tail.publish(vec![notice(10, vec![Fact::Leader(None, Term(1))])]);
     assert_eq!(reader.join().unwrap().1, 1);
+}
+
+/// As a source reads it from its log: the position stays.
+fn of_a_log(position: u64, revisions: std::ops::RangeInclusive<i64>) -> Arc<Frame> {
+    let revision = Revision(*revisions.end());
+    let events = revisions.map(|revision| frame(u64::try_from(revision).unwrap(), 1).events[0].clone()).collect();
+    Arc::new(Frame { position: Position(position), revision, events, ..Frame::default() })
+}
+
+#[test]
+fn frames_of_a_log_are_passed_on_in_order() {
+    let tail = tail(1 << 20);
+    tail.pass_on(vec![of_a_log(10, 11..=12), of_a_log(10, 13..=15), of_a_log(20, 16..=17)]);
+    let revisions = |at| tail.read(at, 1 << 20).unwrap().iter().map(|frame| frame.revision.0).collect::<Vec<_>>();
+    assert_eq!(revisions(cursor(10, 10)), [12, 15, 17]);
+    assert_eq!(revisions(cursor(12, 10)), [15, 17]);
+    assert_eq!(revisions(cursor(15, 10)), [17]);
+    assert_eq!(revisions(cursor(17, 20)), [0i64; 0]);
+    tail.restart(cursor(19, 20), &[]);
+    assert_eq!(tail.read(cursor(17, 20), 1).unwrap_err(), TailError::Behind(cursor(17, 20)));
+}
+
+#[test]
+fn a_reader_gets_no_revision_twice() {
+    let tail = tail(1 << 20);
+    // From a source that read its log: further than its position says, in the midst of what was one frame here.
+    tail.publish(vec![of_a_log(12, 11..=12), of_a_log(15, 13..=15), of_a_log(16, 16..=16)]);
+    let frames = tail.read(cursor(14, 10), 1 << 20).unwrap();
+    let events: Vec<_> = frames.iter().flat_map(|frame| &frame.events).map(|event| event.revision().0).collect();
+    assert_eq!(events, [15, 16]);
+    assert_eq!(frames.iter().map(|frame| frame.revision.0).collect::<Vec<_>>(), [14, 15, 16]);
+    assert_eq!(positions(&frames), [12, 15, 16]);
 }

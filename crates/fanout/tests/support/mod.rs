@@ -15,7 +15,8 @@ use prost::Message;
 use tailwater_api::etcdserverpb::WatchResponse;
 use tailwater_eventlog::{
     Cursor, Envelope, Event, EventKind, Fact, Frame, History, HistoryChunk, HistoryError, HistoryEvent, HistoryId,
-    HistoryPoint, KeyRange, LeaseId, LiveChunk, Position, Revision, Source, SourceError, Tail, TailConfig, TailError,
+    HistoryPoint, KeyRange, LeaseId, LiveChunk, Position, Revision, Source, SourceError, StateChunk, StateQuery, Tail,
+    TailConfig, TailError,
 };
 use tailwater_fanout::{CreateWatch, Fanout, FanoutConfig, WatchControl, WatchFilter, WatchStream};
 
@@ -82,7 +83,11 @@ pub struct World {
 
 impl World {
     pub fn new() -> Arc<Self> {
-        let cursor = Cursor { history: HistoryId(1), revision: Revision(1), position: Position(1) };
+        Self::of_history(1)
+    }
+
+    pub fn of_history(history: u64) -> Arc<Self> {
+        let cursor = Cursor { history: HistoryId(history), revision: Revision(1), position: Position(1) };
         let tail = Tail::new(TailConfig { hot_bytes_max: 1 << 27 }, cursor, vec![]);
         let state = State { revision: 1, position: 1, ..State::default() };
         Arc::new(Self { state: Mutex::new(state), tail, behind: AtomicBool::new(false) })
@@ -137,7 +142,7 @@ impl World {
     fn publish(&self, state: &mut State, events: Vec<Arc<Event>>, facts: Vec<Fact>) {
         state.position += 1;
         let (position, revision) = (Position(state.position), Revision(state.revision));
-        self.tail.publish(vec![Arc::new(Frame { position, revision, events, facts })]);
+        self.tail.publish(vec![Arc::new(Frame { position, revision, events, facts, ..Frame::default() })]);
     }
 
     pub fn revision(&self) -> i64 {
@@ -191,6 +196,33 @@ impl History for World {
         }
         Ok(chunk)
     }
+
+    fn state_at(&self, query: &StateQuery) -> Result<StateChunk, HistoryError> {
+        let state = self.state.lock().unwrap();
+        if query.at.0 < state.compacted {
+            return Err(HistoryError::Compacted(Revision(state.compacted)));
+        }
+        let events = &state.events;
+        let mut live = BTreeMap::new();
+        for event in events.iter().filter(|e| e.revision() <= query.at && query.range.contains(e.key())) {
+            match event.kind() {
+                EventKind::Put => live.insert(event.key().to_vec(), event.clone()),
+                EventKind::Delete => live.remove(event.key()),
+            };
+        }
+        live.retain(|key, _| query.after.as_ref().is_none_or(|after| after.as_ref() < key.as_slice()));
+        let mut chunk = StateChunk::default();
+        let mut bytes = 0;
+        while chunk.events.len() < query.keys_max && bytes < query.bytes_max {
+            let Some((_, event)) = live.pop_first() else { break };
+            bytes += event.bytes().len();
+            chunk.events.push(event);
+        }
+        let last = chunk.events.last().map(|event| Bytes::copy_from_slice(event.key()));
+        chunk.resume_after = last.or(query.after.clone()).filter(|_| !live.is_empty());
+        chunk.rest = if query.count { live.len() } else { 0 };
+        Ok(chunk)
+    }
 }
 
 impl Source for World {
@@ -202,9 +234,10 @@ impl Source for World {
         Revision(self.revision())
     }
 
-    fn transfer(&self, _: &KeyRange, after: Option<&Bytes>, _: usize) -> Result<LiveChunk, SourceError> {
+    fn transfer(&self, range: &KeyRange, after: Option<&Bytes>, _: usize) -> Result<LiveChunk, SourceError> {
         let state = self.state.lock().unwrap();
         let rest = state.live.iter().filter(|(key, _)| after.is_none_or(|after| after.as_ref() < key.as_slice()));
+        let rest = rest.filter(|(key, _)| range.contains(key));
         let events: Vec<_> = rest.map(|(_, event)| event.clone()).take(7).collect();
         let resume_after = events.last().filter(|_| events.len() == 7).map(|e| Bytes::copy_from_slice(e.key()));
         Ok(LiveChunk { events, resume_after })
@@ -225,9 +258,11 @@ pub fn config() -> FanoutConfig {
         window_bytes_max: 1 << 20,
         stream_chunk_bytes: 4096,
         watch_memory_bytes_max: 1 << 20,
+        list_memory_bytes_max: 1 << 20,
         response_bytes_max: 1 << 20,
         fragment_bytes_max: 1 << 21,
         progress_interval: Duration::from_secs(600),
+        ..FanoutConfig::default()
     }
 }
 

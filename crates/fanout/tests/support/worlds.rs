@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tailwater_eventlog::{KeyRange, Revision};
+use tailwater_eventlog::{KeyRange, Revision, Scope};
 use tailwater_fanout::{CreateWatch, Fanout, FanoutConfig, WatchFilter};
 
 use super::{Change, Client, World, config, wait_until};
@@ -18,6 +18,13 @@ pub struct Reader {
     pub fanout: Fanout,
     /// Called now and then; nothing that a watcher receives may change by it.
     pub disturb: Box<dyn FnMut(&mut StdRng)>,
+    /// Whether it holds nothing but [`part`].
+    pub scoped: bool,
+}
+
+/// What a scoped reader holds.
+pub fn part() -> KeyRange {
+    KeyRange::Span(b"b".to_vec().into(), b"c".to_vec().into())
 }
 
 fn key(rng: &mut StdRng) -> Vec<u8> {
@@ -40,11 +47,22 @@ fn changes(rng: &mut StdRng) -> Vec<Change> {
     changes
 }
 
-fn range(rng: &mut StdRng) -> KeyRange {
+/// A range that somebody asks for; within [`part`] when `scoped`.
+pub fn range(rng: &mut StdRng, scoped: bool) -> KeyRange {
+    let scope = Scope::new(&if scoped { vec![part()] } else { vec![] });
+    loop {
+        let range = any_range(rng);
+        if scope.covers(&range) {
+            return range;
+        }
+    }
+}
+
+fn any_range(rng: &mut StdRng) -> KeyRange {
     match rng.random_range(0..5) {
         0 => KeyRange::all(),
         1 => KeyRange::Key(key(rng).into()),
-        2 => KeyRange::Span(b"b".to_vec().into(), b"c".to_vec().into()),
+        2 => part(),
         3 => KeyRange::From(key(rng).into()),
         _ => {
             let (a, b) = (key(rng), key(rng));
@@ -53,7 +71,7 @@ fn range(rng: &mut StdRng) -> KeyRange {
     }
 }
 
-fn create(rng: &mut StdRng, world: &World) -> CreateWatch {
+fn create(rng: &mut StdRng, world: &World, scoped: bool) -> CreateWatch {
     let (now, compacted) = {
         let state = world.state.lock().unwrap();
         (state.revision, state.compacted)
@@ -66,7 +84,7 @@ fn create(rng: &mut StdRng, world: &World) -> CreateWatch {
         _ => now + 1,
     };
     CreateWatch {
-        range: range(rng),
+        range: range(rng, scoped),
         start: Revision(start),
         progress_notify: rng.random_bool(0.3),
         filter: WatchFilter { no_put: rng.random_bool(0.1), no_delete: rng.random_bool(0.2) },
@@ -88,7 +106,7 @@ fn random_config(rng: &mut StdRng) -> FanoutConfig {
     }
 }
 
-fn step(rng: &mut StdRng, world: &Arc<World>, fanout: &Fanout, clients: &mut Vec<Client>) {
+fn step(rng: &mut StdRng, world: &Arc<World>, fanout: &Fanout, scoped: bool, clients: &mut Vec<Client>) {
     let at = if clients.is_empty() { 0 } else { rng.random_range(0..clients.len()) };
     match rng.random_range(0..100) {
         0..40 => {
@@ -110,7 +128,7 @@ fn step(rng: &mut StdRng, world: &Arc<World>, fanout: &Fanout, clients: &mut Vec
         47..50 if clients.len() < 4 => clients.push(Client::new(world, fanout)),
         _ if clients.is_empty() => {}
         50..60 => {
-            let create = create(rng, world);
+            let create = create(rng, world, scoped);
             clients[at].create(create);
         }
         60..64 => {
@@ -138,11 +156,11 @@ pub fn run(seed: u64, attach: &dyn Fn(&Arc<World>, FanoutConfig) -> Reader) {
     if rng.random_bool(0.3) {
         world.compact(rng.random_range(1..=world.revision()));
     }
-    let Reader { fanout, mut disturb } = attach(&world, random_config(&mut rng));
+    let Reader { fanout, mut disturb, scoped } = attach(&world, random_config(&mut rng));
     world.settle(&fanout);
     let mut clients = Vec::new();
     for _ in 0..STEPS {
-        step(&mut rng, &world, &fanout, &mut clients);
+        step(&mut rng, &world, &fanout, scoped, &mut clients);
         if rng.random_range(0..12) == 0 {
             disturb(&mut rng);
         }

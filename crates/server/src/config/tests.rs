@@ -24,8 +24,9 @@ fn defaults_are_etcds() {
     assert_eq!((consensus.election_ticks, consensus.lease_ttl_min), (10, 2));
     assert_eq!(consensus.request_timeout, Duration::from_secs(7));
     assert_eq!(consensus.quota_bytes, 2 << 30);
-    assert_eq!(config.fanout(config.founding.identity).progress_interval, Duration::from_secs(600));
-    assert_eq!(config.gateway(config.founding.identity).message_bytes_max(), 2 << 20);
+    let identity = config.founding.as_ref().expect("a member").identity;
+    assert_eq!(config.fanout(identity).progress_interval, Duration::from_secs(600));
+    assert_eq!(config.gateway(identity).message_bytes_max(), 2 << 20);
 }
 
 #[test]
@@ -44,6 +45,17 @@ fn a_wrong_combination_is_named_with_its_remedy() {
         (&["--listen-metrics-urls=https://127.0.0.1:1"], "must begin with http://"),
         (&["--listen-peer-urls=http://127.0.0.1"], "host and a port"),
         (&["--stream-chunk-bytes=1"], "at least 4096"),
+        (&["--roles=relay"], "must be all, consensus or fanout,gateway"),
+        (&["--roles=fanout,gateway"], "needs --upstream"),
+        (&["--upstream=http://127.0.0.1:1"], "for nodes without the consensus role"),
+        (&["--roles=consensus", "--upstream=http://127.0.0.1:1"], "for nodes without the consensus role"),
+        (&["--roles=fanout,gateway", "--upstream=127.0.0.1:1"], "must begin with http://"),
+        (&["--prefixes=/a/"], "--prefixes is for fanouts"),
+        (&["--roles=fanout,gateway", "--upstream=http://h:1", "--prefixes=/a/,"], "names an empty prefix"),
+        (
+            &["--roles=fanout,gateway", "--upstream=http://h:1", "--initial-advertise-peer-urls=http://h:2"],
+            "without --listen-peer-urls",
+        ),
         (&["--reported-version=3"], "major.minor.patch"),
     ];
     for (arguments, part) in cases {
@@ -62,4 +74,17 @@ fn retention_is_hours_a_duration_or_revisions() {
     assert_eq!(mode(&["--auto-compaction-retention=60m"]), hour);
     let revision = ["--auto-compaction-mode=revision", "--auto-compaction-retention=1000"];
     assert_eq!(mode(&revision), AutoCompaction::Revisions(1000));
+}
+
+#[test]
+fn what_a_node_serves_follows_from_its_roles() {
+    let fanout = config(&["--roles=fanout,gateway", "--upstream=http://b:2,http://a:1"]).expect("valid");
+    assert_eq!(fanout.upstream, ["http://b:2", "http://a:1"]);
+    assert!(fanout.founding.is_none() && fanout.peer_addresses.is_empty() && fanout.peer_urls.is_empty());
+    assert_eq!(fanout.client_urls, ["http://localhost:2379"]);
+    let relay = ["--roles=fanout,gateway", "--upstream=http://a:1", "--listen-peer-urls=http://127.0.0.1:7"];
+    assert_eq!(config(&relay).expect("valid").peer_urls, ["http://127.0.0.1:7"]);
+    let member = config(&["--roles=consensus"]).expect("valid");
+    assert!(member.client_addresses.is_empty() && member.client_urls.is_empty());
+    assert_eq!(member.peer_urls, ["http://localhost:2380"]);
 }

@@ -72,8 +72,9 @@ pub(super) fn range_in(range: wire::KeyRange) -> KeyRange {
     KeyRange::from_etcd(range.start, range.end)
 }
 
+/// A row lies in the buffer of its message, with a thousand others; an event may live long.
 pub(super) fn event_in(at: usize, row: Bytes) -> Result<Event, CodecError> {
-    Event::from_row(row).map_err(|source| CodecError::Row { at, source })
+    Event::from_row(row).map(Event::detached).map_err(|source| CodecError::Row { at, source })
 }
 
 /// Of a frame; rows have checksums of their own, which stand at their ends.
@@ -152,7 +153,7 @@ fn alarm_in(alarm: &wire::Alarm) -> Result<Alarm, CodecError> {
     Ok(Alarm { member: MemberId(alarm.member_id), kind })
 }
 
-fn member_out(member: &Member) -> wire::Member {
+pub(super) fn member_out(member: &Member) -> wire::Member {
     wire::Member {
         id: member.id.0,
         name: member.name.clone(),
@@ -162,7 +163,7 @@ fn member_out(member: &Member) -> wire::Member {
     }
 }
 
-fn member_in(member: wire::Member) -> Member {
+pub(super) fn member_in(member: wire::Member) -> Member {
     let wire::Member { id, name, peer_urls, client_urls, is_learner } = member;
     Member { id: MemberId(id), name, peer_urls, client_urls, is_learner }
 }

@@ -10,3 +10,7 @@ pub const SOURCES_LEFT: &str = "tailwater_tail_sources_left_total";
 pub const CORE_AGE_SECONDS: &str = "tailwater_tail_core_age_seconds";
 /// Counter, bytes of rows: received of another member's state.
 pub const COPIED_BYTES: &str = "tailwater_tail_member_copy_bytes_total";
+/// Gauge: rows of the state that have come in the transfer that was begun last.
+pub const TRANSFERRED_ROWS: &str = "tailwater_tail_transfer_rows";
+/// Gauge: their bytes.
+pub const TRANSFERRED_BYTES: &str = "tailwater_tail_transfer_bytes";

@@ -51,6 +51,7 @@ impl Iterator for Pieces<'_> {
                 revision: frame.revision.0,
                 rows: Vec::new(),
                 facts: Vec::new(),
+                applied_at_ms: frame.applied_at_ms,
                 ..Default::default()
             };
             let begins_here = self.event == 0;
@@ -134,6 +135,7 @@ impl Assembly {
                 self.check(&event, revision)?;
                 self.rows.push(event);
             }
+            let applied_at_ms = frame.applied_at_ms;
             if frame.continued {
                 continue;
             }
@@ -146,7 +148,7 @@ impl Assembly {
             let facts: Vec<_> = facts.into_iter().filter(|fact| self.is_news(fact)).collect();
             let moves = std::mem::replace(&mut self.reached, (position, revision)) != (position, revision);
             if moves || !facts.is_empty() {
-                whole.push(Arc::new(Frame { position, revision, events, facts }));
+                whole.push(Arc::new(Frame { position, revision, events, facts, applied_at_ms }));
             }
         }
         Ok(whole)

@@ -1,18 +1,20 @@
 //! A source in another process.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tailwater_eventlog::{
-    Cursor, Fact, Frame, History, HistoryChunk, HistoryError, HistoryPoint, KeyRange, LiveChunk, MemberId, Revision,
-    Source, SourceError, TailError,
+    Cursor, Fact, Frame, History, HistoryChunk, HistoryError, HistoryPoint, KeyRange, LiveChunk, MemberId, Position,
+    Revision, Source, SourceError, StateChunk, StateQuery, TailError,
 };
 use tokio::runtime::{Builder, Handle, Runtime};
 
+use super::description::NodeDescription;
 use super::server::CoreWord;
-use super::uplink::Uplink;
+use super::uplink::{Uplink, Wishes};
 use crate::LinkConfig;
 
 mod following;
@@ -25,7 +27,8 @@ use transferring::Transferring;
 /// How a tail in another process is followed.
 #[derive(Clone, Debug)]
 pub struct RemoteSourceConfig {
-    /// Where sources are, the preferred first. At least one.
+    /// Where sources are, the preferred first. At least one. The leader, one that is not up to date and one that knows no
+    /// leader are passed over for others.
     pub urls: Vec<String>,
     /// This node's id: a source whose path to the core leads through it is left.
     pub reader_id: MemberId,
@@ -33,8 +36,8 @@ pub struct RemoteSourceConfig {
     pub cluster_id: u64,
     /// What is wanted; none: every key. Not overlapping.
     pub ranges: Vec<KeyRange>,
-    /// Where clients reach this node, for those who route to it; may be empty.
-    pub client_url: String,
+    /// What this node says of itself where it reads: name, roles and URLs. Its id and ranges are those above.
+    pub announced: NodeDescription,
     /// A source without a word for so long is left, and a history read tries for so long. Default 3 s.
     pub silence_max: Duration,
     /// A source that heard of the core longer ago, or knew no leader for so long, is left for another. Default 3 s.
@@ -54,7 +57,7 @@ impl RemoteSourceConfig {
             reader_id,
             cluster_id: 0,
             ranges: Vec::new(),
-            client_url: String::new(),
+            announced: NodeDescription::default(),
             silence_max: Duration::from_secs(3),
             core_age_max: Duration::from_secs(3),
             bulk_silence_max: Duration::from_secs(60),
@@ -99,6 +102,8 @@ struct Shared {
     runtime: OwnRuntime,
     /// The last word of the core, and when it came.
     word: Mutex<Option<(CoreWord, Instant)>>,
+    transferred_rows: AtomicU64,
+    transferred_bytes: AtomicU64,
 }
 
 impl RemoteSource {
@@ -112,8 +117,22 @@ impl RemoteSource {
     pub fn new(config: RemoteSourceConfig) -> std::io::Result<Self> {
         assert!(!config.urls.is_empty(), "a remote source needs the URL of one");
         let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("tail-remote").enable_all().build()?;
-        let uplink = Uplink::start(runtime.handle(), config.urls.clone(), config.link.clone());
-        let shared = Shared { config, uplink, runtime: OwnRuntime(Some(runtime)), word: Mutex::new(None) };
+        let wishes = Wishes {
+            reader_id: config.reader_id,
+            cluster_id: config.cluster_id,
+            ranges: config.ranges.clone(),
+            core_age_max: config.core_age_max,
+            answer_max: config.silence_max,
+        };
+        let uplink = Uplink::start(runtime.handle(), config.urls.clone(), config.link.clone(), wishes);
+        let shared = Shared {
+            config,
+            uplink,
+            runtime: OwnRuntime(Some(runtime)),
+            word: Mutex::new(None),
+            transferred_rows: AtomicU64::new(0),
+            transferred_bytes: AtomicU64::new(0),
+        };
         Ok(Self { shared, following: Mutex::default(), transferring: Mutex::default() })
     }
 
@@ -126,6 +145,26 @@ impl RemoteSource {
             path.push(self.shared.config.reader_id.0);
             CoreWord { path, age: word.age + at.elapsed() }
         })
+    }
+
+    /// A read has waited long for `position`: when the source of now has said that it is not there, and there are others,
+    /// it is left.
+    pub fn leave_if_behind(&self, position: Position) {
+        if self.shared.uplink.has_others() && self.following.lock().is_behind(position) {
+            self.shared.uplink.leave_current("it is behind what reads wait for");
+        }
+    }
+
+    /// Since a source was last heard. `None` before one was.
+    #[must_use]
+    pub fn silence(&self) -> Option<Duration> {
+        self.shared.word.lock().as_ref().map(|(_, at)| at.elapsed())
+    }
+
+    /// Rows of the transfer that was begun last, and their bytes, as far as they have come.
+    #[must_use]
+    pub fn transferred(&self) -> (u64, u64) {
+        (self.shared.transferred_rows.load(Ordering::Relaxed), self.shared.transferred_bytes.load(Ordering::Relaxed))
     }
 }
 
@@ -141,9 +180,21 @@ impl History for RemoteSource {
         let read = reading::Read { ranges, from, to, with_prev, bytes_max };
         self.shared.runtime.handle().block_on(reading::read(&self.shared, &read))
     }
+
+    fn state_at(&self, query: &StateQuery) -> Result<StateChunk, HistoryError> {
+        self.shared.runtime.handle().block_on(reading::state_at(&self.shared, query))
+    }
 }
 
 impl Source for RemoteSource {
+    fn ranges(&self) -> &[KeyRange] {
+        &self.shared.config.ranges
+    }
+
+    fn is_awaited(&self, position: Position) {
+        self.leave_if_behind(position);
+    }
+
     fn transfer_begin(&self) -> Result<(Cursor, Vec<Fact>), SourceError> {
         let mut transferring = self.transferring.lock();
         self.shared.runtime.handle().block_on(transferring.begin(&self.shared))

@@ -1,18 +1,25 @@
 //! The service: what is asked, whether it can be answered, and how many at a time.
 
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use prost::Message as _;
 use tailwater_api::tail as wire;
 use tailwater_api::tail::tail_server::{Tail, TailServer};
-use tailwater_eventlog::{CopyPoint, EventLog, FoldHold, HashError, MemberId, Revision, Source};
+use tailwater_eventlog::{
+    CopyPoint, EventLog, FoldHold, HashError, KeyRange, MemberId, Revision, Scope, Source, StoreHash,
+};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 
 use super::codec::{MESSAGE_BYTES_MAX, PROTOCOL_VERSION, cursor_in, range_in};
+use super::description::{Description, NodeDescription};
+use super::hash::HashFailed;
 use super::rate::ByteRate;
 use super::serving::{self, Messages, Serving};
+use super::topology::Topology;
 
 mod copy;
 mod follow;
@@ -71,6 +78,15 @@ pub struct CoreWord {
 pub type SourceFactory = Box<dyn Fn() -> Arc<dyn Source> + Send + Sync>;
 /// Tells the word of the core now.
 pub type CoreWordTeller = Box<dyn Fn() -> CoreWord + Send + Sync>;
+/// Tells what this node is now, without its readers.
+pub type DescriptionTeller = Box<dyn Fn() -> Description + Send + Sync>;
+
+/// Asks elsewhere for the hash up to a revision; 0: the newest.
+pub type HashForwarder =
+    Box<dyn Fn(Revision) -> Pin<Box<dyn Future<Output = Result<StoreHash, HashFailed>> + Send>> + Send + Sync>;
+
+/// What a reader may announce of itself, in bytes.
+const ANNOUNCED_BYTES_MAX: usize = 64 << 10;
 
 struct Inner {
     config: TailServiceConfig,
@@ -78,6 +94,9 @@ struct Inner {
     /// What members copy, and what is held for transfers; a relay has none.
     log: Option<EventLog>,
     word: CoreWordTeller,
+    description: OnceLock<DescriptionTeller>,
+    hashes: OnceLock<HashForwarder>,
+    topology: Topology,
     followers: Arc<Semaphore>,
     transfers: Arc<Semaphore>,
     copies: Arc<Semaphore>,
@@ -103,6 +122,9 @@ impl TailService {
             source,
             log,
             word,
+            description: OnceLock::new(),
+            hashes: OnceLock::new(),
+            topology: Topology::default(),
             followers: semaphore(config.followers_max),
             transfers: semaphore(config.transfers_max),
             copies: semaphore(config.transfers_max),
@@ -114,6 +136,28 @@ impl TailService {
             config,
         };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// Answers from now on what this node is; before, nobody is told.
+    ///
+    /// # Panics
+    /// When it was called before.
+    pub fn describe_with(&self, teller: DescriptionTeller) {
+        assert!(self.inner.description.set(teller).is_ok(), "a node is described in one way");
+    }
+
+    /// Hands on from now on what is asked of a log that this node does not have.
+    ///
+    /// # Panics
+    /// When it was called before.
+    pub fn forward_hashes(&self, forwarder: HashForwarder) {
+        assert!(self.inner.hashes.set(forwarder).is_ok(), "hashes are forwarded in one way");
+    }
+
+    /// Who follows this node.
+    #[must_use]
+    pub fn topology(&self) -> &Topology {
+        &self.inner.topology
     }
 
     /// As a gRPC service.
@@ -178,11 +222,15 @@ impl Tail for TailService {
         let request = request.into_inner();
         self.check(request.protocol_version, request.cluster_id)?;
         let cursor = request.cursor.as_ref().map(cursor_in).ok_or_else(|| Status::invalid_argument("no cursor"))?;
+        if request.reader.as_ref().is_some_and(|reader| reader.encoded_len() > ANNOUNCED_BYTES_MAX) {
+            return Err(Status::invalid_argument("the reader announces too much of itself"));
+        }
         let ranges = request.ranges.into_iter().map(range_in).collect();
         let serving = self.serving("follow", &self.inner.followers)?;
         let inner = Arc::clone(&self.inner);
-        let reader = MemberId(request.reader_id);
-        let messages = serving::spawn(serving, move |sink| follow::serve(&inner, reader, cursor, ranges, sink))?;
+        let announced = request.reader.map(NodeDescription::from_wire).unwrap_or_default();
+        let reader = inner.topology.enter(NodeDescription { id: MemberId(request.reader_id), ..announced });
+        let messages = serving::spawn(serving, move |sink| follow::serve(&inner, &reader, cursor, ranges, sink))?;
         Ok(Response::new(messages))
     }
 
@@ -227,23 +275,58 @@ impl Tail for TailService {
     async fn hash(&self, request: Request<wire::HashRequest>) -> Result<Response<wire::HashResponse>, Status> {
         let request = request.into_inner();
         self.check(request.protocol_version, request.cluster_id)?;
+        let at = Revision(request.revision);
         let Some(log) = self.inner.log.clone() else {
-            return Err(Status::unimplemented("this node holds no log that could be hashed"));
+            let forwarder = self.inner.hashes.get();
+            let forwarder = forwarder.ok_or_else(|| Status::unimplemented("this node holds no log to be hashed"))?;
+            return forwarder(at).await.map(|hash| Response::new(hash_out(hash))).map_err(hash_refused);
         };
         // One at a time with the copies: both read everything.
         let permit = Arc::clone(&self.inner.copies).try_acquire_owned();
         let _permit = permit.map_err(|_| Status::resource_exhausted("too many copies and hashes under way"))?;
-        let hashed = tokio::task::spawn_blocking(move || log.hash(Some(Revision(request.revision)))).await;
+        let at = Some(at).filter(|at| *at != Revision(0));
+        let hashed = tokio::task::spawn_blocking(move || log.hash(at)).await;
         let hashed = hashed.map_err(|_| Status::unavailable("the source is shutting down"))?;
         let hash = hashed.map_err(|error| match error {
-            HashError::Compacted(_) | HashError::Future(_) => Status::out_of_range(error.to_string()),
+            HashError::Compacted(_) => Status::out_of_range(error.to_string()),
+            HashError::Future(_) => Status::not_found(error.to_string()),
             HashError::Storage(_) => Status::data_loss(error.to_string()),
         })?;
-        Ok(Response::new(wire::HashResponse {
-            hash: hash.hash,
-            compacted_revision: hash.compacted.0,
-            revision: hash.revision.0,
-        }))
+        Ok(Response::new(hash_out(hash)))
+    }
+
+    async fn describe(
+        &self,
+        request: Request<wire::DescribeRequest>,
+    ) -> Result<Response<wire::DescribeResponse>, Status> {
+        let request = request.into_inner();
+        self.check(request.protocol_version, request.cluster_id)?;
+        let teller = self.inner.description.get();
+        let teller = teller.ok_or_else(|| Status::unavailable("this node does not know yet what it is"))?;
+        let description = Description { readers: self.inner.topology.readers(), ..teller() };
+        Ok(Response::new(description.to_wire()))
+    }
+}
+
+/// Whether the source holds what a reader asks for.
+fn covers(source: &dyn Source, ranges: &[KeyRange]) -> Result<(), Status> {
+    if Scope::new(source.ranges()).covers_all(ranges) {
+        Ok(())
+    } else {
+        Err(Status::failed_precondition("out of scope: this source does not hold every key that is asked for"))
+    }
+}
+
+fn hash_out(hash: StoreHash) -> wire::HashResponse {
+    wire::HashResponse { hash: hash.hash, compacted_revision: hash.compacted.0, revision: hash.revision.0 }
+}
+
+fn hash_refused(failed: HashFailed) -> Status {
+    match failed {
+        HashFailed::Compacted(text) => Status::out_of_range(text),
+        HashFailed::NotReached(text) => Status::not_found(text),
+        HashFailed::Failed(status) => status,
+        HashFailed::Connect(_) | HashFailed::Silent => Status::unavailable(failed.to_string()),
     }
 }
 

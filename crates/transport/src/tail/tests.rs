@@ -56,7 +56,7 @@ impl Writer {
         }
         let own = (b"revision".to_vec(), Some(state.revision.to_string().into_bytes()));
         self.log.write(&WriteBatch { events: events.clone(), state: vec![own], log_state: state }).unwrap();
-        let frame = Frame { position: state.applied, revision: state.revision, events, facts: Vec::new() };
+        let frame = Frame { position: state.applied, revision: state.revision, events, ..Frame::default() };
         self.tail.publish(vec![Arc::new(frame)]);
     }
 
@@ -94,7 +94,7 @@ impl Writer {
         self.log.write(&WriteBatch { log_state: state, ..WriteBatch::default() }).unwrap();
         while !self.index.compact_step(state.compacted, 100) {}
         let facts = vec![Fact::Compacted(state.compacted)];
-        let frame = Frame { position: state.applied, revision: state.revision, events: Vec::new(), facts };
+        let frame = Frame { position: state.applied, revision: state.revision, facts, ..Frame::default() };
         self.tail.publish(vec![Arc::new(frame)]);
         while self.log.fold_step(100).unwrap() == tailwater_eventlog::FoldProgress::More {}
     }

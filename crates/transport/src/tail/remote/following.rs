@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use tailwater_api::tail as wire;
 use tailwater_api::tail::resync::Reason;
-use tailwater_eventlog::{Cursor, Fact, Frame, TailError, Term};
+use tailwater_eventlog::{Cursor, Fact, Frame, Position, TailError, Term};
 use tokio::task::JoinHandle;
 use tonic::{Status, Streaming};
 
 use super::Shared;
 use crate::tail::codec::{PROTOCOL_VERSION, cursor_out, range_out};
+use crate::tail::description::NodeDescription;
 use crate::tail::metrics;
 use crate::tail::pieces::Assembly;
 use crate::tail::server::CoreWord;
@@ -53,6 +54,8 @@ struct Open {
     asked: Instant,
     /// Since when the source has known no leader.
     leaderless: Option<Instant>,
+    /// Heartbeats since the last frame: with the second the source has nothing more.
+    quiet: u32,
 }
 
 /// What a message means for the reader.
@@ -65,6 +68,14 @@ enum Told {
 }
 
 impl Following {
+    /// Whether the source has given out everything that it has, and that is not up to `position`.
+    pub(super) fn is_behind(&self, position: Position) -> bool {
+        match &self.stage {
+            Stage::Open(open) => open.quiet >= 2 && open.assembly.cursor().position < position,
+            Stage::Idle | Stage::Opening(_) => false,
+        }
+    }
+
     /// Frames behind `cursor`, when there are some.
     pub(super) async fn frames(&mut self, shared: &Shared, cursor: Cursor) -> Result<Vec<Arc<Frame>>, TailError> {
         loop {
@@ -99,6 +110,7 @@ impl Following {
                             heard: Instant::now(),
                             asked: Instant::now(),
                             leaderless: None,
+                            quiet: 0,
                         })),
                         Ok(Err(status)) => {
                             shared.uplink.leave(&source, &status.to_string());
@@ -120,13 +132,19 @@ impl Following {
 
 /// Opens a stream in a task of its own: on a long way it takes longer than one call waits.
 fn open(shared: &Shared, source: Connected, cursor: Cursor) -> Opening {
+    let announced = NodeDescription {
+        id: shared.config.reader_id,
+        ranges: shared.config.ranges.clone(),
+        cluster_id: shared.config.cluster_id,
+        ..shared.config.announced.clone()
+    };
     let request = wire::FollowRequest {
         protocol_version: PROTOCOL_VERSION,
         reader_id: shared.config.reader_id.0,
         cursor: Some(cursor_out(cursor)),
         ranges: shared.config.ranges.iter().map(range_out).collect(),
-        client_url: shared.config.client_url.clone(),
         cluster_id: shared.config.cluster_id,
+        reader: Some(announced.to_wire()),
     };
     let (mut client, silence_max) = (source.client.clone(), shared.config.silence_max);
     let stream = shared.runtime.handle().spawn(async move {
@@ -154,6 +172,7 @@ impl Open {
             Err(_) => return Told::Leave("the source is silent".into()),
         };
         self.heard = Instant::now();
+        self.quiet = if message.frames.is_empty() { self.quiet.saturating_add(1) } else { 0 };
         if let Some(resync) = message.resync {
             return Told::Resync(resync.reason());
         }

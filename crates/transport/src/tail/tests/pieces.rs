@@ -64,7 +64,13 @@ fn frames(records: &[Vec<u16>], facts: &[Fact]) -> Vec<Arc<Frame>> {
             Arc::new(Event::put(envelope, &[b'a' + u8::try_from(size % 20).unwrap()], &vec![7; usize::from(*size)]))
         });
         let facts = facts.get(position).cloned().into_iter().collect();
-        Arc::new(Frame { position: Position(position as u64 + 1), revision, events: events.collect(), facts })
+        Arc::new(Frame {
+            position: Position(position as u64 + 1),
+            revision,
+            events: events.collect(),
+            facts,
+            applied_at_ms: 1000 + position as u64,
+        })
     };
     records.iter().enumerate().map(frame).collect()
 }

@@ -1,0 +1,147 @@
+//! What listeners serve: the gateway once there is one, before that why there is none.
+
+use std::sync::{Arc, OnceLock};
+
+use axum::body::Body;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use metrics_exporter_prometheus::PrometheusHandle;
+use parking_lot::RwLock;
+use tailwater_gateway::{Code, Gateway};
+use tailwater_transport::Description;
+
+use crate::process;
+use crate::status::Status;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+
+/// Answers HTTP requests of clients, operators and probes; clones share it.
+#[derive(Clone)]
+pub(crate) struct Front {
+    gateway: Arc<RwLock<Option<Gateway>>>,
+    /// Answers while there is no gateway: for a member that serves no clients, always.
+    plain: Arc<dyn Plain>,
+    description: Arc<OnceLock<Describe>>,
+    metrics: PrometheusHandle,
+}
+
+/// Tells what this process is now.
+type Describe = Box<dyn Fn() -> Description + Send + Sync>;
+
+/// A process that has no gateway, as operators see it.
+pub(crate) trait Plain: Send + Sync {
+    /// Why calls are not answered.
+    fn unserved(&self) -> (Code, String);
+
+    /// Why this process can't do its work now, if it can't.
+    fn unready(&self) -> Option<String>;
+
+    /// Sets gauges that are read rather than counted.
+    fn refresh_gauges(&self) {}
+}
+
+impl Front {
+    pub(crate) fn new(plain: Arc<dyn Plain>, metrics: PrometheusHandle) -> Self {
+        Self { gateway: Arc::default(), plain, description: Arc::default(), metrics }
+    }
+
+    /// Answers `/status` from now on.
+    ///
+    /// # Panics
+    /// When it was called before.
+    pub(crate) fn describe_with(&self, describe: impl Fn() -> Description + Send + Sync + 'static) {
+        assert!(self.description.set(Box::new(describe)).is_ok(), "a process is described in one way");
+    }
+
+    /// Serves this gateway from now on.
+    pub(crate) fn open(&self, gateway: Gateway) {
+        *self.gateway.write() = Some(gateway);
+    }
+
+    /// The body of `/metrics`.
+    pub(crate) fn render_metrics(&self) -> impl Fn() -> String + Send + Sync + 'static {
+        let metrics = self.metrics.clone();
+        move || metrics.render() + &process::render()
+    }
+
+    /// Answers a client's request.
+    pub(crate) async fn serve(&self, request: Request<Body>) -> Response<Body> {
+        if is_status(&request) {
+            return self.status();
+        }
+        let gateway = self.gateway.read().clone();
+        match gateway {
+            Some(gateway) => gateway.serve(request).await,
+            None => self.serve_plain(&request),
+        }
+    }
+
+    /// Answers a request on a listener for metrics and health alone.
+    pub(crate) async fn serve_metrics(&self, request: Request<Body>) -> Response<Body> {
+        if is_status(&request) {
+            return self.status();
+        }
+        let gateway = self.gateway.read().clone();
+        match gateway {
+            Some(gateway) => gateway.serve_metrics(request).await,
+            None => self.serve_plain(&request),
+        }
+    }
+
+    fn serve_plain(&self, request: &Request<Body>) -> Response<Body> {
+        let content_type = request.headers().get(header::CONTENT_TYPE);
+        if content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc")) {
+            return self.refuse_call();
+        }
+        match request.uri().path() {
+            "/metrics" => {
+                self.plain.refresh_gauges();
+                response(StatusCode::OK, TEXT, (self.render_metrics())())
+            }
+            "/livez" => response(StatusCode::OK, TEXT, "ok\n".into()),
+            "/readyz" => match self.plain.unready() {
+                None => response(StatusCode::OK, TEXT, "ok\n".into()),
+                Some(reason) => {
+                    response(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("[-]serving failed: {reason}\n"))
+                }
+            },
+            "/health" => {
+                let reason = self.plain.unready();
+                let status = if reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+                let health = if reason.is_none() { "true" } else { "false" };
+                let body = serde_json::json!({ "health": health, "reason": reason.unwrap_or_default() });
+                response(status, TEXT, body.to_string())
+            }
+            _ => response(StatusCode::NOT_FOUND, TEXT, "404 page not found\n".into()),
+        }
+    }
+
+    fn status(&self) -> Response<Body> {
+        let Some(describe) = self.description.get() else {
+            return response(StatusCode::SERVICE_UNAVAILABLE, TEXT, "this node does not know yet what it is\n".into());
+        };
+        let mut body = serde_json::to_string(&Status::from(describe())).expect("numbers and strings are JSON");
+        body.push('\n');
+        response(StatusCode::OK, "application/json", body)
+    }
+
+    /// An answer that consists of its status alone.
+    fn refuse_call(&self) -> Response<Body> {
+        let (code, text) = self.plain.unserved();
+        let mut response = Response::new(Body::empty());
+        let headers: HeaderMap = tailwater_api::grpc::trailers(code as i32, &text);
+        *response.headers_mut() = headers;
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        response
+    }
+}
+
+fn is_status(request: &Request<Body>) -> bool {
+    request.method() == Method::GET && request.uri().path() == "/status"
+}
+
+fn response(status: StatusCode, content_type: &'static str, body: String) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}

@@ -1,0 +1,118 @@
+//! What every process has, whatever its roles: listeners, the runtimes that serve them, and how they end.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::front::Front;
+use crate::listener::{Connections, Surface, bind};
+
+/// What clients have to go away in when the server stops.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Sockets and runtimes.
+pub(crate) struct Host {
+    /// Bound before anything else is started, so that a taken port is the first thing to be known.
+    client_listeners: Vec<std::net::TcpListener>,
+    metrics_listeners: Vec<std::net::TcpListener>,
+    send_buffer_bytes: usize,
+    draining: watch::Sender<bool>,
+    connections: TaskTracker,
+    /// Signals, publication, compaction and metrics: small, and never behind a client's request.
+    pub(crate) control: Runtime,
+    /// Client connections. A burst of them costs the write plane CPU share at worst.
+    pub(crate) clients: Runtime,
+}
+
+impl Host {
+    /// Binds the ports for clients and metrics; nothing is accepted yet.
+    ///
+    /// # Errors
+    /// A port is taken, or no thread can be started.
+    pub(crate) fn bind(config: &Config) -> anyhow::Result<Self> {
+        Ok(Self {
+            client_listeners: bind_all(&config.client_addresses)?,
+            metrics_listeners: bind_all(&config.metrics_addresses)?,
+            send_buffer_bytes: config.send_buffer_bytes(),
+            draining: watch::channel(false).0,
+            connections: TaskTracker::new(),
+            control: Builder::new_multi_thread().worker_threads(1).thread_name("control").enable_all().build()?,
+            clients: Builder::new_multi_thread().thread_name("clients").enable_all().build()?,
+        })
+    }
+
+    /// Accepts clients and probes from now on.
+    ///
+    /// # Errors
+    /// A listener can't be used.
+    pub(crate) fn listen(&self, front: &Front) -> anyhow::Result<()> {
+        let connections = Connections::new(
+            front.clone(),
+            self.send_buffer_bytes,
+            self.draining.subscribe(),
+            self.connections.clone(),
+        );
+        for listener in &self.client_listeners {
+            let listener = listener.try_clone()?;
+            tracing::warn!(
+                address = %listener.local_addr()?,
+                "serving client traffic insecurely; this is strongly discouraged!"
+            );
+            self.connections.spawn_on(report_end(connections.clone().accept(listener)), self.clients.handle());
+        }
+        for listener in &self.metrics_listeners {
+            let listener = listener.try_clone()?;
+            tracing::info!(address = %listener.local_addr()?, "serving metrics");
+            let accepting = connections.on(Surface::Metrics).accept(listener);
+            self.connections.spawn_on(report_end(accepting), self.control.handle());
+        }
+        Ok(())
+    }
+
+    /// Stops accepting and lets clients go; `end_streams` is called once connections have been told to end.
+    pub(crate) fn drain(self, end_streams: impl FnOnce()) {
+        self.draining.send_replace(true);
+        end_streams();
+        self.connections.close();
+        let is_in_time =
+            self.control.block_on(async { tokio::time::timeout(GRACE, self.connections.wait()).await.is_ok() });
+        if !is_in_time {
+            tracing::warn!(connections = self.connections.len(), "clients did not leave in time; closing on them");
+        }
+        self.clients.shutdown_timeout(Duration::from_millis(100));
+    }
+}
+
+/// Binds each address.
+///
+/// # Errors
+/// One is taken or not of this machine.
+pub(crate) fn bind_all(addresses: &[SocketAddr]) -> anyhow::Result<Vec<std::net::TcpListener>> {
+    addresses.iter().copied().map(bind).collect()
+}
+
+/// Resolves when the process is told to end.
+///
+/// # Errors
+/// Signals can't be awaited here.
+pub(crate) async fn told_to_end() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let name = tokio::select! {
+        _ = terminate.recv() => "terminated",
+        _ = interrupt.recv() => "interrupt",
+    };
+    tracing::info!(signal = name, "received signal; shutting down");
+    Ok(())
+}
+
+async fn report_end(accepting: impl Future<Output = std::io::Result<()>>) {
+    if let Err(error) = accepting.await {
+        tracing::error!(%error, "a listener failed");
+    }
+}
