@@ -52,8 +52,12 @@ impl Relay {
     }
 
     fn path(&self) -> Vec<u64> {
-        self.source.core_word().map(|word| word.path).unwrap_or_default()
+        path(&self.source)
     }
+}
+
+fn path(source: &RemoteSource) -> Vec<u64> {
+    source.core_word().map(|word| word.path).unwrap_or_default()
 }
 
 impl Drop for Relay {
@@ -119,7 +123,7 @@ fn a_circle_of_relays_is_never_its_own_core() {
     for relay in [&first, &second, &third] {
         world.settle(&relay.fanout);
     }
-    assert_eq!(third.path(), [1, 11, 12, 13]);
+    wait_until("the core is heard", || third.path() == [1, 11, 12, 13]);
     drop(core.take());
     let since = Instant::now();
     while since.elapsed() < Duration::from_millis(1500) {
@@ -152,14 +156,16 @@ fn a_reader_goes_past_a_relay_that_does_not_hold_what_it_wants() {
     let source = Arc::new(remote(vec![relay.url(), core.url()]));
     let all = Fanout::start(config(), source.clone());
     world.settle(&all);
-    assert_eq!((all.load(0).keys, source.core_word().unwrap().path), (4, vec![1, READER.0]));
+    assert_eq!(all.load(0).keys, 4);
+    wait_until("the core is heard", || path(&source) == [1, READER.0]);
     all.stop();
     let mut within = remote_config(vec![relay.url(), core.url()], READER);
     within.ranges = vec![part()];
     let source = Arc::new(RemoteSource::new(within).unwrap());
     let some = Fanout::start(FanoutConfig { ranges: vec![part()], ..config() }, source.clone());
     world.settle(&some);
-    assert_eq!((some.load(0).keys, source.core_word().unwrap().path), (2, vec![1, 11, READER.0]));
+    assert_eq!(some.load(0).keys, 2);
+    wait_until("the relay is heard", || path(&source) == [1, 11, READER.0]);
     some.stop();
 }
 
@@ -197,10 +203,10 @@ fn a_follower_is_read_rather_than_the_leader() {
     let source = Arc::new(remote(vec![leader.url(), follower.url()]));
     let fanout = Fanout::start(config(), source.clone());
     world.settle(&fanout);
-    assert_eq!(source.core_word().unwrap().path, [2, READER.0]);
+    wait_until("the follower is heard", || path(&source) == [2, READER.0]);
     drop(follower);
     world.put("a", b"2");
     world.settle(&fanout);
-    assert_eq!(source.core_word().unwrap().path, [1, READER.0]);
+    wait_until("the leader is heard", || path(&source) == [1, READER.0]);
     fanout.stop();
 }

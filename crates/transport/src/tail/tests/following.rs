@@ -199,9 +199,9 @@ async fn a_reader_that_does_not_read_costs_its_source_one_message() {
         let mut weak = Vec::new();
         for n in 0..40 {
             writer.write(&[(&format!("key/{n}"), Some(&value))]);
-            let frames = writer
-                .tail
-                .read(Cursor { position: Position(writer.tail.end().position.0 - 1), ..writer.tail.end() }, 1);
+            let Cursor { position, revision, history } = writer.tail.end();
+            let before = Cursor { position: Position(position.0 - 1), revision: Revision(revision.0 - 1), history };
+            let frames = writer.tail.read(before, 1);
             weak.push(Arc::downgrade(&frames.unwrap()[0].events[0]));
             std::thread::sleep(Duration::from_millis(5));
         }
