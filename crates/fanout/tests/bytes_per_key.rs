@@ -1,4 +1,4 @@
-//! What a key costs in a fanout beside its value. A process of its own: the resident set is what is measured, so nothing
+//! What a key costs in a fanout beside its value. A process of its own: the heap is what is measured, so nothing
 //! else may run beside.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "tests")]
@@ -22,7 +22,7 @@ const WINDOW_BYTES: i64 = 4 << 20;
 
 fn resident_bytes() -> i64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
     line.trim().trim_end_matches("kB").trim().parse::<i64>().unwrap() * 1024
 }
 
