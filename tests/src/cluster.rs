@@ -2,8 +2,10 @@
 //!
 //! Each member is a process with a data directory and ports of its own. What members send each other goes through
 //! [`Links`], so that any direction between two of them can be held, delayed or cut. Clients connect directly.
-//! A member keeps its *slot* (0, 1, …) over restarts and also when another member takes its place.
+//! A member keeps its *slot* (0, 1, …) over restarts and also when another member takes its place. Fanouts that are added
+//! beside the members take the slots behind them.
 
+mod fanout;
 mod links;
 mod owner;
 
@@ -19,6 +21,7 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tonic::transport::{Channel, Endpoint};
 
+pub use fanout::Fanout;
 use links::PeerProxy;
 pub use links::{Link, Links};
 
@@ -72,6 +75,8 @@ struct Member {
     proxy: PeerProxy,
     /// `--initial-cluster` and `--initial-cluster-state`.
     initial: (String, &'static str),
+    /// What it is instead of a member.
+    fanout: Option<Fanout>,
     environment: Vec<(String, String)>,
     child: Option<Child>,
     lives: usize,
@@ -112,9 +117,15 @@ impl Cluster {
         Ok(Self { setup, dir, links, members, replaced: 0, passed: false })
     }
 
-    /// Number of slots.
+    /// Number of members, whose slots are the first.
     #[must_use]
     pub fn size(&self) -> usize {
+        self.setup.members
+    }
+
+    /// Number of slots, with those of fanouts.
+    #[must_use]
+    pub fn slots(&self) -> usize {
         self.members.len()
     }
 
@@ -220,7 +231,7 @@ impl Cluster {
         for member in &mut self.members {
             member.child.as_mut().map_or(Ok(()), Child::kill)?;
         }
-        (0..self.size()).try_for_each(|slot| self.kill(slot))
+        (0..self.slots()).try_for_each(|slot| self.kill(slot))
     }
 
     /// SIGTERM; returns when the process has ended.
@@ -289,6 +300,9 @@ impl Cluster {
     }
 
     fn command(&mut self, slot: usize) -> anyhow::Result<Command> {
+        if let Some(arguments) = self.fanout_arguments(slot)? {
+            return self.fanout_command(slot, &arguments);
+        }
         let mut command = Command::new(program(self.setup.kind)?);
         let extra = match self.setup.kind {
             Kind::Tailwater => {
@@ -312,8 +326,7 @@ impl Cluster {
             command.arg(format!("--{flag}={value}"));
         }
         command.args(&self.setup.flags).args(extra).envs(member.environment.iter().cloned());
-        let log = File::create(member.log(self.dir.path()))?;
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        write_log(&mut command, &member.log(self.dir.path()))?;
         Ok(command)
     }
 
@@ -333,6 +346,12 @@ impl Cluster {
             anyhow::ensure!(Instant::now() < deadline, "member {slot} did not serve within {START_SECONDS_MAX} s");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// The process of `slot`, if it has been started.
+    #[must_use]
+    pub fn process(&self, slot: usize) -> Option<u32> {
+        self.members[slot].child.as_ref().map(Child::id)
     }
 
     /// What `slot` says of itself, if it answers within a second.
@@ -388,14 +407,14 @@ impl Cluster {
     /// When a member does not come back.
     pub async fn heal(&mut self) -> anyhow::Result<()> {
         self.links.open_all();
-        for slot in 0..self.size() {
+        for slot in 0..self.slots() {
             if self.is_running(slot) {
                 self.resume(slot)?;
             } else {
                 self.launch(slot)?;
             }
         }
-        for slot in 0..self.size() {
+        for slot in 0..self.slots() {
             self.wait_until_serving(slot).await?;
         }
         Ok(())
@@ -412,7 +431,7 @@ impl Cluster {
         let name = format!("m{slot}r{}", self.replaced);
         let client = self.members[slot].client.clone();
         self.members[slot] = Member::new(slot, name, self.dir.path(), client, &self.links).await?;
-        let all: Vec<String> = self.members.iter().map(Member::named_url).collect();
+        let all: Vec<String> = self.members.iter().take(self.size()).map(Member::named_url).collect();
         self.members[slot].initial = (all.join(","), "existing");
         Ok(self.members[slot].proxy.url())
     }
@@ -457,7 +476,18 @@ impl Member {
         let data = dir.join(&name).join("data");
         std::fs::create_dir(dir.join(&name))?;
         let initial = (String::new(), "new");
-        Ok(Self { name, data, client, peer, proxy, initial, environment: Vec::new(), child: None, lives: 0 })
+        Ok(Self {
+            name,
+            data,
+            client,
+            peer,
+            proxy,
+            initial,
+            fanout: None,
+            environment: Vec::new(),
+            child: None,
+            lives: 0,
+        })
     }
 
     fn named_url(&self) -> String {
@@ -467,6 +497,13 @@ impl Member {
     fn log(&self, dir: &Path) -> PathBuf {
         dir.join(format!("{}.{}.log", self.name, self.lives))
     }
+}
+
+/// Lets `command` say what it says to a new file.
+fn write_log(command: &mut Command, file: &Path) -> anyhow::Result<()> {
+    let log = File::create(file)?;
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    Ok(())
 }
 
 /// A lazily connecting client of `url` that gives up a connection attempt after a second.

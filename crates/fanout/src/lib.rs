@@ -4,6 +4,7 @@
 //! It proposes nothing, votes for nothing, and never holds back the tail because a client is slow. Start at
 //! [`Fanout`]; a client's watch RPC is one [`WatchStream`]. [`Fanout::source`] feeds other fanouts from its memory.
 
+mod commit_times;
 mod config;
 mod core;
 mod delivery;

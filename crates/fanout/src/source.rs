@@ -78,7 +78,8 @@ impl RelaySource {
                 return Ok(vec![Arc::new(Frame { position: cursor.position, revision, events, ..Frame::default() })]);
             }
         }
-        Ok(vec![Arc::new(Frame { position: end.position, revision: end.revision, events, facts, ..Frame::default() })])
+        let (position, revision) = (end.position, end.revision);
+        Ok(vec![Arc::new(Frame { position, revision, events, facts, ..Frame::default() })])
     }
 
     /// History of everything that this fanout holds.

@@ -101,7 +101,7 @@ fn start(window_bytes_max: usize) -> (Arc<Memory>, Fanout) {
         watch_memory_bytes_max: 1 << 20,
         response_bytes_max: 1 << 20,
         fragment_bytes_max: 1 << 21,
-        progress_interval: Duration::from_secs(600),
+        ..FanoutConfig::default()
     };
     let fanout = Fanout::start(config, source.clone());
     while fanout.snapshot().cursor.revision < Revision(1) {

@@ -9,3 +9,4 @@ mod http;
 mod lifecycle;
 mod stalled;
 mod support;
+mod tier;
