@@ -7,6 +7,7 @@ mod flags;
 mod grpc;
 mod http;
 mod lifecycle;
+mod lists;
 mod stalled;
 mod support;
 mod tier;
