@@ -308,6 +308,15 @@ impl Tail for TailService {
     }
 }
 
+/// Whether the source holds what a reader asks for.
+fn covers(source: &dyn Source, ranges: &[KeyRange]) -> Result<(), Status> {
+    if Scope::new(source.ranges()).covers_all(ranges) {
+        Ok(())
+    } else {
+        Err(Status::failed_precondition("out of scope: this source does not hold every key that is asked for"))
+    }
+}
+
 fn hash_out(hash: StoreHash) -> wire::HashResponse {
     wire::HashResponse { hash: hash.hash, compacted_revision: hash.compacted.0, revision: hash.revision.0 }
 }
@@ -318,15 +327,6 @@ fn hash_refused(failed: HashFailed) -> Status {
         HashFailed::NotReached(text) => Status::not_found(text),
         HashFailed::Failed(status) => status,
         HashFailed::Connect(_) | HashFailed::Silent => Status::unavailable(failed.to_string()),
-    }
-}
-
-/// Whether the source holds what a reader asks for.
-fn covers(source: &dyn Source, ranges: &[KeyRange]) -> Result<(), Status> {
-    if Scope::new(source.ranges()).covers_all(ranges) {
-        Ok(())
-    } else {
-        Err(Status::failed_precondition("out of scope: this source does not hold every key that is asked for"))
     }
 }
 
