@@ -65,14 +65,6 @@ impl Uplink {
         tokio::time::timeout(timeout, self.connected()).await.ok()
     }
 
-    /// Leaves the source of now, whichever it is.
-    pub(super) fn leave_current(&self, reason: &str) {
-        let current = self.connected.borrow().clone();
-        if let Some(current) = current {
-            self.leave(&current, reason);
-        }
-    }
-
     /// Goes to the next source, unless this connection was left already.
     pub(super) fn leave(&self, left: &Connected, reason: &str) {
         let is_left = self.connected.send_if_modified(|connected| {

@@ -68,11 +68,14 @@ enum Told {
 }
 
 impl Following {
-    /// Whether the source has given out everything that it has, and that is not up to `position`.
-    pub(super) fn is_behind(&self, position: Position) -> bool {
-        match &self.stage {
-            Stage::Open(open) => open.quiet >= 2 && open.assembly.cursor().position < position,
-            Stage::Idle | Stage::Opening(_) => false,
+    /// Leaves a source that has given out everything that it has, when that is not up to `position`.
+    pub(super) fn leave_if_behind(&mut self, shared: &Shared, position: Position) {
+        if let Stage::Open(open) = &self.stage
+            && open.quiet >= 2
+            && open.assembly.cursor().position < position
+        {
+            shared.uplink.leave(&open.source, "it is behind what reads wait for");
+            self.stage = Stage::Idle;
         }
     }
 

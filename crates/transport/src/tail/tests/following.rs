@@ -205,7 +205,8 @@ fn a_reader_of_ranges_is_told_how_far_the_log_is_when_nothing_matches() {
     writer.fill(100, 10);
     let node = Node::start(&writer, TailServiceConfig::default());
     let mut config = RemoteSourceConfig::new(vec![node.url()], MemberId(50));
-    config.ranges = vec![KeyRange::Span(Bytes::from_static(b"other/"), Bytes::from_static(b"other0"))];
+    let range = KeyRange::Span(Bytes::from_static(b"other/"), Bytes::from_static(b"other0"));
+    config.ranges = vec![range.clone()];
     let remote = RemoteSource::new(config).unwrap();
     let (_, events) = follow_to(&remote, begin(), writer.tail.end());
     assert!(events.is_empty());
@@ -215,7 +216,7 @@ fn a_reader_of_ranges_is_told_how_far_the_log_is_when_nothing_matches() {
     assert_eq!(cursor, writer.tail.end());
     assert_eq!(events.iter().map(|event| event.key()).collect::<Vec<_>>(), [b"other/1"]);
     ask(|| remote.transfer_begin());
-    let chunk = ask(|| remote.transfer(&KeyRange::all(), None, 1 << 20));
+    let chunk = ask(|| remote.transfer(&range, None, 1 << 20));
     assert_eq!(chunk.events.iter().map(|event| event.key()).collect::<Vec<_>>(), [b"other/1"]);
 }
 
@@ -237,9 +238,9 @@ async fn a_reader_that_does_not_read_costs_its_source_one_message() {
         let mut weak = Vec::new();
         for n in 0..40 {
             writer.write(&[(&format!("key/{n}"), Some(&value))]);
-            let frames = writer
-                .tail
-                .read(Cursor { position: Position(writer.tail.end().position.0 - 1), ..writer.tail.end() }, 1);
+            let Cursor { position, revision, history } = writer.tail.end();
+            let before = Cursor { position: Position(position.0 - 1), revision: Revision(revision.0 - 1), history };
+            let frames = writer.tail.read(before, 1);
             weak.push(Arc::downgrade(&frames.unwrap()[0].events[0]));
             std::thread::sleep(Duration::from_millis(5));
         }
