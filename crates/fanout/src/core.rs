@@ -12,11 +12,13 @@ use crate::admission::ListMemory;
 use crate::delivery::{UNAVAILABLE, text};
 use crate::encode::NodeIds;
 use crate::history::HistoryQueue;
+use crate::commit_times::CommitTimes;
+use crate::metrics::Flow;
 use crate::registry::Registry;
 use crate::store::Published;
 use crate::wakeups::Wakeups;
 use crate::window::Window;
-use crate::{FanoutConfig, StreamEnd, metrics};
+use crate::{FanoutConfig, StreamEnd};
 
 /// The smallest piece that a stream hands out under memory pressure.
 const CHUNK_BYTES_MIN: usize = 1 << 10;
@@ -34,6 +36,9 @@ pub(crate) struct Core {
     pub(crate) wakeups: Wakeups,
     pub(crate) history: HistoryQueue,
     pub(crate) memory: StreamMemory,
+    pub(crate) flow: Flow,
+    /// Noted by the tail thread.
+    pub(crate) times: CommitTimes,
     pub(crate) lists: ListMemory,
     /// What this fanout holds.
     pub(crate) scope: Scope,
@@ -61,6 +66,8 @@ impl Core {
             registry: Mutex::default(),
             wakeups: Wakeups::default(),
             memory: StreamMemory::default(),
+            flow: Flow::default(),
+            times: CommitTimes::default(),
             lists: ListMemory::new(config.list_memory_bytes_max),
             stopped: AtomicBool::new(false),
             clock,
@@ -101,22 +108,6 @@ impl Core {
         }
     }
 
-    /// What the metrics say of streams now.
-    pub(crate) fn stream_metrics(&self) -> metrics::Streams {
-        metrics::Streams {
-            streams: self.memory.streams.load(Ordering::Relaxed),
-            watchers: self.memory.watchers.load(Ordering::Relaxed),
-            catching_up: self.memory.catching_up.load(Ordering::Relaxed),
-            held: self.memory.bytes(),
-            held_max: self.config.watch_memory_bytes_max,
-            list_streams: self.memory.lists.load(Ordering::Relaxed),
-            list_bytes: self.lists.held(),
-            list_bytes_max: self.config.list_memory_bytes_max,
-            lists_refused: self.lists.refused(),
-            groups: self.registry.lock().groups(),
-        }
-    }
-
     /// Bytes of the next piece of a stream.
     pub(crate) fn chunk_bytes(&self) -> usize {
         let most = self.config.stream_chunk_bytes.max(CHUNK_BYTES_MIN);
@@ -143,8 +134,40 @@ pub(crate) struct StreamMemory {
     pub(crate) held: AtomicUsize,
     /// Chunks that groups share; written by the tail thread.
     pub(crate) shared: AtomicUsize,
-    pub(crate) watchers: AtomicUsize,
-    pub(crate) catching_up: AtomicUsize,
+    /// By [`WatcherState`].
+    watchers: [AtomicUsize; WatcherState::ALL.len()],
+}
+
+/// Where a watcher stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WatcherState {
+    /// It waits until its start is published.
+    Future,
+    /// It reads the window or history of its own and has not been live yet.
+    CatchingUp,
+    /// It has everything that is published, or gets it from what its group shares.
+    Live,
+    /// It was live, but its client reads too slowly: it catches up again.
+    Slow,
+}
+
+impl WatcherState {
+    pub(crate) const ALL: [Self; 4] = [Self::Future, Self::CatchingUp, Self::Live, Self::Slow];
+
+    /// As a label.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Future => "future",
+            Self::CatchingUp => "catching_up",
+            Self::Live => "live",
+            Self::Slow => "slow",
+        }
+    }
+
+    /// Whether it reads the window or history of its own.
+    pub(crate) fn is_behind(self) -> bool {
+        matches!(self, Self::CatchingUp | Self::Slow)
+    }
 }
 
 impl StreamMemory {
@@ -153,22 +176,30 @@ impl StreamMemory {
         self.held.load(Ordering::Relaxed) + self.shared.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn watcher_added(&self) {
-        self.watchers.fetch_add(1, Ordering::Relaxed);
+    /// Watchers in a state.
+    pub(crate) fn watchers_in(&self, state: WatcherState) -> usize {
+        self.watchers[state as usize].load(Ordering::Relaxed)
     }
 
-    pub(crate) fn watcher_removed(&self, catching_up: bool) {
-        self.watchers.fetch_sub(1, Ordering::Relaxed);
-        if catching_up {
-            self.catching_up_changed(false);
-        }
+    /// All watchers, and those that are behind.
+    pub(crate) fn watchers(&self) -> (usize, usize) {
+        let count = |states: &mut dyn Iterator<Item = &WatcherState>| states.map(|state| self.watchers_in(*state)).sum();
+        let mut all = WatcherState::ALL.iter();
+        (count(&mut all), count(&mut WatcherState::ALL.iter().filter(|state| state.is_behind())))
     }
 
-    pub(crate) fn catching_up_changed(&self, catching_up: bool) {
-        if catching_up {
-            self.catching_up.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.catching_up.fetch_sub(1, Ordering::Relaxed);
+    pub(crate) fn watcher_added(&self, state: WatcherState) {
+        self.watchers[state as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn watcher_removed(&self, state: WatcherState) {
+        self.watchers[state as usize].fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn watcher_moved(&self, from: WatcherState, to: WatcherState) {
+        if from != to {
+            self.watcher_added(to);
+            self.watcher_removed(from);
         }
     }
 }

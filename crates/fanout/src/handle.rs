@@ -67,7 +67,7 @@ impl Fanout {
             shared.wakeups.run(
                 shared.progress_interval(),
                 || shared.published.load().revision(),
-                || metrics::streams(&shared.stream_metrics()),
+                || metrics::report(&shared),
             );
         });
         for _ in 0..HISTORY_THREADS {

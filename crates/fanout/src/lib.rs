@@ -5,6 +5,7 @@
 //! [`Fanout`]; a client's watch RPC is one [`WatchStream`]. [`Fanout::source`] feeds other fanouts from its memory.
 
 mod admission;
+mod commit_times;
 mod config;
 mod core;
 mod delivery;

@@ -80,7 +80,8 @@ impl RelaySource {
                 return Ok(vec![Arc::new(Frame { position: cursor.position, revision, events, ..Frame::default() })]);
             }
         }
-        Ok(vec![Arc::new(Frame { position: end.position, revision: end.revision, events, facts, ..Frame::default() })])
+        let (position, revision) = (end.position, end.revision);
+        Ok(vec![Arc::new(Frame { position, revision, events, facts, ..Frame::default() })])
     }
 
     /// Whether this fanout can read up to `to` in these ranges; its compacted revision.

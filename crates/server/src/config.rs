@@ -24,6 +24,9 @@ const PEER_URL_DEFAULT: &str = "http://localhost:2380";
 /// etcd's default quota.
 const QUOTA_BYTES_DEFAULT: u64 = 2 << 30;
 
+/// Bytes of recent frames that a relay keeps for its readers, as a member's tail does.
+const RELAY_BYTES_MAX: usize = 64 << 20;
+
 /// A shorter raft log would have the state flushed all the time.
 const RAFT_LOG_BYTES_MIN: u64 = 256 << 10;
 
@@ -56,7 +59,7 @@ pub(crate) struct Config {
     request_bytes_max: usize,
     txn_ops_max: usize,
     quota_bytes: u64,
-    auto_compaction: AutoCompaction,
+    pub(crate) auto_compaction: AutoCompaction,
     progress_interval: Duration,
     raft_log_bytes: u64,
     window_bytes: usize,
@@ -168,6 +171,8 @@ impl Config {
             response_bytes_max: 1 << 20,
             fragment_bytes_max: self.request_bytes_max + 512 * 1024,
             progress_interval: self.progress_interval,
+            ranges: self.ranges.clone(),
+            relay_bytes_max: if self.is_relay() { RELAY_BYTES_MAX } else { 0 },
             ..FanoutConfig::default()
         }
     }
@@ -186,6 +191,11 @@ impl Config {
             quota_bytes: self.quota_bytes,
             auto_compaction: self.auto_compaction,
         }
+    }
+
+    /// Whether other nodes may follow this one's memory.
+    fn is_relay(&self) -> bool {
+        !self.roles.is_member() && !self.peer_addresses.is_empty()
     }
 
     /// What this node says of itself to others.

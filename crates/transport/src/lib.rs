@@ -21,7 +21,7 @@ pub use backoff::Backoff;
 pub use directory::Directory;
 pub use endpoint::{ConnectError, LinkConfig, connect};
 pub use hello::{Greeter, PROTOCOL_VERSION, RefusalReason};
-pub use http_client::{FetchError, MemberList, fetch_members};
+pub use http_client::{FetchError, MemberList, fetch_members, fetch_text};
 pub use peer::{PeerService, PeerSink, Peers, PeersConfig};
 pub use port::{PeerPort, PortInfo, PortServer};
 pub use tail::metrics as tail_metrics;

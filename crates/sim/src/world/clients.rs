@@ -408,7 +408,7 @@ impl World {
             ReadError::Compacted => at < self.oracle.truth.compacted(),
             // A linearizable read is at a node that has everything which its client can know of.
             ReadError::FutureRevision => *serializable || at > operation.floor,
-            ReadError::History(_) | ReadError::OutOfScope | ReadError::Stopped => false,
+            ReadError::History(_) | ReadError::OutOfScope | ReadError::TooManyRequests | ReadError::Stopped => false,
         };
         match fits {
             true => Ok(()),

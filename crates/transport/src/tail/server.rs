@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use prost::Message as _;
 use tailwater_api::tail as wire;
 use tailwater_api::tail::tail_server::{Tail, TailServer};
-use tailwater_eventlog::{CopyPoint, EventLog, FoldHold, HashError, MemberId, Revision, Source};
+use tailwater_eventlog::{CopyPoint, EventLog, FoldHold, HashError, KeyRange, MemberId, Revision, Scope, Source};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
@@ -286,6 +286,15 @@ impl Tail for TailService {
         let teller = teller.ok_or_else(|| Status::unavailable("this node does not know yet what it is"))?;
         let description = Description { readers: self.inner.topology.readers(), ..teller() };
         Ok(Response::new(description.to_wire()))
+    }
+}
+
+/// Whether the source holds what a reader asks for.
+fn covers(source: &dyn Source, ranges: &[KeyRange]) -> Result<(), Status> {
+    if Scope::new(source.ranges()).covers_all(ranges) {
+        Ok(())
+    } else {
+        Err(Status::failed_precondition("out of scope: this source does not hold every key that is asked for"))
     }
 }
 

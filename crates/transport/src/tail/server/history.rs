@@ -7,7 +7,7 @@ use tailwater_eventlog::{
 };
 use tonic::Status;
 
-use super::Inner;
+use super::{Inner, covers};
 use crate::tail::codec::range_in;
 use crate::tail::pieces::PIECE_BYTES;
 use crate::tail::serving::{Gone, Sink, bytes_of};
@@ -22,6 +22,7 @@ pub(super) fn serve(
 ) -> Result<(), Gone> {
     let source = (inner.source)();
     let ranges: Vec<KeyRange> = request.ranges.into_iter().map(range_in).collect();
+    covers(&*source, &ranges).map_err(|status| sink.fail(status))?;
     let from = HistoryPoint { revision: Revision(request.from), sub: request.from_sub };
     let to = Revision(request.to);
     // What this source does not have yet would be missing without a word.
