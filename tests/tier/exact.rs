@@ -129,7 +129,9 @@ async fn a_compaction_is_effective_everywhere_once_it_is_acknowledged() -> anyho
         let request = pb::CompactionRequest { revision: newest, physical: false };
         kv(&replicas[by]).compact(request).await.with_context(|| format!("compaction {round} by replica {by}"))?;
         for (index, replica) in replicas.iter().enumerate() {
-            compacted_on(replica, newest).await.with_context(|| format!("round {round}: replica {index} after {by}"))?;
+            compacted_on(replica, newest)
+                .await
+                .with_context(|| format!("round {round}: replica {index} after {by}"))?;
         }
     }
     let (_, failed) = puts.end().await?;

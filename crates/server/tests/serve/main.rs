@@ -8,5 +8,6 @@ mod grpc;
 mod http;
 mod lifecycle;
 mod lists;
+mod route;
 mod stalled;
 mod support;

@@ -60,11 +60,27 @@ impl Server {
         server
     }
 
+    /// Serves without a data directory and without a peer URL: a node that is no member.
+    pub(crate) fn start_bare(flags: &[&str]) -> Self {
+        let own = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let url = format!("http://127.0.0.1:{port}");
+        let arguments =
+            vec!["serve".into(), format!("--listen-client-urls={url}"), format!("--advertise-client-urls={url}")];
+        let mut server = Self::spawn(own.path(), port, arguments, flags);
+        server._own = Some(own);
+        server
+    }
+
     /// Serves with data in `home`/data.
     pub(crate) fn start_in(home: &Path, flags: &[&str]) -> Self {
-        let (port, metrics_port) = (free_port(), free_port());
+        let port = free_port();
+        Self::spawn(home, port, serve_flags(port, &home.join("data")), flags)
+    }
+
+    fn spawn(home: &Path, port: u16, mut arguments: Vec<String>, flags: &[&str]) -> Self {
+        let metrics_port = free_port();
         let log = home.join("log");
-        let mut arguments = serve_flags(port, &home.join("data"));
         arguments.push(format!("--listen-metrics-urls=http://127.0.0.1:{metrics_port}"));
         let mut command = tailwater(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
         command.args(flags).stderr(std::fs::File::create(&log).unwrap());
