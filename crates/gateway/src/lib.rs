@@ -31,6 +31,6 @@ mod watch;
 
 pub use compactor::run_auto_compaction;
 pub use config::{AutoCompaction, GatewayConfig};
-pub use gateway::Gateway;
+pub use gateway::{Gateway, HashForwarder};
 pub use route::{Forwarder, ReplicaInfo};
 pub use status::{Code, Fault};

@@ -11,6 +11,7 @@ mod flags;
 mod founding;
 mod front;
 mod gateway_node;
+mod hashes;
 mod host;
 mod ids;
 mod join;
