@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
+use bytes::Bytes;
 use http::{Request, Response};
 use tailwater_eventlog::{KeyRange, Scope};
 use tonic::transport::{Channel, Endpoint};
@@ -130,6 +131,11 @@ impl Replica {
     /// Whether it holds all of these.
     pub(super) fn covers(&self, ranges: &[KeyRange]) -> bool {
         ranges.iter().all(|range| self.scope.covers(range))
+    }
+
+    /// One of the keys that it may hold.
+    pub(super) fn a_key(&self) -> Bytes {
+        self.scope.spans().first().map(|span| span.start().clone()).unwrap_or_default()
     }
 
     /// Calls from here count twice, since others can't be known as soon as they begin.

@@ -245,15 +245,18 @@ impl WatchBody {
         };
         self.pending.push_back(Pending { wanted: create.watch_id, used: taken.is_none().then_some(used) });
         self.pending_at = at;
-        let create = pb::WatchCreateRequest { watch_id: used, ..create };
+        let mut create = pb::WatchCreateRequest { watch_id: used, ..create };
+        if !self.upstreams[at].replica.covers(&[range_of(&create)]) {
+            // It is to be refused for its id, not for what that replica doesn't hold.
+            (create.key, create.range_end) = (self.upstreams[at].replica.a_key(), Bytes::new());
+        }
         self.send(at, RequestUnion::CreateRequest(create));
         Turn::Done
     }
 
     /// The stream for a new watcher; `None` while one is being opened.
     fn upstream_for(&mut self, create: &pb::WatchCreateRequest) -> Option<usize> {
-        let key = if create.key.is_empty() { Bytes::from_static(&[0]) } else { create.key.clone() };
-        let range = KeyRange::from_etcd(key, create.range_end.clone());
+        let range = range_of(create);
         let covers = |upstream: &Upstream| upstream.replica.covers(std::slice::from_ref(&range));
         let found = self.upstreams.iter().position(covers);
         if found.is_none() {
@@ -526,6 +529,12 @@ impl Upstream {
             }
         }
     }
+}
+
+/// An empty key means the lowest one.
+fn range_of(create: &pb::WatchCreateRequest) -> KeyRange {
+    let key = if create.key.is_empty() { Bytes::from_static(&[0]) } else { create.key.clone() };
+    KeyRange::from_etcd(key, create.range_end.clone())
 }
 
 fn end_of(fault: &Fault) -> End {
