@@ -486,7 +486,18 @@ impl Member {
         let data = dir.join(&name).join("data");
         std::fs::create_dir(dir.join(&name))?;
         let initial = (String::new(), "new");
-        Ok(Self { name, data, client, peer, proxy, initial, fanout: None, environment: Vec::new(), child: None, lives: 0 })
+        Ok(Self {
+            name,
+            data,
+            client,
+            peer,
+            proxy,
+            initial,
+            fanout: None,
+            environment: Vec::new(),
+            child: None,
+            lives: 0,
+        })
     }
 
     fn named_url(&self) -> String {

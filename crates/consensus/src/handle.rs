@@ -18,7 +18,7 @@ use tokio::sync::{oneshot, watch};
 use crate::machine::quota;
 use crate::replica::apply::ApplyJob;
 use crate::replica::core::{CatchUp, Change, Pending};
-use crate::replica::driver::{REMOVED, checkpoint_request};
+use crate::replica::driver::checkpoint_request;
 use crate::replica::lessor::Renewal;
 use crate::replica::shared::{INBOX_ITEMS_MAX, INBOX_MESSAGE_BYTES_MAX, Shared, Waiter};
 use crate::start::Threads;
@@ -204,7 +204,8 @@ impl Consensus {
     /// Another member says that this one was removed: it stops for that reason. One that was away when it was removed
     /// learns of it in no other way.
     pub fn report_removed(&self) {
-        self.shared.fail(REMOVED.to_owned());
+        self.shared.told_removed.store(true, Ordering::Release);
+        self.shared.wake();
     }
 
     /// What this member must copy from another before it can go on; `None` while its log goes on by itself.

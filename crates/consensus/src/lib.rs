@@ -14,6 +14,7 @@
 //!   copies the state of any member that has reached that position and hands it to [`Consensus::install`];
 //! * ends the process when [`Consensus::stopped`] gives a reason: a member that can't persist, or was removed.
 
+mod alone;
 mod answer;
 mod handle;
 mod machine;

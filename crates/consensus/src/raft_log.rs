@@ -44,9 +44,11 @@
 //! After the kill of a process the page cache still has the marks, so every synced batch is vouched for. After a loss of
 //! power the last mark may be gone; then damage in the last synced batch looks like a tail that was never
 //! synced, which is why a member that cut something asks its group before it votes: an empty file named `cut`, made
-//! durable before anything is cut, is there until it has ([`RaftLog::settle`]). What is no longer than a mark was one. A mark vouches for nothing
-//! that it does not itself name, so losing one loses no data. Segments that another follows were synced before it was
-//! made: there every byte must check. [`RaftLog::close`] syncs a last mark.
+//! durable before anything is cut, is there until it has ([`RaftLog::settle`]). Only a part of the mark that belongs at that
+//! place is cut without it. A mark vouches for nothing that it does not itself name, so losing one loses no data. Segments
+//! that another follows were synced before it was made: there every byte must check. [`RaftLog::close`] syncs a last mark.
+//!
+//! An empty file named `removed` says that the group goes on without this member and knows it ([`RaftLog::note_removed`]).
 //!
 //! The seal is written once the next segment is durable. It tells a newest segment that was removed from a log that
 //! ends; of the oldest ones the trim point tells, of those between, the sequence.
@@ -75,7 +77,7 @@ pub use sim_disk::{SimDisk, SyncMode};
 pub use view::RaftLogView;
 
 use format::{Kind, MARK_BYTES, PAYLOAD_BYTES_SOFT_MAX, SegmentHeader, entry_bytes, put_batch, put_numbers};
-use recover::{DOUBT, Replayed, create_segment, replay};
+use recover::{DOUBT, REMOVED, Replayed, create_segment, note, replay};
 use view::{Place, Segment};
 
 /// How the raft log writes.
@@ -246,6 +248,23 @@ impl RaftLog {
             }
             log.disk.sync_dir().map_err(RaftLogError::io("", "sync directory"))
         })
+    }
+
+    /// This member was removed, and those who stay know it: [`RaftLog::was_removed`] from now on. Durable when it returns.
+    ///
+    /// # Errors
+    /// `Io`, after which the log takes no more writes; `Failed`.
+    pub fn note_removed(&mut self) -> Result<(), RaftLogError> {
+        self.guarded(|log| note(&*log.disk, REMOVED))
+    }
+
+    /// Whether it was noted that this member was removed.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn was_removed(disk: &dyn Disk) -> Result<bool, RaftLogError> {
+        let names = disk.list().map_err(RaftLogError::io("", "list"))?;
+        Ok(names.iter().any(|name| name == REMOVED))
     }
 
     /// Syncs, and leaves a synced mark, so that the next open can vouch for every record.

@@ -9,15 +9,16 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use prost::Message;
-use raft::eraftpb::{Entry, HardState};
+use raft::eraftpb::HardState;
 use tailwater_api::write::{self, command::Command};
-use tailwater_eventlog::{EventLog, EventLogConfig, Installed, LocalSource, MemberId, Position, Tail, Term};
+use tailwater_eventlog::{EventLog, EventLogConfig, Installed, LocalSource, MemberId, Tail, Term};
 use tokio::sync::watch;
 
+use crate::alone::{finish, go_on_alone};
 use crate::machine::{Group, Machine, conf_state_of, member_message};
 use crate::raft_log::{Disk, LogPoint, RaftLog, RaftLogConfig, RealDisk, Recovered};
 use crate::replica::apply::{Applier, ApplyJob};
-use crate::replica::core::{CoreConfig, ReplicaCore, Standing, one_command};
+use crate::replica::core::{CoreConfig, ReplicaCore, Standing};
 use crate::replica::driver::{Driver, REMOVED};
 use crate::replica::lessor::Lessor;
 use crate::replica::log::LogWriter;
@@ -67,7 +68,7 @@ fn validate(config: &ConsensusConfig) -> Result<(), StartError> {
     Err(StartError::Config(reason.to_owned()))
 }
 
-fn raft_log_error(error: impl std::fmt::Display) -> StartError {
+pub(crate) fn raft_log_error(error: impl std::fmt::Display) -> StartError {
     StartError::RaftLog(error.to_string())
 }
 
@@ -173,12 +174,15 @@ pub fn assemble(
     chosen: Chosen,
 ) -> Result<(Consensus, Parts, SourceReady), StartError> {
     validate(&config)?;
+    if RaftLog::was_removed(&*disk).map_err(raft_log_error)? {
+        return Err(StartError::Config(REMOVED.to_owned()));
+    }
     let (events, index) = EventLog::open(&EventLogConfig {
         path: config.data_dir.join("state"),
         memtable_bytes: config.memtable_bytes,
         block_cache_bytes: config.block_cache_bytes,
     })?;
-    let machine = Machine::open(&events, index)?;
+    let mut machine = Machine::open(&events, index)?;
     let log_config = RaftLogConfig { sync_delay: config.sync_delay, salt: chosen.salt, ..Default::default() };
     let (mut raft_log, mut recovered) = RaftLog::open(disk, log_config).map_err(raft_log_error)?;
     let applied = machine.state().applied;
@@ -196,6 +200,11 @@ pub fn assemble(
     if let Some(cut) = &recovered.cut {
         tracing::warn!(file = cut.file, offset = cut.offset, bytes = cut.bytes, reason = cut.reason, "raft log cut");
     }
+    match config.force_new_cluster {
+        true => go_on_alone(&mut raft_log, &mut recovered, &mut machine, &events, &config, chosen)?,
+        false => finish(&raft_log.view(), &recovered, &mut machine, &events)?,
+    }
+    let applied = machine.state().applied;
     let group = group(&config, &machine)?;
     let is_alone = group.conf_state.voters == [config.member_id.0];
     if recovered.doubtful && is_alone {
@@ -203,11 +212,8 @@ pub fn assemble(
         raft_log.settle().map_err(raft_log_error)?;
         recovered.doubtful = false;
     }
-    let tail_from = match config.force_new_cluster {
-        true => force_new_cluster(&mut raft_log, &mut recovered, applied, &config, chosen)?,
-        false => Position(0),
-    };
-    tell_members(&*peers, &config, &group);
+    // Whom to reach at first: before the log or the state tells, whoever the start names.
+    peers.set_members(if group.members.is_empty() { &config.initial_members } else { &group.members });
     let core_config = CoreConfig {
         member_id: config.member_id,
         election_ticks: config.election_ticks,
@@ -217,13 +223,15 @@ pub fn assemble(
         bootstrapped: machine.bootstrapped(),
         seed: chosen.seed,
         run_id: chosen.proposer_id,
-        doubtful: recovered.doubtful && !config.force_new_cluster,
+        doubtful: recovered.doubtful,
         strict_reconfig_check: config.strict_reconfig_check,
     };
     let view = raft_log.view();
     let core = ReplicaCore::new(core_config, view.clone(), recovered.hard_state, group.clone())
         .map_err(|error| StartError::Config(error.to_string()))?;
 
+    // One that was removed, and does not know whether the others know it, stops as soon as it hears that.
+    let removed_ticks = group.removed.contains(&config.member_id).then_some(config.election_ticks);
     let (wake_tx, wake) = bounded(1);
     let shared = Arc::new(shared(config, chosen.proposer_id, &machine, group, wake_tx));
     let (log_tx, log_jobs) = bounded(JOBS_MAX);
@@ -242,10 +250,11 @@ pub fn assemble(
         standing: Standing::default(),
         bootstrap_term: 0,
         promoted_term: 0,
-        removed_ticks: None,
+        removed_ticks,
+        removal_noted: false,
     };
     let log = LogWriter { shared: Arc::clone(&shared), log: raft_log, jobs: log_jobs, peers: Arc::clone(&peers) };
-    let applier = Applier::new(Arc::clone(&shared), machine, events.clone(), tail_tx, peers, tail_from);
+    let applier = Applier::new(Arc::clone(&shared), machine, events.clone(), tail_tx, peers);
     let upkeep = Upkeep {
         shared: Arc::clone(&shared),
         events: events.clone(),
@@ -265,9 +274,6 @@ pub fn assemble(
 /// log or a copied state tells.
 fn group(config: &ConsensusConfig, machine: &Machine) -> Result<Group, StartError> {
     let mut group = machine.group();
-    if group.removed.contains(&config.member_id) {
-        return Err(StartError::Config(REMOVED.to_owned()));
-    }
     if !machine.bootstrapped() && config.founding {
         if !config.initial_members.iter().any(|member| member.id == config.member_id) {
             return Err(StartError::Config("this member is not among the initial members".to_owned()));
@@ -295,49 +301,6 @@ fn settle_install(log: &mut RaftLog, recovered: &mut Recovered, at: Installed) -
     recovered.hard_state.commit = point.index;
     (recovered.first_index, recovered.last_index) = (point.index + 1, point.index);
     Ok(())
-}
-
-/// Whom to reach at first: before the log or the state tells, whoever the start names.
-fn tell_members(peers: &dyn PeerTransport, config: &ConsensusConfig, group: &Group) {
-    let known = if group.members.is_empty() { &config.initial_members } else { &group.members };
-    match config.force_new_cluster {
-        // The others are gone, and if they are not, they must not be heard any more.
-        true => {
-            let alone: Vec<_> = known.iter().filter(|member| member.id == config.member_id).cloned().collect();
-            peers.set_members(&alone);
-        }
-        false => peers.set_members(known),
-    }
-}
-
-/// Writes the entry into the log that leaves this member alone in its group, above what is committed; what lies there goes.
-/// Durable when it returns, and committed: the next start needs nothing but the log. Returns its position.
-fn force_new_cluster(
-    log: &mut RaftLog,
-    recovered: &mut Recovered,
-    applied: Position,
-    config: &ConsensusConfig,
-    chosen: Chosen,
-) -> Result<Position, StartError> {
-    let committed = recovered.hard_state.commit.max(applied.0);
-    if committed == 0 {
-        return Err(StartError::Config("there is no group here that could go on alone".to_owned()));
-    }
-    let view = log.view();
-    let term = recovered.hard_state.term.max(view.term(recovered.last_index).map_err(raft_log_error)?) + 1;
-    let forced = write::ForceNewCluster { history_id: chosen.history_id, member_id: config.member_id.0 };
-    let command = write::Command { command: Some(Command::ForceNewCluster(forced)), ..Default::default() };
-    let entry = Entry { index: committed + 1, term, data: one_command(&command), ..Default::default() };
-    let hard_state = HardState { term, vote: config.member_id.0, commit: entry.index };
-    view.stage(std::slice::from_ref(&entry));
-    log.append(&[entry], Some(&hard_state)).map_err(raft_log_error)?;
-    log.sync().map_err(raft_log_error)?;
-    // Nobody is left to whom something could have been promised.
-    log.settle().map_err(raft_log_error)?;
-    tracing::warn!(member = config.member_id.0, above = committed, "the group goes on as this member alone");
-    recovered.last_index = committed + 1;
-    recovered.hard_state = hard_state;
-    Ok(Position(committed + 1))
 }
 
 /// Resolves to what fanouts follow, once there is a history.
@@ -418,6 +381,7 @@ fn shared(config: ConsensusConfig, proposer_id: u64, machine: &Machine, group: G
         status: Mutex::new(status),
         group: Mutex::new(group),
         catch_up: watch::Sender::new(None),
+        told_removed: AtomicBool::new(false),
         stopping: AtomicBool::new(false),
         end: watch::Sender::new(None),
         config,

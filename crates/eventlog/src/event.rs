@@ -201,6 +201,12 @@ impl Event {
         }
     }
 
+    /// With bytes of its own: what came in a large buffer of many would hold all of it in memory.
+    #[must_use]
+    pub fn detached(self) -> Self {
+        Self { bytes: Bytes::copy_from_slice(&self.bytes), ..self }
+    }
+
     /// What is known without decoding. Put together from fields and from the bytes; the single getters are cheaper.
     #[must_use]
     pub fn envelope(&self) -> Envelope {

@@ -8,14 +8,17 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use tailwater_eventlog::{Scope, Source, Tail};
 
+use crate::admission::ListMemory;
 use crate::delivery::{UNAVAILABLE, text};
 use crate::encode::NodeIds;
 use crate::history::HistoryQueue;
+use crate::commit_times::CommitTimes;
+use crate::metrics::Flow;
 use crate::registry::Registry;
 use crate::store::Published;
 use crate::wakeups::Wakeups;
 use crate::window::Window;
-use crate::{FanoutConfig, StreamEnd, metrics};
+use crate::{FanoutConfig, StreamEnd};
 
 /// The smallest piece that a stream hands out under memory pressure.
 const CHUNK_BYTES_MIN: usize = 1 << 10;
@@ -33,6 +36,10 @@ pub(crate) struct Core {
     pub(crate) wakeups: Wakeups,
     pub(crate) history: HistoryQueue,
     pub(crate) memory: StreamMemory,
+    pub(crate) flow: Flow,
+    /// Noted by the tail thread.
+    pub(crate) times: CommitTimes,
+    pub(crate) lists: ListMemory,
     /// What this fanout holds.
     pub(crate) scope: Scope,
     /// What readers of this fanout follow; written by the tail thread, there once history has begun.
@@ -53,15 +60,18 @@ impl Core {
             scope: Scope::new(&config.ranges),
             ring: ArcSwapOption::empty(),
             awaited: AtomicU64::new(0),
-            config,
             source,
             published: ArcSwap::default(),
             window: Window::default(),
             registry: Mutex::default(),
             wakeups: Wakeups::default(),
             memory: StreamMemory::default(),
+            flow: Flow::default(),
+            times: CommitTimes::default(),
+            lists: ListMemory::new(config.list_memory_bytes_max),
             stopped: AtomicBool::new(false),
             clock,
+            config,
         }
     }
 
@@ -98,18 +108,6 @@ impl Core {
         }
     }
 
-    /// What the metrics say of streams now.
-    pub(crate) fn stream_metrics(&self) -> metrics::Streams {
-        metrics::Streams {
-            streams: self.memory.streams.load(Ordering::Relaxed),
-            watchers: self.memory.watchers.load(Ordering::Relaxed),
-            catching_up: self.memory.catching_up.load(Ordering::Relaxed),
-            held: self.memory.bytes(),
-            held_max: self.config.watch_memory_bytes_max,
-            groups: self.registry.lock().groups(),
-        }
-    }
-
     /// Bytes of the next piece of a stream.
     pub(crate) fn chunk_bytes(&self) -> usize {
         let most = self.config.stream_chunk_bytes.max(CHUNK_BYTES_MIN);
@@ -120,21 +118,56 @@ impl Core {
         }
         // A part of what is left, so that however many take theirs and stall, it is not used up. Shared chunks have the
         // last quarter.
-        let streams = self.memory.streams.load(Ordering::Relaxed).max(1);
+        let streams = self.memory.streams.load(Ordering::Relaxed) + self.memory.lists.load(Ordering::Relaxed);
+        let streams = streams.max(1);
         ((3 * quarter).saturating_sub(held) / streams).clamp(CHUNK_BYTES_MIN, most)
     }
 }
 
-/// What watch streams hold for their clients.
+/// What watch streams and lists in pieces hold for their clients.
 #[derive(Debug, Default)]
 pub(crate) struct StreamMemory {
     pub(crate) streams: AtomicUsize,
+    /// Lists that are sent in pieces.
+    pub(crate) lists: AtomicUsize,
     /// The pieces that streams handed out last, and those that must follow.
     pub(crate) held: AtomicUsize,
     /// Chunks that groups share; written by the tail thread.
     pub(crate) shared: AtomicUsize,
-    pub(crate) watchers: AtomicUsize,
-    pub(crate) catching_up: AtomicUsize,
+    /// By [`WatcherState`].
+    watchers: [AtomicUsize; WatcherState::ALL.len()],
+}
+
+/// Where a watcher stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WatcherState {
+    /// It waits until its start is published.
+    Future,
+    /// It reads the window or history of its own and has not been live yet.
+    CatchingUp,
+    /// It has everything that is published, or gets it from what its group shares.
+    Live,
+    /// It was live, but its client reads too slowly: it catches up again.
+    Slow,
+}
+
+impl WatcherState {
+    pub(crate) const ALL: [Self; 4] = [Self::Future, Self::CatchingUp, Self::Live, Self::Slow];
+
+    /// As a label.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Future => "future",
+            Self::CatchingUp => "catching_up",
+            Self::Live => "live",
+            Self::Slow => "slow",
+        }
+    }
+
+    /// Whether it reads the window or history of its own.
+    pub(crate) fn is_behind(self) -> bool {
+        matches!(self, Self::CatchingUp | Self::Slow)
+    }
 }
 
 impl StreamMemory {
@@ -143,22 +176,30 @@ impl StreamMemory {
         self.held.load(Ordering::Relaxed) + self.shared.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn watcher_added(&self) {
-        self.watchers.fetch_add(1, Ordering::Relaxed);
+    /// Watchers in a state.
+    pub(crate) fn watchers_in(&self, state: WatcherState) -> usize {
+        self.watchers[state as usize].load(Ordering::Relaxed)
     }
 
-    pub(crate) fn watcher_removed(&self, catching_up: bool) {
-        self.watchers.fetch_sub(1, Ordering::Relaxed);
-        if catching_up {
-            self.catching_up_changed(false);
-        }
+    /// All watchers, and those that are behind.
+    pub(crate) fn watchers(&self) -> (usize, usize) {
+        let count = |states: &mut dyn Iterator<Item = &WatcherState>| states.map(|state| self.watchers_in(*state)).sum();
+        let mut all = WatcherState::ALL.iter();
+        (count(&mut all), count(&mut WatcherState::ALL.iter().filter(|state| state.is_behind())))
     }
 
-    pub(crate) fn catching_up_changed(&self, catching_up: bool) {
-        if catching_up {
-            self.catching_up.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.catching_up.fetch_sub(1, Ordering::Relaxed);
+    pub(crate) fn watcher_added(&self, state: WatcherState) {
+        self.watchers[state as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn watcher_removed(&self, state: WatcherState) {
+        self.watchers[state as usize].fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn watcher_moved(&self, from: WatcherState, to: WatcherState) {
+        if from != to {
+            self.watcher_added(to);
+            self.watcher_removed(from);
         }
     }
 }

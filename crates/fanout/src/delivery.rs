@@ -7,24 +7,27 @@
 //! Order within a stream: answers in the order of their requests, `created` before any event of its watcher, a
 //! message that has begun before anything else, and progress R only after everything up to R.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tailwater_eventlog::{HistoryPoint, KeyRange, Revision};
 
-use crate::core::Core;
+use crate::core::{Core, WatcherState};
 use crate::encode::{HEAD_BYTES_MAX, Head};
-use crate::group::{Group, GroupKey, Take};
+use crate::group::{Group, GroupKey, Take, Taken};
 use crate::inbox::{Inbox, Mail};
+use crate::metrics::Ended;
 use crate::store::Published;
 use crate::{CreateWatch, StreamEnd};
 
 mod progress;
 mod replay;
+mod watchers;
 
 use progress::Progress;
 use replay::{Job, Message};
+use watchers::Watchers;
 
 /// etcd's texts.
 pub(crate) mod text {
@@ -58,16 +61,22 @@ struct Watcher {
     group: Arc<Group>,
     /// The next revision that it needs.
     next: Revision,
-    /// As asked for; 0: from the moment of creation on.
-    start: Revision,
+    state: WatcherState,
+    /// Its start was not published when it was created, and it has not moved since.
+    unreached: bool,
     progress_notify: bool,
     fragment: bool,
     /// Something was sent since the last tick.
     sent: bool,
-    /// It reads the window or history of its own.
-    catching_up: bool,
     /// It is in `Delivery::ready`.
     queued: bool,
+}
+
+impl Watcher {
+    /// Whether the revision that it was asked to start at is published.
+    fn has_started(&self, published: Revision) -> bool {
+        !self.unreached || self.next <= published
+    }
 }
 
 /// What a pull yields.
@@ -99,9 +108,8 @@ enum Step {
 /// The state of a stream.
 pub(crate) struct Delivery {
     core: Arc<Core>,
-    id: u64,
     inbox: Arc<Inbox>,
-    watchers: BTreeMap<i64, Watcher>,
+    watchers: Watchers<Watcher>,
     /// Ids of watchers that compaction has ended: as in etcd they stay in use until the client cancels them.
     ended: BTreeSet<i64>,
     next_id: i64,
@@ -117,12 +125,11 @@ pub(crate) struct Delivery {
 }
 
 impl Delivery {
-    pub(crate) fn new(core: Arc<Core>, id: u64, inbox: Arc<Inbox>) -> Self {
+    pub(crate) fn new(core: Arc<Core>, inbox: Arc<Inbox>) -> Self {
         Self {
             core,
-            id,
             inbox,
-            watchers: BTreeMap::new(),
+            watchers: Watchers::default(),
             ended: BTreeSet::new(),
             next_id: 0,
             answers: VecDeque::new(),
@@ -160,6 +167,7 @@ impl Delivery {
         head.created = true;
         if let Some(reason) = refused {
             (head.canceled, head.cancel_reason) = (true, reason);
+            self.core.flow.ended(Ended::Refused, 1);
             return self.answer(head);
         }
         head.watch_id = if create.watch_id == 0 { self.assign_id() } else { create.watch_id };
@@ -167,6 +175,7 @@ impl Delivery {
         self.answer(head);
         if create.start.0 > 0 && create.start < published.snapshot.compacted {
             let head = compacted_cancel(&published, watch_id, published.snapshot.compacted);
+            self.core.flow.ended(Ended::Compacted, 1);
             self.keep_id(watch_id);
             return self.answer(head);
         }
@@ -175,26 +184,33 @@ impl Delivery {
     }
 
     fn add(&mut self, watch_id: i64, create: CreateWatch, published: &Published) {
-        let key = GroupKey { range: create.range, filter: create.filter, prev_kv: create.prev_kv };
-        let (group, matched) = {
+        let key = GroupKey::new(&create.range, create.filter, create.prev_kv);
+        let ((group, is_member), matched) = {
             let mut registry = self.core.registry.lock();
-            (registry.acquire(&key), registry.matched())
+            (registry.acquire(key, watch_id, &self.inbox), registry.matched())
         };
-        group.join(self.id, watch_id, &self.inbox);
-        let next = if create.start.0 == 0 { published.revision().next() } else { create.start };
+        if !is_member {
+            group.join(watch_id, &self.inbox);
+        }
+        let reached = published.revision();
+        let next = if create.start.0 == 0 { reached.next() } else { create.start };
+        let is_future = next > reached.next();
         let watcher = Watcher {
             group,
             next,
-            start: create.start,
+            state: if is_future { WatcherState::Future } else { WatcherState::CatchingUp },
+            unreached: create.start > reached,
             progress_notify: create.progress_notify,
             fragment: create.fragment,
             sent: false,
-            catching_up: false,
             queued: true,
         };
+        self.core.memory.watcher_added(watcher.state);
         self.watchers.insert(watch_id, watcher);
-        self.core.memory.watcher_added();
         self.ready.push_back(watch_id);
+        if is_future {
+            self.core.wakeups.wait_for(before(next), watch_id, &self.inbox);
+        }
         // A batch that is matched but not yet published was not matched against a new group.
         if self.core.published.load().revision() < matched {
             self.core.wakeups.wait_for(matched, watch_id, &self.inbox);
@@ -205,7 +221,7 @@ impl Delivery {
     }
 
     fn is_in_use(&self, watch_id: i64) -> bool {
-        self.watchers.contains_key(&watch_id) || self.ended.contains(&watch_id)
+        self.watchers.contains(watch_id) || self.ended.contains(&watch_id)
     }
 
     fn keep_id(&mut self, watch_id: i64) {
@@ -225,7 +241,9 @@ impl Delivery {
 
     /// Ends a watcher; see [`crate::WatchControl::cancel`].
     pub(crate) fn cancel(&mut self, watch_id: i64) {
-        if !self.remove(watch_id) && !self.ended.remove(&watch_id) {
+        if self.remove(watch_id) {
+            self.core.flow.ended(Ended::Cancelled, 1);
+        } else if !self.ended.remove(&watch_id) {
             return;
         }
         let mut head = answer(&self.core.published.load(), watch_id);
@@ -249,7 +267,7 @@ impl Delivery {
 
     /// The first revision that has yet to be given to the client, as far as the last pull has seen.
     pub(crate) fn oldest_wanted(&self) -> Option<Revision> {
-        let first = || self.ready.front().and_then(|watch_id| self.watchers.get(watch_id)).map(|w| w.next);
+        let first = || self.ready.front().and_then(|watch_id| self.watchers.get(*watch_id)).map(|w| w.next);
         self.message.as_ref().map(Message::revision).or_else(first)
     }
 
@@ -257,7 +275,7 @@ impl Delivery {
     pub(crate) fn furthest_behind(&self) -> Option<KeyRange> {
         let waiting = |w: &&Watcher| w.queued;
         let furthest = self.watchers.values().filter(waiting).min_by_key(|w| w.next);
-        furthest.or_else(|| self.watchers.values().next()).map(|w| w.group.key.range.clone())
+        furthest.or_else(|| self.watchers.values().next()).map(|w| w.group.key().range())
     }
 
     /// Bytes of the pieces that must go out next.
@@ -274,10 +292,8 @@ impl Delivery {
     }
 
     fn remove(&mut self, watch_id: i64) -> bool {
-        let Some(watcher) = self.watchers.remove(&watch_id) else { return false };
-        watcher.group.leave(self.id, watch_id);
-        self.core.registry.lock().release(&watcher.group.key);
-        self.core.memory.watcher_removed(watcher.catching_up);
+        let Some(watcher) = self.watchers.remove(watch_id) else { return false };
+        self.release(watch_id, &watcher);
         let mut finishes = false;
         if let Some(message) = self.message.as_mut().filter(|message| message.watch_id == watch_id) {
             message.orphaned = true;
@@ -293,23 +309,37 @@ impl Delivery {
         true
     }
 
+    /// What others hold for a watcher that is gone.
+    fn release(&self, watch_id: i64, watcher: &Watcher) {
+        let is_gone = self.core.registry.lock().release(&watcher.group);
+        if !is_gone {
+            watcher.group.leave(watch_id, &self.inbox);
+        }
+        if watcher.state == WatcherState::Future {
+            self.core.wakeups.wait_no_more(before(watcher.next), watch_id, &self.inbox);
+        }
+        self.core.memory.watcher_removed(watcher.state);
+    }
+
     /// Frees everything.
-    pub(crate) fn close(&mut self) {
+    pub(crate) fn close(&mut self, ended: Ended) {
         self.closed = true;
-        while let Some(watch_id) = self.watchers.first_key_value().map(|(id, _)| *id) {
-            self.remove(watch_id);
+        self.core.flow.ended(ended, self.watchers.len());
+        let watchers: Vec<_> = self.watchers.drain().collect();
+        for (watch_id, watcher) in watchers {
+            self.release(watch_id, &watcher);
         }
         (self.message, self.job) = (None, None);
-        self.answers.clear();
+        self.answers = VecDeque::new();
         self.ended.clear();
-        self.ready.clear();
-        self.under_way.clear();
+        self.ready = VecDeque::new();
+        self.under_way = VecDeque::new();
     }
 
     /// The next piece for the client.
     pub(crate) fn next(&mut self, mail: Mail) -> Next {
         if let Some(end) = mail.end {
-            self.close();
+            self.close(Ended::by(&end));
             return Next::Ended(end);
         }
         for watch_id in mail.ready {
@@ -342,7 +372,7 @@ impl Delivery {
             };
             match step {
                 Err(end) => {
-                    self.close();
+                    self.close(Ended::by(&end));
                     return Next::Ended(end);
                 }
                 Ok(Step::Full) => break,
@@ -364,7 +394,7 @@ impl Delivery {
     }
 
     fn enqueue(&mut self, watch_id: i64) {
-        if let Some(watcher) = self.watchers.get_mut(&watch_id).filter(|watcher| !watcher.queued) {
+        if let Some(watcher) = self.watchers.get_mut(watch_id).filter(|watcher| !watcher.queued) {
             watcher.queued = true;
             self.ready.push_back(watch_id);
         }
@@ -384,13 +414,13 @@ impl Delivery {
         }
         for _ in 0..self.ready.len() {
             let Some(watch_id) = self.ready.pop_front() else { break };
-            if !self.watchers.contains_key(&watch_id) {
+            if !self.watchers.contains(watch_id) {
                 continue;
             }
             let step = self.step(watch_id, published, chunk, out)?;
             match step {
                 Step::Drained => {
-                    let watcher = self.watchers.get_mut(&watch_id).expect("a step that drains keeps the watcher");
+                    let watcher = self.watchers.get_mut(watch_id).expect("a step that drains keeps the watcher");
                     watcher.queued = false;
                 }
                 Step::Waits => self.ready.push_back(watch_id),
@@ -419,9 +449,10 @@ impl Delivery {
         let to = published.revision();
         let room = chunk.saturating_sub(out.len() + HEAD_BYTES_MAX);
         let room = room.min(self.core.config.response_bytes_max);
-        let watcher = self.watchers.get_mut(&watch_id).expect("only known watchers take a step");
+        let watcher = self.watchers.get_mut(watch_id).expect("only known watchers take a step");
         self.slices.clear();
-        let shared = if watcher.group.key.prev_kv && watcher.next == published.snapshot.compacted {
+        watcher.unreached &= watcher.next > to;
+        let shared = if watcher.group.key().prev_kv() && watcher.next == published.snapshot.compacted {
             // What its group shares may have been encoded when this revision's previous versions were still visible.
             Take::Missed(watcher.next)
         } else {
@@ -431,27 +462,31 @@ impl Delivery {
             Take::Drained => {
                 // Everything up to `to` was matched against its group and nothing is left of it.
                 watcher.next = watcher.next.max(to.next());
-                self.set_catching_up(watch_id, false);
+                let is_future = watcher.next > to.next();
+                self.set_state(watch_id, if is_future { WatcherState::Future } else { WatcherState::Live });
                 Ok(Step::Drained)
             }
-            Take::Taken(bytes, last) => {
-                watcher.next = last.next();
+            Take::Taken(taken) => {
+                watcher.next = taken.last.next();
                 watcher.sent = true;
-                self.set_catching_up(watch_id, false);
-                self.put_shared(watch_id, published, bytes, out);
+                self.set_state(watch_id, WatcherState::Live);
+                self.core.flow.live(taken.events, self.core.now().saturating_duration_since(taken.committed));
+                self.put_shared(watch_id, published, taken, out);
                 Ok(Step::Sent)
             }
             Take::TooLarge(_) if !out.is_empty() => Ok(Step::Full),
             Take::Missed(from) | Take::TooLarge(from) => {
                 watcher.next = from;
-                self.set_catching_up(watch_id, true);
+                let fell_behind = matches!(watcher.state, WatcherState::Live | WatcherState::Slow);
+                self.set_state(watch_id, if fell_behind { WatcherState::Slow } else { WatcherState::CatchingUp });
                 self.replay(watch_id, published, chunk, out)
             }
         }
     }
 
     /// A response made of the shared slices.
-    fn put_shared(&mut self, watch_id: i64, published: &Published, bytes: usize, out: &mut BytesMut) {
+    fn put_shared(&mut self, watch_id: i64, published: &Published, taken: Taken, out: &mut BytesMut) {
+        let bytes = taken.bytes;
         // Room for all at once: growing step by step would allocate several times per response.
         out.reserve(HEAD_BYTES_MAX + if bytes <= COPY_BYTES_MAX { bytes } else { 0 });
         answer(published, watch_id).put(out, self.core.ids(), bytes);
@@ -463,17 +498,16 @@ impl Delivery {
         }
     }
 
-    fn set_catching_up(&mut self, watch_id: i64, catching_up: bool) {
-        let Some(watcher) = self.watchers.get_mut(&watch_id) else { return };
-        if watcher.catching_up != catching_up {
-            watcher.catching_up = catching_up;
-            self.core.memory.catching_up_changed(catching_up);
-        }
+    fn set_state(&mut self, watch_id: i64, state: WatcherState) {
+        let Some(watcher) = self.watchers.get_mut(watch_id) else { return };
+        let before = std::mem::replace(&mut watcher.state, state);
+        self.core.memory.watcher_moved(before, state);
     }
 
     /// Ends a watcher whose next revision is compacted.
     fn end_compacted(&mut self, watch_id: i64, published: &Published, compacted: Revision) -> Step {
         self.remove(watch_id);
+        self.core.flow.ended(Ended::Compacted, 1);
         self.keep_id(watch_id);
         self.answers.push_back(compacted_cancel(published, watch_id, compacted));
         Step::Gone
@@ -493,4 +527,8 @@ fn compacted_cancel(published: &Published, watch_id: i64, compacted: Revision) -
 /// The first event of `revision`.
 fn first_of(revision: Revision) -> HistoryPoint {
     HistoryPoint { revision, sub: 0 }
+}
+
+fn before(revision: Revision) -> Revision {
+    Revision(revision.0 - 1)
 }

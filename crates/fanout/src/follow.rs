@@ -6,18 +6,18 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tailwater_eventlog::{
-    Cursor, Frame, HistoryId, Position, Source, SourceError, StorageError, Tail, TailConfig, TailError,
+    Cursor, Frame, HistoryId, Position, Revision, Source, SourceError, StorageError, Tail, TailConfig, TailError,
 };
 
 use crate::core::Core;
 use crate::delivery::{UNAVAILABLE, text};
 use crate::group::Group;
 use crate::metrics;
-use crate::registry::{Matched, ShareBounds};
+use crate::registry::{Batch, Matched, ShareBounds};
 use crate::store::{Published, Store, segment_bytes};
 use crate::{FanoutConfig, StreamEnd};
 
@@ -294,7 +294,10 @@ impl Follower {
             self.frame(frame);
         }
         let Cursor { revision, position, .. } = self.store.cursor();
-        let (matched, pairs) = core.registry.lock().match_batch(&events, revision, self.store.compacted(), bounds);
+        let committed = committed(frames, now);
+        core.times.note(revision, committed);
+        let batch = Batch { events: &events, last: revision, compacted: self.store.compacted(), committed };
+        let (matched, pairs) = core.registry.lock().match_batch(batch, bounds);
         metrics::batch(events.len(), pairs);
         core.window.append(events, segment_bytes(window_bytes_max));
         let groups = self.recent.keep(matched, now);
@@ -322,10 +325,27 @@ impl Follower {
     }
 }
 
+/// When the oldest of some frames was applied, by this process's clock; their own arrival where that is not known.
+fn committed(frames: &[Arc<Frame>], now: Instant) -> Instant {
+    let Some(applied_at_ms) = frames.iter().map(|frame| frame.applied_at_ms).find(|ms| *ms > 0) else { return now };
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    // Another machine's clock may be ahead.
+    let ago = wall.saturating_sub(Duration::from_millis(applied_at_ms));
+    now.checked_sub(ago).unwrap_or(now)
+}
+
+/// A chunk that a group holds.
+struct Shared {
+    since: Instant,
+    bytes: usize,
+    last: Revision,
+    group: Arc<Group>,
+}
+
 /// Which groups hold shared chunks, oldest first: bounds them in bytes and in time.
 #[derive(Default)]
 struct RecentChunks {
-    chunks: VecDeque<(Instant, usize, Arc<Group>)>,
+    chunks: VecDeque<Shared>,
     bytes: usize,
 }
 
@@ -335,8 +355,9 @@ impl RecentChunks {
         let mut groups = Vec::with_capacity(matched.len());
         for Matched { group, chunks, dropped } in matched {
             for chunk in &chunks {
-                self.bytes += chunk.len();
-                self.chunks.push_back((now, chunk.len(), group.clone()));
+                let (bytes, last) = (chunk.memory_bytes(), chunk.last());
+                self.bytes += bytes;
+                self.chunks.push_back(Shared { since: now, bytes, last, group: group.clone() });
             }
             group.append(chunks, dropped);
             groups.push(group);
@@ -345,13 +366,12 @@ impl RecentChunks {
     }
 
     fn shrink(&mut self, bytes_max: usize, now: Instant) {
-        while let Some((since, bytes, group)) = self.chunks.front() {
-            if self.bytes <= bytes_max && now.duration_since(*since) < CHUNK_LIFETIME {
-                break;
-            }
-            group.drop_oldest();
-            self.bytes -= bytes;
-            self.chunks.pop_front();
+        let is_due = |bytes: usize, shared: &mut Shared| {
+            bytes > bytes_max || now.duration_since(shared.since) >= CHUNK_LIFETIME
+        };
+        while let Some(shared) = self.chunks.pop_front_if(|shared| is_due(self.bytes, shared)) {
+            shared.group.drop_until(shared.last);
+            self.bytes -= shared.bytes;
         }
     }
 }

@@ -1,6 +1,5 @@
 //! Where a stream is told that something waits for it. A leaf lock, held for a few instructions.
 
-use std::collections::BTreeSet;
 use std::task::Waker;
 
 use parking_lot::Mutex;
@@ -10,7 +9,8 @@ use crate::StreamEnd;
 
 #[derive(Debug, Default)]
 struct State {
-    ready: BTreeSet<i64>,
+    /// Watch ids, some of them perhaps twice.
+    ready: Vec<i64>,
     tick: bool,
     end: Option<StreamEnd>,
     waker: Option<Waker>,
@@ -18,11 +18,29 @@ struct State {
     oldest: Option<Revision>,
 }
 
+impl State {
+    fn add(&mut self, watch_id: i64) {
+        // A stream that is not read is told of the same few watchers again and again: before the list grows, what is
+        // twice in it goes.
+        if self.ready.len() == self.ready.capacity() {
+            self.ready.sort_unstable();
+            self.ready.dedup();
+            // Few were: it would soon be full again.
+            if self.ready.len() > self.ready.capacity() / 4 * 3 {
+                self.ready.reserve(self.ready.len());
+            }
+        }
+        if self.ready.last() != Some(&watch_id) {
+            self.ready.push(watch_id);
+        }
+    }
+}
+
 /// What was in the inbox.
 #[derive(Debug, Default)]
 pub(crate) struct Mail {
     /// Watchers that may have something to send.
-    pub(crate) ready: BTreeSet<i64>,
+    pub(crate) ready: Vec<i64>,
     /// The progress interval has passed.
     pub(crate) tick: bool,
     /// The stream must end.
@@ -30,16 +48,26 @@ pub(crate) struct Mail {
 }
 
 /// A stream's inbox: bounded by the number of its watchers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Inbox {
+    stream: u64,
     state: Mutex<State>,
 }
 
 impl Inbox {
+    pub(crate) fn new(stream: u64) -> Self {
+        Self { stream, state: Mutex::default() }
+    }
+
+    /// Number of the stream.
+    pub(crate) fn stream(&self) -> u64 {
+        self.stream
+    }
+
     /// A watcher may have something to send, which is not older than `revision`.
     pub(crate) fn ready(&self, watch_id: i64, revision: Revision) {
         self.change(|state| {
-            state.ready.insert(watch_id);
+            state.add(watch_id);
             state.oldest.get_or_insert(revision);
         });
     }

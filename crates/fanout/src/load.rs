@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tailwater_eventlog::{KeyRange, Revision};
 
@@ -23,8 +24,12 @@ pub struct FanoutLoad {
     pub held_bytes_max: usize,
     /// Bytes of recent events in memory.
     pub window_bytes: usize,
+    /// Streams that have yet to be given something.
+    pub streams_behind: usize,
     /// Revisions that the slowest stream has yet to be given.
     pub lag_revisions: u64,
+    /// How long ago the first of them was applied, about.
+    pub lag: Duration,
     /// Live keys.
     pub keys: usize,
     /// The streams that are furthest behind, the furthest first.
@@ -56,15 +61,18 @@ impl Core {
         let mut behind = self.wakeups.behind();
         behind.sort_unstable_by_key(|(oldest, _)| *oldest);
         let lag_revisions = behind.first().map_or(0, |(oldest, _)| backlog(*oldest, published.revision()));
+        let (watchers, watchers_behind) = self.memory.watchers();
         let one = |(oldest, shared): &(Revision, _)| stream_load(*oldest, published.revision(), shared);
         FanoutLoad {
             streams: self.memory.streams.load(Ordering::Relaxed),
-            watchers: self.memory.watchers.load(Ordering::Relaxed),
-            watchers_behind: self.memory.catching_up.load(Ordering::Relaxed),
+            watchers,
+            watchers_behind,
             held_bytes: self.memory.bytes(),
             held_bytes_max: self.config.watch_memory_bytes_max,
             window_bytes: self.window.bytes(),
+            streams_behind: behind.len(),
             lag_revisions,
+            lag: behind.first().map_or(Duration::ZERO, |(oldest, _)| self.times.since(*oldest, self.now())),
             keys: published.keys.live_len(),
             slowest: behind.iter().filter_map(one).take(slowest_max).collect(),
         }

@@ -1,25 +1,22 @@
 //! Which groups an event concerns. Matching costs by what matches, not by how many watch.
 //!
-//! A single key is looked up in a hash map; a range of prefix shape by one lookup per prefix *length* in use; any
-//! other range in an interval tree.
+//! A single key and a range of prefix shape are looked up in one hash table, prefixes by one lookup per prefix *length*
+//! in use; any other range in an interval tree.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use bytes::Bytes;
-use tailwater_eventlog::{Event, KeyRange, Revision};
+use hashbrown::HashTable;
+use tailwater_eventlog::{Event, Revision};
 
-use crate::group::{Chunk, ChunkBuilder, Group, GroupKey};
+use crate::group::{Chunk, ChunkBuilder, Group, GroupKey, Kind};
+use crate::inbox::Inbox;
 use crate::interval::IntervalTree;
 use crate::window::WindowEvent;
-
-#[derive(Debug)]
-struct Slot {
-    group: Arc<Group>,
-    watchers: usize,
-    /// Filled while a batch is matched.
-    builder: Option<Box<ChunkBuilder>>,
-}
 
 /// The chunks of one group that a batch made.
 #[derive(Debug)]
@@ -38,95 +35,104 @@ pub(crate) struct ShareBounds {
     pub(crate) batch_bytes: usize,
 }
 
+/// A batch that is to be matched.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Batch<'a> {
+    pub(crate) events: &'a [WindowEvent],
+    /// Its last revision.
+    pub(crate) last: Revision,
+    /// Previous versions below it are not given out.
+    pub(crate) compacted: Revision,
+    /// When it was applied, by this process's clock.
+    pub(crate) committed: Instant,
+}
+
 /// All groups and their index.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
-    slots: Vec<Option<Slot>>,
-    free: Vec<usize>,
-    by_key: HashMap<GroupKey, usize>,
-    exact: HashMap<Bytes, Vec<usize>>,
-    prefixes: HashMap<Bytes, Vec<usize>>,
-    /// Length of prefixes in use → how many of them.
+    slots: Vec<Option<Arc<Group>>>,
+    free: Vec<u32>,
+    /// Slots by kind and range of their groups.
+    index: HashTable<u32>,
+    hasher: RandomState,
+    /// Length of prefixes in use → how many groups have one.
     prefix_lengths: BTreeMap<usize, usize>,
     odd: IntervalTree,
     /// Every batch up to here has been matched.
     matched: Revision,
-    touched: Vec<usize>,
     hits: Vec<usize>,
 }
 
-/// Where a range is indexed.
-enum Place {
-    Exact(Bytes),
-    Prefix(Bytes),
-    Odd(Bytes, Option<Bytes>),
-}
-
 impl Registry {
-    /// The group for a new watcher, made if there is none. Each call is paired with a [`Registry::release`].
-    pub(crate) fn acquire(&mut self, key: &GroupKey) -> Arc<Group> {
-        if let Some(&at) = self.by_key.get(key) {
-            let slot = self.slots[at].as_mut().expect("an indexed slot is in use");
-            slot.watchers += 1;
-            return slot.group.clone();
+    /// The group for a new watcher. One that is made has it as its only member; in any other it must be joined, without
+    /// the registry's lock. Each call is paired with a [`Registry::release`].
+    pub(crate) fn acquire(&mut self, key: GroupKey, watch_id: i64, inbox: &Arc<Inbox>) -> (Arc<Group>, bool) {
+        let hash = self.hash(key.view().kind(), key.view().written());
+        let slots = &self.slots;
+        let known = self.index.find(hash, |&at| group(slots, at).key() == key.view());
+        if let Some(&at) = known {
+            let group = group(&self.slots, at).clone();
+            group.watchers.fetch_add(1, Ordering::Relaxed);
+            return (group, false);
         }
-        let group = Arc::new(Group::new(key.clone(), self.matched));
+        let made = Arc::new(Group::new(key, self.matched, watch_id, inbox));
         let at = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
-            self.slots.len() - 1
+            u32::try_from(self.slots.len() - 1).expect("memory ends long before 2^32 groups")
         });
-        self.slots[at] = Some(Slot { group: group.clone(), watchers: 1, builder: None });
-        self.by_key.insert(key.clone(), at);
-        match place(&key.range) {
-            Place::Exact(key) => self.exact.entry(key).or_default().push(at),
-            Place::Prefix(prefix) => {
-                let length = prefix.len();
-                let groups = self.prefixes.entry(prefix).or_default();
-                if groups.is_empty() {
-                    *self.prefix_lengths.entry(length).or_default() += 1;
-                }
-                groups.push(at);
+        self.slots[at as usize] = Some(made.clone());
+        let (slots, hasher) = (&self.slots, &self.hasher);
+        self.index.insert_unique(hash, at, |&at| hash_of(hasher, group(slots, at)));
+        let key = made.key();
+        let (start, end) = key.ends();
+        match key.kind() {
+            Kind::Exact => {}
+            Kind::Prefix => *self.prefix_lengths.entry(start.len()).or_default() += 1,
+            Kind::From | Kind::Span => {
+                self.odd.insert(Bytes::copy_from_slice(start), end.map(Bytes::copy_from_slice), at as usize);
             }
-            Place::Odd(start, end) => self.odd.insert(start, end, at),
         }
-        group
+        (made, true)
     }
 
-    /// A watcher of the group is gone.
-    pub(crate) fn release(&mut self, key: &GroupKey) {
-        let at = *self.by_key.get(key).expect("a group lives as long as its watchers");
-        let slot = self.slots[at].as_mut().expect("an indexed slot is in use");
-        slot.watchers -= 1;
-        if slot.watchers > 0 {
-            return;
+    /// A watcher of the group is gone; whether it was the last, and the group with it.
+    pub(crate) fn release(&mut self, released: &Arc<Group>) -> bool {
+        if released.watchers.fetch_sub(1, Ordering::Relaxed) > 1 {
+            return false;
         }
-        self.slots[at] = None;
+        let hash = hash_of(&self.hasher, released);
+        let slots = &self.slots;
+        let entry = self.index.find_entry(hash, |&at| Arc::ptr_eq(group(slots, at), released));
+        let (at, _) = entry.expect("a group lives as long as its watchers").remove();
+        self.slots[at as usize] = None;
         self.free.push(at);
-        self.by_key.remove(key);
-        match place(&key.range) {
-            Place::Exact(key) => remove_value(&mut self.exact, &key, at),
-            Place::Prefix(prefix) => {
-                remove_value(&mut self.prefixes, &prefix, at);
-                if !self.prefixes.contains_key(&prefix) {
-                    let count = self.prefix_lengths.get_mut(&prefix.len()).expect("the length was counted");
-                    *count -= 1;
-                    if *count == 0 {
-                        self.prefix_lengths.remove(&prefix.len());
-                    }
+        let (start, _) = released.key().ends();
+        match released.key().kind() {
+            Kind::Exact => {}
+            Kind::Prefix => {
+                let count = self.prefix_lengths.get_mut(&start.len()).expect("the length was counted");
+                *count -= 1;
+                if *count == 0 {
+                    self.prefix_lengths.remove(&start.len());
                 }
             }
-            Place::Odd(start, _) => self.odd.remove(&start, at),
+            Kind::From | Kind::Span => self.odd.remove(start, at as usize),
         }
+        true
+    }
+
+    fn hash(&self, kind: Kind, written: &[u8]) -> u64 {
+        self.hasher.hash_one((kind, written))
     }
 
     /// Number of groups.
     pub(crate) fn groups(&self) -> usize {
-        self.by_key.len()
+        self.index.len()
     }
 
     /// Every group, in the order of their slots.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Group>> {
-        self.slots.iter().flatten().map(|slot| &slot.group)
+        self.slots.iter().flatten()
     }
 
     /// Batches up to `revision` count as matched; groups made from now on start behind it.
@@ -141,100 +147,69 @@ impl Registry {
 
     /// Appends the slots whose range contains `key`; returns how many places were looked at.
     fn find(&self, key: &[u8], hits: &mut Vec<usize>) -> usize {
+        let begin = hits.len();
         let mut looked = 1;
-        if let Some(groups) = self.exact.get(key) {
-            hits.extend_from_slice(groups);
-        }
+        self.find_written(Kind::Exact, key, hits);
         for &length in self.prefix_lengths.range(..=key.len()).map(|(length, _)| length) {
             looked += 1;
-            if let Some(groups) = self.prefixes.get(&key[..length]) {
-                hits.extend_from_slice(groups);
-            }
+            self.find_written(Kind::Prefix, &key[..length], hits);
         }
-        looked + self.odd.stab(key, &mut |at| hits.push(at))
+        looked += self.odd.stab(key, &mut |at| hits.push(at));
+        // The table's order is by chance.
+        hits[begin..].sort_unstable();
+        looked
     }
 
-    /// Matches a batch that ends with revision `last`, and encodes each group's events once. `compacted`: previous
-    /// versions below it are not given out. Also returns the number of (event, group) pairs.
-    pub(crate) fn match_batch(
-        &mut self,
-        events: &[WindowEvent],
-        last: Revision,
-        compacted: Revision,
-        mut bounds: ShareBounds,
-    ) -> (Vec<Matched>, usize) {
+    fn find_written(&self, kind: Kind, written: &[u8], hits: &mut Vec<usize>) {
+        for &at in self.index.iter_hash(self.hash(kind, written)) {
+            let key = group(&self.slots, at).key();
+            if key.kind() == kind && key.written() == written {
+                hits.push(at as usize);
+            }
+        }
+    }
+
+    /// Matches a batch, and encodes each group's events once. Also returns the number of (event, group) pairs.
+    pub(crate) fn match_batch(&mut self, batch: Batch<'_>, mut bounds: ShareBounds) -> (Vec<Matched>, usize) {
         let mut hits = std::mem::take(&mut self.hits);
+        let mut builders: BTreeMap<usize, ChunkBuilder> = BTreeMap::new();
         let mut pairs = 0;
-        for event in events {
+        for event in batch.events {
             hits.clear();
             self.find(event.version.event().key(), &mut hits);
             pairs += hits.len();
             for &at in &hits {
-                self.offer(at, event, compacted, &mut bounds);
+                let key = self.slots[at].as_ref().expect("an indexed slot is in use").key();
+                if !key.filter().wants(event.version.event()) {
+                    continue;
+                }
+                let with_prev = key.prev_kv() && prev_is_visible(event.version.event(), batch.compacted);
+                let prev = if with_prev { event.version.before() } else { None };
+                builders.entry(at).or_default().push(event.version.event(), prev.as_deref(), &mut bounds);
             }
         }
         self.hits = hits;
-        self.matched = last;
-        let touched = std::mem::take(&mut self.touched);
-        let matched = touched.iter().map(|&at| self.finish(at, last)).collect();
-        self.touched = touched;
-        self.touched.clear();
-        (matched, pairs)
+        self.matched = batch.last;
+        let finish = |(at, builder): (usize, ChunkBuilder)| {
+            let (chunks, dropped) = builder.finish(batch.last, batch.committed);
+            let group = self.slots[at].as_ref().expect("an indexed slot is in use").clone();
+            Matched { group, chunks, dropped }
+        };
+        (builders.into_iter().map(finish).collect(), pairs)
     }
+}
 
-    fn offer(&mut self, at: usize, event: &WindowEvent, compacted: Revision, bounds: &mut ShareBounds) {
-        let slot = self.slots[at].as_mut().expect("an indexed slot is in use");
-        let key = &slot.group.key;
-        if !key.filter.wants(event.version.event()) {
-            return;
-        }
-        let with_prev = key.prev_kv && prev_is_visible(event.version.event(), compacted);
-        let prev = if with_prev { event.version.before() } else { None };
-        let builder = slot.builder.get_or_insert_with(|| {
-            self.touched.push(at);
-            Box::default()
-        });
-        builder.push(event.version.event(), prev.as_deref(), bounds);
-    }
+fn group(slots: &[Option<Arc<Group>>], at: u32) -> &Arc<Group> {
+    slots[at as usize].as_ref().expect("an indexed slot is in use")
+}
 
-    fn finish(&mut self, at: usize, last: Revision) -> Matched {
-        let slot = self.slots[at].as_mut().expect("a touched slot is in use");
-        let builder = slot.builder.take().expect("a touched slot has a builder");
-        let (chunks, dropped) = builder.finish(last);
-        Matched { group: slot.group.clone(), chunks, dropped }
-    }
+fn hash_of(hasher: &RandomState, group: &Group) -> u64 {
+    hasher.hash_one((group.key().kind(), group.key().written()))
 }
 
 /// etcd reads the previous version at one below the event's revision, and finds nothing when that is compacted.
 pub(crate) fn prev_is_visible(event: &Event, compacted: Revision) -> bool {
     event.revision() > compacted
-}
-
-fn place(range: &KeyRange) -> Place {
-    match range {
-        KeyRange::Key(key) => Place::Exact(key.clone()),
-        KeyRange::From(start) if start.is_empty() => Place::Prefix(Bytes::new()),
-        KeyRange::From(start) => Place::Odd(start.clone(), None),
-        KeyRange::Span(start, end) if is_prefix(start, end) => Place::Prefix(start.clone()),
-        KeyRange::Span(start, end) => Place::Odd(start.clone(), Some(end.clone())),
-    }
-}
-
-/// Whether [start, end) are exactly the keys that begin with `start`: the end is the start with its last byte
-/// incremented. (A start that ends in 0xff has an end that is shorter; it is rare, and the interval tree serves it.)
-fn is_prefix(start: &[u8], end: &[u8]) -> bool {
-    match (start.split_last(), end.split_last()) {
-        (Some((a, head)), Some((b, tail))) => head == tail && a.checked_add(1) == Some(*b),
-        _ => false,
-    }
-}
-
-fn remove_value(map: &mut HashMap<Bytes, Vec<usize>>, key: &Bytes, value: usize) {
-    let values = map.get_mut(key).expect("the range was indexed");
-    values.retain(|v| *v != value);
-    if values.is_empty() {
-        map.remove(key);
-    }
 }
 
 #[cfg(test)]

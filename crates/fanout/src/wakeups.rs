@@ -38,8 +38,9 @@ pub(crate) struct Wakeups {
     changed: Condvar,
     streams: Mutex<BTreeMap<u64, Stream>>,
     ticks: Mutex<BTreeMap<(Instant, u64), ()>>,
-    /// Watchers that wait until a revision is published that their group was not matched against.
-    awaiting: Mutex<Vec<(Revision, i64, Arc<Inbox>)>>,
+    /// Watchers that wait until a revision is published: their start, or one that their group was not matched against.
+    /// By revision, stream and watch id.
+    awaiting: Mutex<BTreeMap<(Revision, u64, i64), Arc<Inbox>>>,
 }
 
 impl Wakeups {
@@ -51,7 +52,6 @@ impl Wakeups {
     pub(crate) fn remove_stream(&self, id: u64) {
         if let Some(stream) = self.streams.lock().remove(&id) {
             self.ticks.lock().remove(&(stream.next_tick, id));
-            self.awaiting.lock().retain(|(_, _, inbox)| !Arc::ptr_eq(inbox, &stream.inbox));
         }
     }
 
@@ -63,7 +63,12 @@ impl Wakeups {
 
     /// Wakes a watcher once `revision` is published; the caller checks again after this call.
     pub(crate) fn wait_for(&self, revision: Revision, watch_id: i64, inbox: &Arc<Inbox>) {
-        self.awaiting.lock().push((revision, watch_id, inbox.clone()));
+        self.awaiting.lock().insert((revision, inbox.stream(), watch_id), inbox.clone());
+    }
+
+    /// A watcher that waited is gone.
+    pub(crate) fn wait_no_more(&self, revision: Revision, watch_id: i64, inbox: &Inbox) {
+        self.awaiting.lock().remove(&(revision, inbox.stream(), watch_id));
     }
 
     /// A batch was published that concerns these groups.
@@ -106,13 +111,11 @@ impl Wakeups {
         let work = self.take();
         let published = revision();
         if work.published {
-            self.awaiting.lock().retain(|(wanted, watch_id, inbox)| {
-                let waits = *wanted > published;
-                if !waits {
-                    inbox.ready(*watch_id, published);
-                }
-                waits
-            });
+            let mut awaiting = self.awaiting.lock();
+            while let Some(first) = awaiting.first_entry().filter(|first| first.key().0 <= published) {
+                let ((_, _, watch_id), inbox) = first.remove_entry();
+                inbox.ready(watch_id, published);
+            }
         }
         for group in work.groups {
             group.wake(published);

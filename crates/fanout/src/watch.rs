@@ -13,6 +13,7 @@ use tailwater_eventlog::{Event, EventKind, KeyRange, Revision};
 use crate::core::Core;
 use crate::delivery::{Delivery, Next, UNAVAILABLE, text};
 use crate::inbox::Inbox;
+use crate::metrics::Ended;
 
 /// Events that a watcher doesn't want.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -63,7 +64,6 @@ pub enum StreamEnd {
 /// What both halves share; the last one to go frees it.
 pub(crate) struct Shared {
     core: Arc<Core>,
-    id: u64,
     /// The client, where it is known.
     pub(crate) peer: Option<SocketAddr>,
     inbox: Arc<Inbox>,
@@ -90,9 +90,9 @@ impl Shared {
     }
 
     /// Frees everything that the stream holds; may be called twice.
-    fn close(&self) {
-        self.core.wakeups.remove_stream(self.id);
-        self.delivery.lock().close();
+    fn close(&self, ended: Ended) {
+        self.core.wakeups.remove_stream(self.inbox.stream());
+        self.delivery.lock().close(ended);
     }
 }
 
@@ -129,12 +129,18 @@ impl WatchControl {
     pub fn end(&self, end: StreamEnd) {
         self.shared.inbox.end(end);
     }
+
+    /// The gateway ends the stream by itself, with a status of its own: because its client asked for a leader and there is
+    /// none. Frees everything at once.
+    pub fn end_without_leader(&self) {
+        self.shared.close(Ended::NoLeader);
+    }
 }
 
 impl Drop for WatchControl {
     fn drop(&mut self) {
         self.shared.inbox.end(StreamEnd::ClientClosed);
-        self.shared.close();
+        self.shared.close(Ended::Closed);
     }
 }
 
@@ -173,8 +179,8 @@ impl WatchStream {
                 Poll::Pending
             }
             Next::Ended(end) => {
+                self.shared.close(Ended::by(&end));
                 self.ended = Some(end);
-                self.shared.close();
                 Poll::Ready(None)
             }
         }
@@ -188,14 +194,13 @@ impl WatchStream {
             Some(StreamEnd::ClientClosed) | None => (0, String::new()),
         }
     }
-
 }
 
 impl Drop for WatchStream {
     fn drop(&mut self) {
         self.shared.hold(0);
         self.shared.core.memory.streams.fetch_sub(1, Ordering::Relaxed);
-        self.shared.close();
+        self.shared.close(Ended::Closed);
     }
 }
 
@@ -203,11 +208,11 @@ impl Drop for WatchStream {
 pub(crate) fn open(core: &Arc<Core>, peer: Option<SocketAddr>) -> (WatchControl, WatchStream) {
     static NEXT_ID: AtomicU64 = AtomicU64::new(1);
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-    let inbox = Arc::new(Inbox::default());
+    let inbox = Arc::new(Inbox::new(id));
     core.memory.streams.fetch_add(1, Ordering::Relaxed);
-    let delivery = Mutex::new(Delivery::new(core.clone(), id, inbox.clone()));
+    let delivery = Mutex::new(Delivery::new(core.clone(), inbox.clone()));
     let held = AtomicUsize::new(0);
-    let shared = Arc::new(Shared { core: core.clone(), id, peer, inbox: inbox.clone(), delivery, held });
+    let shared = Arc::new(Shared { core: core.clone(), peer, inbox: inbox.clone(), delivery, held });
     let first_tick = core.now() + core.progress_interval();
     core.wakeups.add_stream(id, inbox.clone(), Arc::downgrade(&shared), first_tick);
     // Looked at after the stream is known to the worker: whoever comes later ends it there.

@@ -1,12 +1,15 @@
-//! Automatic compaction, in etcd's two modes; only the leader's gateway does it.
+//! Automatic compaction, in etcd's two modes; only the leader's process does it.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tailwater_api::etcdserverpb as pb;
+use tailwater_api::write::command::Command;
+use tailwater_consensus::{ApplyError, ProposeError, WritePlane};
+use tailwater_eventlog::{MemberId, Revision};
 
-use crate::status::Fault;
-use crate::{AutoCompaction, Gateway};
+use crate::AutoCompaction;
 
 /// How often the revision mode looks.
 const REVISION_INTERVAL: Duration = Duration::from_secs(300);
@@ -15,28 +18,33 @@ const PERIOD_MAX: Duration = Duration::from_secs(3600);
 /// Samples of the revision per interval.
 const SAMPLES_PER_INTERVAL: u32 = 10;
 
-/// Compacts as configured; runs until dropped.
-pub async fn run_auto_compaction(gateway: Gateway) {
-    let (mut plan, interval) = match gateway.config().auto_compaction {
+/// Compacts as configured, while `own` leads; runs until dropped. `newest` tells the newest revision.
+pub async fn run_auto_compaction(
+    mode: AutoCompaction,
+    write_plane: Arc<dyn WritePlane>,
+    own: MemberId,
+    newest: impl Fn() -> Revision,
+) {
+    let (mut plan, interval) = match mode {
         AutoCompaction::Off => return std::future::pending().await,
         AutoCompaction::Periodic(period) => (Plan::periodic(period), sample_interval(period)),
         AutoCompaction::Revisions(kept) => (Plan::revisions(kept), REVISION_INTERVAL),
     };
     loop {
         tokio::time::sleep(interval).await;
-        if gateway.write_plane().status().leader.0 != gateway.config().member_id {
+        if write_plane.status().leader != own {
             continue;
         }
-        let current = gateway.fanout().snapshot().cursor.revision.0;
-        let Some(revision) = plan.tick(current) else { continue };
-        match gateway.compact(pb::CompactionRequest { revision, physical: false }).await {
+        let Some(revision) = plan.tick(newest().0) else { continue };
+        let request = pb::CompactionRequest { revision, physical: false };
+        match write_plane.propose(Command::Compact(request)).await {
             Ok(_) => {
                 tracing::info!(revision, "completed auto compaction");
                 plan.done(revision);
             }
             // Somebody else was faster.
-            Err(Fault::Compacted) => plan.done(revision),
-            Err(fault) => tracing::warn!(revision, reason = fault.status().1, "failed auto compaction"),
+            Err(ProposeError::Refused(ApplyError::Compacted)) => plan.done(revision),
+            Err(error) => tracing::warn!(revision, %error, "failed auto compaction"),
         }
     }
 }

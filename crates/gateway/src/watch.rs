@@ -134,6 +134,7 @@ impl WatchCall {
             let is_known = self.gateway.fanout().snapshot().leader.is_some();
             leader.leaderless_ticks = if is_known { 0 } else { leader.leaderless_ticks + 1 };
             if leader.leaderless_ticks >= LEADERLESS_TICKS_MAX {
+                self.control.end_without_leader();
                 return Err(Fault::NoLeader);
             }
         }

@@ -24,6 +24,9 @@ const PEER_URL_DEFAULT: &str = "http://localhost:2380";
 /// etcd's default quota.
 const QUOTA_BYTES_DEFAULT: u64 = 2 << 30;
 
+/// Bytes of recent frames that a relay keeps for its readers, as a member's tail does.
+const RELAY_BYTES_MAX: usize = 64 << 20;
+
 /// A shorter raft log would have the state flushed all the time.
 const RAFT_LOG_BYTES_MIN: u64 = 256 << 10;
 
@@ -56,12 +59,13 @@ pub(crate) struct Config {
     request_bytes_max: usize,
     txn_ops_max: usize,
     quota_bytes: u64,
-    auto_compaction: AutoCompaction,
+    pub(crate) auto_compaction: AutoCompaction,
     progress_interval: Duration,
     raft_log_bytes: u64,
     window_bytes: usize,
     stream_chunk_bytes: usize,
     watch_memory_bytes: usize,
+    list_memory_bytes: usize,
     slow_request: Duration,
 }
 
@@ -110,6 +114,7 @@ impl Config {
             window_bytes: flags.window_bytes,
             stream_chunk_bytes: at_least("stream-chunk-bytes", flags.stream_chunk_bytes, 4096)?,
             watch_memory_bytes: at_least("watch-memory-bytes", flags.watch_memory_bytes, flags.stream_chunk_bytes)?,
+            list_memory_bytes: flags.list_memory_bytes,
             slow_request: duration::parse(&flags.warning_unary_request_duration)
                 .map_err(|reason| format!("--warning-unary-request-duration: {reason}"))?,
         })
@@ -162,9 +167,12 @@ impl Config {
             window_bytes_max: self.window_bytes,
             stream_chunk_bytes: self.stream_chunk_bytes,
             watch_memory_bytes_max: self.watch_memory_bytes,
+            list_memory_bytes_max: self.list_memory_bytes,
             response_bytes_max: 1 << 20,
             fragment_bytes_max: self.request_bytes_max + 512 * 1024,
             progress_interval: self.progress_interval,
+            ranges: self.ranges.clone(),
+            relay_bytes_max: if self.is_relay() { RELAY_BYTES_MAX } else { 0 },
             ..FanoutConfig::default()
         }
     }
@@ -183,6 +191,11 @@ impl Config {
             quota_bytes: self.quota_bytes,
             auto_compaction: self.auto_compaction,
         }
+    }
+
+    /// Whether other nodes may follow this one's memory.
+    fn is_relay(&self) -> bool {
+        !self.roles.is_member() && !self.peer_addresses.is_empty()
     }
 
     /// What this node says of itself to others.
@@ -365,7 +378,7 @@ fn reported_version(text: &str) -> Result<String, String> {
     if parts.len() == 3 && parts[..2].iter().all(|part| part.parse::<u32>().is_ok()) {
         return Ok(text.to_owned());
     }
-    Err(format!("--reported-version: {text:?} must have the form major.minor.patch, as in 3.6.16"))
+    Err(format!("--reported-version: {text:?} must have the form major.minor.patch, as in 3.7.3"))
 }
 
 #[cfg(test)]

@@ -1,15 +1,16 @@
 //! A process without a replica: it finds its group through its upstream, follows the tail, and serves clients from
 //! memory. It keeps nothing on disk.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use tailwater_eventlog::{HistoryId, MemberId};
+use tailwater_eventlog::{HistoryId, MemberId, Revision};
 use tailwater_fanout::Fanout;
 use tailwater_gateway::{Code, Gateway};
 use tailwater_transport::{
-    Directory, Greeter, LinkConfig, RemoteSource, RemoteSourceConfig, Router, RouterConfig, describe,
+    Description, Directory, Greeter, LinkConfig, RemoteSource, RemoteSourceConfig, Router, RouterConfig, describe,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -17,9 +18,10 @@ use crate::config::Config;
 use crate::data_dir::Identity;
 use crate::front::{Front, Plain};
 use crate::host::{Host, bind_all, told_to_end};
-use crate::telemetry;
+use crate::relay_side::{Describer, RelaySide};
 use crate::upstream::{self, Found, TELL_INTERVAL};
 use crate::write_route::{RouteKeeper, TierPlane};
+use crate::{hashes, process, telemetry};
 
 const WAITING: &str = "tailwater: waiting for an upstream";
 const TRANSFERRING: &str = "tailwater: the state is being transferred";
@@ -37,7 +39,7 @@ pub(crate) struct FanoutNode {
     id: MemberId,
     host: Host,
     front: Front,
-    peer_listeners: Vec<std::net::TcpListener>,
+    peer_listeners: parking_lot::Mutex<Vec<std::net::TcpListener>>,
     /// Streams to leaders, and what is served to other nodes.
     peers: Runtime,
     started: OnceLock<Started>,
@@ -48,6 +50,9 @@ struct Started {
     remote: Arc<RemoteSource>,
     fanout: Fanout,
     gateway: Gateway,
+    relay: RelaySide,
+    /// Whether clients are answered.
+    is_ready: Arc<AtomicBool>,
 }
 
 /// What is served before that.
@@ -60,10 +65,6 @@ impl Plain for Waiting {
 
     fn unready(&self) -> Option<String> {
         Some(WAITING.to_owned())
-    }
-
-    fn status(&self) -> Option<String> {
-        None
     }
 }
 
@@ -87,6 +88,7 @@ impl FanoutNode {
             reported_version = config.reported_version,
             "starting a tailwater server"
         );
+        let peer_listeners = parking_lot::Mutex::new(peer_listeners);
         let (config, started) = (config.clone(), OnceLock::new());
         Ok(Self { config, id, host, front, peer_listeners, peers, started })
     }
@@ -135,16 +137,50 @@ impl FanoutNode {
         let inside = self.host.clients.enter();
         let fanout = Fanout::start(self.config.fanout(identity), remote.clone());
         drop(inside);
-        let write_plane = Arc::new(TierPlane { router: router.clone(), fanout: fanout.clone() });
+        let resident_bytes = Arc::new(AtomicU64::new(process::resident_bytes()));
+        self.host.control.spawn(refresh(Arc::downgrade(&resident_bytes)));
+        let write_plane = Arc::new(TierPlane { router: router.clone(), fanout: fanout.clone(), resident_bytes });
         let render = Box::new(self.front.render_metrics());
         let gateway = Gateway::new(write_plane, fanout.clone(), None, self.config.gateway(identity), render);
         gateway.set_unready(Some(TRANSFERRING));
+        let members = directory.clone();
+        gateway.forward_hashes(Box::new(move |at| {
+            let asked = hashes::ask(members.clone(), at.unwrap_or(Revision(0)));
+            Box::pin(async { asked.await.map_err(hashes::fault) })
+        }));
+        let is_ready = Arc::new(AtomicBool::new(false));
+        let relay = self.serve_peers(&fanout, &remote, &router, &directory, &is_ready)?;
         let (upstream, members) = (self.config.upstream.clone(), found.members.clone());
         let routes =
             RouteKeeper { router, directory, fanout: fanout.clone(), remote: remote.clone(), upstream, members };
-        let started = Started { remote, fanout, gateway };
+        let started = Started { remote, fanout, gateway, relay, is_ready };
         assert!(self.started.set(started).is_ok(), "a node is started once");
         Ok((self.started.get().expect("just set"), routes))
+    }
+
+    fn serve_peers(
+        &self,
+        fanout: &Fanout,
+        remote: &Arc<RemoteSource>,
+        router: &Router,
+        directory: &Arc<Directory>,
+        is_ready: &Arc<AtomicBool>,
+    ) -> anyhow::Result<RelaySide> {
+        let is_ready = is_ready.clone();
+        let describer = Describer {
+            announced: self.config.announced(self.id, directory.cluster_id()),
+            fanout: fanout.clone(),
+            remote: remote.clone(),
+            is_ready: Arc::new(move || is_ready.load(Ordering::Relaxed)),
+        };
+        let seen = describer.clone();
+        let version = format!("{{\"etcdserver\":\"{0}\",\"etcdcluster\":\"{0}\"}}", self.config.reported_version);
+        let listeners = std::mem::take(&mut *self.peer_listeners.lock());
+        let at = (listeners, self.peers.handle());
+        let relay = RelaySide::serve(describer, router.clone(), directory.clone(), version, at)?;
+        let readers = relay.tail.topology().clone();
+        self.front.describe_with(move || Description { readers: readers.readers(), ..seen.describe() });
+        Ok(relay)
     }
 
     fn remote_config(&self, found: &Found) -> RemoteSourceConfig {
@@ -214,6 +250,7 @@ impl FanoutNode {
                 continue;
             }
             started.gateway.set_unready(now);
+            started.is_ready.store(now.is_none(), Ordering::Relaxed);
             match now {
                 None => tracing::info!(revision = snapshot.cursor.revision.0, "ready to serve client requests"),
                 Some(reason) => {
@@ -238,7 +275,19 @@ impl FanoutNode {
                 started.fanout.stop();
             }
         });
+        if let Some(started) = &started {
+            peers.block_on(started.relay.stop());
+        }
         peers.shutdown_timeout(Duration::from_millis(100));
         tracing::info!("server stopped");
+    }
+}
+
+/// Looks at the memory of this process now and then, while anybody wants to know.
+async fn refresh(resident_bytes: Weak<AtomicU64>) {
+    while let Some(resident_bytes) = resident_bytes.upgrade() {
+        resident_bytes.store(process::resident_bytes(), Ordering::Relaxed);
+        drop(resident_bytes);
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }

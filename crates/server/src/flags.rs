@@ -18,6 +18,20 @@ enum Command {
     /// Serve the etcd v3 API, with all roles in this process or some.
     #[command(args_override_self = true)]
     Serve(Box<Flags>),
+    /// Show members, fanouts as a tree, their lag, and the slowest watch streams.
+    #[command(args_override_self = true)]
+    Status(StatusFlags),
+}
+
+/// Flags of `tailwater status`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct StatusFlags {
+    /// Client URLs to ask first, separated by commas; the others are found from there
+    #[arg(long, default_value = "http://127.0.0.1:2379")]
+    pub(crate) endpoints: String,
+    /// "table" or "json"
+    #[arg(short = 'w', long, default_value = "table", value_parser = ["table", "json"])]
+    pub(crate) write_out: String,
 }
 
 /// Flags of `tailwater serve`. Each may also be given as TAILWATER_NAME or ETCD_NAME in the environment.
@@ -113,11 +127,14 @@ pub(crate) struct Flags {
     /// Bytes that one watch stream holds ready for its client
     #[arg(long, default_value_t = 64 << 10)]
     pub(crate) stream_chunk_bytes: usize,
-    /// Bytes that all watch streams together may hold
+    /// Bytes that all watch streams and lists in pieces together may hold
     #[arg(long, default_value_t = 256 << 20)]
     pub(crate) watch_memory_bytes: usize,
+    /// Bytes that big lists in one message may hold together; more of them are refused
+    #[arg(long, default_value_t = 256 << 20)]
+    pub(crate) list_memory_bytes: usize,
     /// The etcd version that is reported to clients
-    #[arg(long, default_value = "3.6.16")]
+    #[arg(long, default_value = "3.7.3")]
     pub(crate) reported_version: String,
     /// Duration after which a unary call is logged
     #[arg(long, default_value = "300ms")]
@@ -128,6 +145,8 @@ pub(crate) struct Flags {
 pub(crate) enum Parsed {
     /// `tailwater serve`.
     Serve(Box<Flags>),
+    /// `tailwater status`.
+    Status(StatusFlags),
     /// Help or version was printed, or the command line is wrong.
     Exit(ExitCode),
 }
@@ -135,12 +154,13 @@ pub(crate) enum Parsed {
 /// Reads the arguments (without the program's name) and the environment.
 pub(crate) fn parse(arguments: Vec<String>, environment: impl Fn(&str) -> Option<String>) -> Parsed {
     match read(arguments, environment) {
-        Ok(flags) => Parsed::Serve(flags),
+        Ok(Command::Serve(flags)) => Parsed::Serve(flags),
+        Ok(Command::Status(flags)) => Parsed::Status(flags),
         Err(error) => Parsed::Exit(report(&error)),
     }
 }
 
-fn read(arguments: Vec<String>, environment: impl Fn(&str) -> Option<String>) -> Result<Box<Flags>, clap::Error> {
+fn read(arguments: Vec<String>, environment: impl Fn(&str) -> Option<String>) -> Result<Command, clap::Error> {
     let mut line = vec!["tailwater".to_owned()];
     let mut arguments = arguments.into_iter();
     if let Some(command) = arguments.next() {
@@ -153,8 +173,7 @@ fn read(arguments: Vec<String>, environment: impl Fn(&str) -> Option<String>) ->
     }
     line.extend(arguments);
     let matches = Cli::command().try_get_matches_from(line)?;
-    let Command::Serve(flags) = Cli::from_arg_matches(&matches)?.command;
-    Ok(flags)
+    Ok(Cli::from_arg_matches(&matches)?.command)
 }
 
 /// The flags that the environment sets. An empty variable counts as unset.
@@ -206,7 +225,11 @@ mod tests {
         let lookup =
             |name: &str| environment.iter().find(|(set, _)| *set == name).map(|(_, value)| (*value).to_owned());
         let arguments = std::iter::once("serve").chain(arguments.iter().copied()).map(str::to_owned).collect();
-        read(arguments, lookup).map_err(|error| error.kind())
+        match read(arguments, lookup) {
+            Ok(Command::Serve(flags)) => Ok(flags),
+            Ok(other) => panic!("not serve: {other:?}"),
+            Err(error) => Err(error.kind()),
+        }
     }
 
     #[test]

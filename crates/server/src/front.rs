@@ -1,14 +1,16 @@
 //! What listeners serve: the gateway once there is one, before that why there is none.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use axum::body::Body;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use metrics_exporter_prometheus::PrometheusHandle;
 use parking_lot::RwLock;
 use tailwater_gateway::{Code, Gateway};
+use tailwater_transport::Description;
 
 use crate::process;
+use crate::status::Status;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -18,8 +20,12 @@ pub(crate) struct Front {
     gateway: Arc<RwLock<Option<Gateway>>>,
     /// Answers while there is no gateway: for a member that serves no clients, always.
     plain: Arc<dyn Plain>,
+    description: Arc<OnceLock<Describe>>,
     metrics: PrometheusHandle,
 }
+
+/// Tells what this process is now.
+type Describe = Box<dyn Fn() -> Description + Send + Sync>;
 
 /// A process that has no gateway, as operators see it.
 pub(crate) trait Plain: Send + Sync {
@@ -31,14 +37,19 @@ pub(crate) trait Plain: Send + Sync {
 
     /// Sets gauges that are read rather than counted.
     fn refresh_gauges(&self) {}
-
-    /// The JSON of `/status`, where it is known.
-    fn status(&self) -> Option<String>;
 }
 
 impl Front {
     pub(crate) fn new(plain: Arc<dyn Plain>, metrics: PrometheusHandle) -> Self {
-        Self { gateway: Arc::default(), plain, metrics }
+        Self { gateway: Arc::default(), plain, description: Arc::default(), metrics }
+    }
+
+    /// Answers `/status` from now on.
+    ///
+    /// # Panics
+    /// When it was called before.
+    pub(crate) fn describe_with(&self, describe: impl Fn() -> Description + Send + Sync + 'static) {
+        assert!(self.description.set(Box::new(describe)).is_ok(), "a process is described in one way");
     }
 
     /// Serves this gateway from now on.
@@ -54,6 +65,9 @@ impl Front {
 
     /// Answers a client's request.
     pub(crate) async fn serve(&self, request: Request<Body>) -> Response<Body> {
+        if is_status(&request) {
+            return self.status();
+        }
         let gateway = self.gateway.read().clone();
         match gateway {
             Some(gateway) => gateway.serve(request).await,
@@ -63,6 +77,9 @@ impl Front {
 
     /// Answers a request on a listener for metrics and health alone.
     pub(crate) async fn serve_metrics(&self, request: Request<Body>) -> Response<Body> {
+        if is_status(&request) {
+            return self.status();
+        }
         let gateway = self.gateway.read().clone();
         match gateway {
             Some(gateway) => gateway.serve_metrics(request).await,
@@ -94,12 +111,17 @@ impl Front {
                 let body = serde_json::json!({ "health": health, "reason": reason.unwrap_or_default() });
                 response(status, TEXT, body.to_string())
             }
-            "/status" => match self.plain.status() {
-                Some(body) => response(StatusCode::OK, "application/json", body),
-                None => response(StatusCode::SERVICE_UNAVAILABLE, TEXT, "not known yet\n".into()),
-            },
             _ => response(StatusCode::NOT_FOUND, TEXT, "404 page not found\n".into()),
         }
+    }
+
+    fn status(&self) -> Response<Body> {
+        let Some(describe) = self.description.get() else {
+            return response(StatusCode::SERVICE_UNAVAILABLE, TEXT, "this node does not know yet what it is\n".into());
+        };
+        let mut body = serde_json::to_string(&Status::from(describe())).expect("numbers and strings are JSON");
+        body.push('\n');
+        response(StatusCode::OK, "application/json", body)
     }
 
     /// An answer that consists of its status alone.
@@ -111,6 +133,10 @@ impl Front {
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         response
     }
+}
+
+fn is_status(request: &Request<Body>) -> bool {
+    request.method() == Method::GET && request.uri().path() == "/status"
 }
 
 fn response(status: StatusCode, content_type: &'static str, body: String) -> Response<Body> {

@@ -3,11 +3,13 @@
 mod config;
 mod corruption;
 mod data_dir;
+mod describe;
 mod duration;
 mod fanout_node;
 mod flags;
 mod founding;
 mod front;
+mod hashes;
 mod host;
 mod ids;
 mod join;
@@ -17,7 +19,10 @@ mod member_front;
 mod no_source;
 mod peer_side;
 mod process;
+mod relay_side;
 mod roles;
+mod status;
+mod survey;
 mod telemetry;
 mod upstream;
 mod write_route;
@@ -33,6 +38,7 @@ use crate::member::MemberNode;
 fn main() -> ExitCode {
     let flags = match flags::parse(std::env::args().skip(1).collect(), |name| std::env::var(name).ok()) {
         Parsed::Serve(flags) => flags,
+        Parsed::Status(flags) => return survey::run(&flags),
         Parsed::Exit(code) => return code,
     };
     let config = match Config::from_flags(&flags) {

@@ -71,9 +71,11 @@ impl MemberNode {
         peer.serve_tail(source.clone());
         let write_plane: Arc<dyn WritePlane> = Arc::new(peer.router(&consensus, config));
         let front = Front::new(Arc::new(MemberFront::new(config, &consensus, &source)), metrics);
+        front.describe_with(peer.description(&consensus));
         let read = config.roles.serves_clients().then(|| {
             let _inside = host.clients.enter();
             let fanout = Fanout::start(config.fanout(identity), Arc::new(source.clone()));
+            peer.tell_load_of(fanout.clone());
             let storage = Some(consensus.event_log());
             let render = Box::new(front.render_metrics());
             let gateway = Gateway::new(write_plane.clone(), fanout.clone(), storage, config.gateway(identity), render);
@@ -99,12 +101,10 @@ impl MemberNode {
                 }
                 self.host.listen(&self.front)?;
                 tracing::info!("ready to serve client requests");
-                let compaction = async {
-                    match &self.read {
-                        Some((_, gateway)) => run_auto_compaction(gateway.clone()).await,
-                        None => std::future::pending().await,
-                    }
-                };
+                let own = MemberId(self.identity.member_id);
+                let newest = || self.source.tail.end().revision;
+                let mode = self.config.auto_compaction;
+                let compaction = run_auto_compaction(mode, self.write_plane.clone(), own, newest);
                 tokio::join!(compaction, check.run(self.config.corrupt_check_interval));
                 Ok(())
             };

@@ -63,8 +63,4 @@ impl Plain for MemberFront {
         gauge!("etcd_server_version", "server_version" => self.reported_version.clone()).set(1.0);
         gauge!("etcd_server_id", "server_id" => format!("{:x}", own.0)).set(1.0);
     }
-
-    fn status(&self) -> Option<String> {
-        None
-    }
 }

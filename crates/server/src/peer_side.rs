@@ -5,15 +5,19 @@ use std::time::{Duration, Instant};
 
 use tailwater_consensus::{CatchUp, Consensus, PeerTransport};
 use tailwater_eventlog::{LocalSource, MemberId, Source};
+use tailwater_fanout::Fanout;
 use tailwater_transport::{
-    CopyConfig, CoreWord, Description, Directory, NodeDescription, PeerPort, Peers, PeersConfig, PortInfo, PortServer,
-    Router, RouterConfig, TailService, TailServiceConfig, WriteService, WriteServiceConfig, copy_member_state,
+    CopyConfig, CoreWord, Description, Directory, NodeDescription, NodeLoad, PeerPort, Peers, PeersConfig, PortInfo,
+    PortServer, Router, RouterConfig, TailService, TailServiceConfig, WriteService, WriteServiceConfig,
+    copy_member_state,
 };
 use tokio::runtime::{Builder, Runtime};
 
 use crate::config::Config;
 use crate::data_dir::Identity;
+use crate::describe::node_load;
 use crate::no_source::NoSource;
+use crate::process;
 
 /// What other members have to go away in when this one stops.
 const GRACE: Duration = Duration::from_secs(1);
@@ -30,6 +34,8 @@ pub(crate) struct PeerSide {
     served: parking_lot::Mutex<Option<(PortServer, WriteService, TailService)>>,
     /// There once this member knows a history.
     source: Arc<OnceLock<LocalSource>>,
+    /// There once this member reads its own tail, if it ever does.
+    fanout: Arc<OnceLock<Fanout>>,
 }
 
 impl PeerSide {
@@ -43,7 +49,15 @@ impl PeerSide {
         let peers = Peers::new(PeersConfig::new(MemberId(identity.member_id)), directory, runtime.handle().clone());
         let version = config.reported_version.clone();
         let announced = config.announced(MemberId(identity.member_id), identity.cluster_id);
-        Ok(Self { peers, runtime, version, announced, served: parking_lot::Mutex::default(), source: Arc::default() })
+        Ok(Self {
+            peers,
+            runtime,
+            version,
+            announced,
+            served: parking_lot::Mutex::default(),
+            source: Arc::default(),
+            fanout: Arc::default(),
+        })
     }
 
     /// What the replica sends through.
@@ -87,6 +101,11 @@ impl PeerSide {
         assert!(self.source.set(source).is_ok(), "the history is found once");
     }
 
+    /// The read plane whose load is told, from now on.
+    pub(crate) fn tell_load_of(&self, fanout: Fanout) {
+        assert!(self.fanout.set(fanout).is_ok(), "there is one read plane");
+    }
+
     fn tail_service(&self, consensus: &Consensus) -> TailService {
         let source = self.source.clone();
         let sources = move || -> Arc<dyn Source> {
@@ -99,11 +118,26 @@ impl PeerSide {
         let log = Some(consensus.event_log());
         let config = TailServiceConfig { cluster_id: self.peers.directory().cluster_id(), ..Default::default() };
         let service = TailService::new(config, Box::new(sources), log, Box::new(teller));
-        let (source, directory, announced) =
-            (self.source.clone(), self.peers.directory().clone(), self.announced.clone());
-        let consensus = consensus.clone();
-        service.describe_with(Box::new(move || describe(&consensus, source.get(), &directory, &announced)));
+        let describer = self.describer(consensus);
+        service.describe_with(Box::new(move || describer.describe()));
         service
+    }
+
+    fn describer(&self, consensus: &Consensus) -> Describer {
+        Describer {
+            announced: self.announced.clone(),
+            consensus: consensus.clone(),
+            directory: self.peers.directory().clone(),
+            source: self.source.clone(),
+            fanout: self.fanout.clone(),
+        }
+    }
+
+    /// What this member says of itself, and who reads from it.
+    pub(crate) fn description(&self, consensus: &Consensus) -> impl Fn() -> Description + Send + Sync + 'static {
+        let describer = self.describer(consensus);
+        let readers = self.served.lock().as_ref().map(|(_, _, tail)| tail.topology().clone()).unwrap_or_default();
+        move || Description { readers: readers.readers(), ..describer.describe() }
     }
 
     /// Proposals and barriers of this process.
@@ -141,22 +175,33 @@ impl PeerSide {
     }
 }
 
-/// What this member is now.
-fn describe(
-    consensus: &Consensus,
-    source: Option<&LocalSource>,
-    directory: &Directory,
-    announced: &NodeDescription,
-) -> Description {
-    let status = consensus.status();
-    let node = NodeDescription {
-        reached: source.map(|source| source.tail.end()).unwrap_or_default(),
-        path: vec![announced.id.0],
-        ready: source.is_some(),
-        ..announced.clone()
-    };
-    let leader = (status.leader != MemberId(0)).then_some(status.leader);
-    Description { node, members: directory.members(), leader, term: status.term, ..Default::default() }
+/// What a member says of itself.
+struct Describer {
+    announced: NodeDescription,
+    consensus: Consensus,
+    directory: Arc<Directory>,
+    source: Arc<OnceLock<LocalSource>>,
+    fanout: Arc<OnceLock<Fanout>>,
+}
+
+impl Describer {
+    /// Without its readers.
+    fn describe(&self) -> Description {
+        let (status, source) = (self.consensus.status(), self.source.get());
+        let node = NodeDescription {
+            reached: source.map(|source| source.tail.end()).unwrap_or_default(),
+            path: vec![self.announced.id.0],
+            ready: source.is_some(),
+            load: self
+                .fanout
+                .get()
+                .map(node_load)
+                .unwrap_or_else(|| NodeLoad { resident_bytes: process::resident_bytes(), ..Default::default() }),
+            ..self.announced.clone()
+        };
+        let leader = (status.leader != MemberId(0)).then_some(status.leader);
+        Description { node, readers: Vec::new(), members: self.directory.members(), leader, term: status.term }
+    }
 }
 
 /// A member hears from the core while it knows a leader; its age counts from when that ended.

@@ -32,6 +32,14 @@ pub(crate) fn render() -> String {
     out
 }
 
+/// Bytes of memory that this process holds; 0 where /proc does not tell.
+pub(crate) fn resident_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
 #[expect(clippy::cast_precision_loss, reason = "a process has fewer than 2^53 files")]
 fn count(files: usize) -> f64 {
     files as f64

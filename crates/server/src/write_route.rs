@@ -1,5 +1,7 @@
 //! The write plane of a node without a replica: through its upstream to whoever leads.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tailwater_api::write::command::Command;
@@ -17,6 +19,8 @@ const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) struct TierPlane {
     pub(crate) router: Router,
     pub(crate) fanout: Fanout,
+    /// What this process holds in memory, as it was looked at last.
+    pub(crate) resident_bytes: Arc<AtomicU64>,
 }
 
 impl WritePlane for TierPlane {
@@ -44,15 +48,18 @@ impl WritePlane for TierPlane {
         self.router.move_leader(to)
     }
 
-    /// What is visible here; nothing is on disk.
+    /// What is visible here. Nothing is on disk, so the size of the store is that of memory.
     fn status(&self) -> ConsensusStatus {
         let snapshot = self.fanout.snapshot();
+        let bytes = self.resident_bytes.load(Ordering::Relaxed);
         ConsensusStatus {
             leader: snapshot.leader.unwrap_or(MemberId(0)),
             term: snapshot.term,
             committed: snapshot.cursor.position.0,
             applied: snapshot.cursor.position,
-            ..Default::default()
+            disk_bytes: bytes,
+            disk_bytes_in_use: bytes,
+            is_learner: false,
         }
     }
 }
@@ -61,9 +68,9 @@ impl WritePlane for TierPlane {
 /// network may be the only one that this node reaches. Runs until dropped.
 pub(crate) struct RouteKeeper {
     pub(crate) router: Router,
-    pub(crate) directory: std::sync::Arc<Directory>,
+    pub(crate) directory: Arc<Directory>,
     pub(crate) fanout: Fanout,
-    pub(crate) remote: std::sync::Arc<RemoteSource>,
+    pub(crate) remote: Arc<RemoteSource>,
     pub(crate) upstream: Vec<String>,
     /// As they were when the group was found.
     pub(crate) members: Vec<Member>,

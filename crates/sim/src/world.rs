@@ -40,6 +40,8 @@ enum Event {
         to: usize,
         message: Bytes,
     },
+    /// A member hears that it was removed, as its connection to another one is refused.
+    Refused(At),
     /// A request reaches the member that was taken for the leader.
     Request {
         gateway: At,
@@ -274,6 +276,10 @@ impl World {
             Event::Tick(at) => self.tick(at),
             Event::Turn(at, thread) => self.turn(at, thread),
             Event::Deliver { from, to, message } => self.deliver(from, to, &message),
+            Event::Refused(at) => {
+                self.refused(at);
+                Ok(())
+            }
             Event::Request { gateway, to, operation, ask } => {
                 self.request(gateway, to, operation, ask);
                 Ok(())

@@ -1,9 +1,11 @@
-//! `/members` of a peer URL: how it looks, and how a node that is about to join asks for it.
+//! Plain HTTP questions to other nodes; among them `/members` of a peer URL: how it looks, and how a node that is about
+//! to join asks for it.
 
 use std::time::Duration;
 
 use axum::body::Body;
-use http::{Request, StatusCode, Uri, header};
+use bytes::Bytes;
+use http::{HeaderMap, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Limited};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
@@ -71,7 +73,7 @@ pub enum FetchError {
         /// What the attempt ended with.
         reason: String,
     },
-    /// The answer is not a list of members.
+    /// The answer is not what was asked for.
     #[error("{url}: not the answer of a member: {reason}")]
     Answer {
         /// As given.
@@ -86,13 +88,33 @@ pub enum FetchError {
 /// # Errors
 /// See [`FetchError`].
 pub async fn fetch_members(url: &str, timeout: Duration) -> Result<MemberList, FetchError> {
-    match tokio::time::timeout(timeout, fetch(url)).await {
+    let (headers, body) = fetch_within(url, "/members", timeout).await?;
+    let answer = |reason: String| FetchError::Answer { url: url.to_owned(), reason };
+    let cluster_id = headers.get(CLUSTER_ID_HEADER).and_then(|value| value.to_str().ok());
+    let cluster_id = cluster_id.and_then(|text| u64::from_str_radix(text, 16).ok());
+    let cluster_id = cluster_id.ok_or_else(|| answer("it names no cluster".into()))?;
+    let members: Vec<MemberView> = serde_json::from_slice(&body).map_err(|error| answer(error.to_string()))?;
+    Ok(MemberList { cluster_id, members: members.into_iter().map(Member::from).collect() })
+}
+
+/// What a node serves at `path`, as text.
+///
+/// # Errors
+/// See [`FetchError`].
+pub async fn fetch_text(url: &str, path: &str, timeout: Duration) -> Result<String, FetchError> {
+    let (_, body) = fetch_within(url, path, timeout).await?;
+    let answer = |reason: String| FetchError::Answer { url: url.to_owned(), reason };
+    String::from_utf8(body.into()).map_err(|error| answer(error.to_string()))
+}
+
+async fn fetch_within(url: &str, path: &str, timeout: Duration) -> Result<(HeaderMap, Bytes), FetchError> {
+    match tokio::time::timeout(timeout, fetch(url, path)).await {
         Ok(fetched) => fetched,
         Err(_) => Err(FetchError::Unreachable { url: url.to_owned(), reason: "no answer in time".into() }),
     }
 }
 
-async fn fetch(url: &str) -> Result<MemberList, FetchError> {
+async fn fetch(url: &str, path: &str) -> Result<(HeaderMap, Bytes), FetchError> {
     let unreachable =
         |error: &dyn std::error::Error| FetchError::Unreachable { url: url.to_owned(), reason: error.to_string() };
     let answer = |reason: String| FetchError::Answer { url: url.to_owned(), reason };
@@ -102,7 +124,7 @@ async fn fetch(url: &str) -> Result<MemberList, FetchError> {
     let stream = TcpStream::connect(authority).await.map_err(|error| unreachable(&error))?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(&error))?;
-    let request = Request::get("/members").header(header::HOST, authority).body(Body::empty());
+    let request = Request::get(path).header(header::HOST, authority).body(Body::empty());
     let request = request.map_err(|error| answer(error.to_string()))?;
     let exchange = async move {
         let response = sender.send_request(request).await.map_err(|error| unreachable(&error))?;
@@ -111,12 +133,7 @@ async fn fetch(url: &str) -> Result<MemberList, FetchError> {
         if head.status != StatusCode::OK {
             return Err(answer(head.status.to_string()));
         }
-        let cluster_id = head.headers.get(CLUSTER_ID_HEADER).and_then(|value| value.to_str().ok());
-        let cluster_id = cluster_id.and_then(|text| u64::from_str_radix(text, 16).ok());
-        let cluster_id = cluster_id.ok_or_else(|| answer("it names no cluster".into()))?;
-        let members: Vec<MemberView> =
-            serde_json::from_slice(&body.to_bytes()).map_err(|error| answer(error.to_string()))?;
-        Ok(MemberList { cluster_id, members: members.into_iter().map(Member::from).collect() })
+        Ok((head.headers, body.to_bytes()))
     };
     // The connection is driven as long as the exchange takes.
     let mut exchange = std::pin::pin!(exchange);

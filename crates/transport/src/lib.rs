@@ -21,13 +21,13 @@ pub use backoff::Backoff;
 pub use directory::Directory;
 pub use endpoint::{ConnectError, LinkConfig, connect};
 pub use hello::{Greeter, PROTOCOL_VERSION, RefusalReason};
-pub use http_client::{FetchError, MemberList, fetch_members};
+pub use http_client::{FetchError, MemberList, fetch_members, fetch_text};
 pub use peer::{PeerService, PeerSink, Peers, PeersConfig};
 pub use port::{PeerPort, PortInfo, PortServer};
 pub use tail::metrics as tail_metrics;
 pub use tail::{
     CodecError, CopyConfig, CopyFailed, CoreWord, CoreWordTeller, DescribeFailed, Description, DescriptionTeller,
-    HashFailed, NodeDescription, NodeLoad, Reader, RemoteSource, RemoteSourceConfig, SlowStream, SourceFactory,
-    TailService, TailServiceConfig, Topology, copy_member_state, describe, fetch_hash,
+    HashFailed, HashForwarder, NodeDescription, NodeLoad, Reader, RemoteSource, RemoteSourceConfig, SlowStream,
+    SourceFactory, TailService, TailServiceConfig, Topology, copy_member_state, describe, fetch_hash,
 };
 pub use write::{Router, RouterConfig, WriteService, WriteServiceConfig};

@@ -7,8 +7,8 @@ use raft::eraftpb::HardState;
 use super::RaftLogError;
 use super::disk::Disk;
 use super::format::{
-    LogPoint, MARK_BYTES, Record, SEGMENT_HEADER_BYTES, SegmentHeader, check_record, decode_record, find_mark_above,
-    segment_name, segment_sequence,
+    Kind, LogPoint, MARK_BYTES, Record, SEGMENT_HEADER_BYTES, SegmentHeader, check_record, decode_record,
+    find_mark_above, put_numbers, segment_name, segment_sequence,
 };
 use super::view::{Place, Segment, Shared};
 
@@ -18,6 +18,9 @@ pub(super) const TEMPORARY: &str = ".new";
 /// The file that is there while this member can't be sure that it still has all it once promised: made before anything is
 /// cut, so that a crash in between leaves it, and removed by [`RaftLog::settle`](super::RaftLog::settle).
 pub(super) const DOUBT: &str = "cut";
+
+/// The file that says that this member has left its group for good.
+pub(super) const REMOVED: &str = "removed";
 
 /// What [`RaftLog::open`](super::RaftLog::open) found.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,7 +33,7 @@ pub struct Recovered {
     pub last_index: u64,
     /// What was cut off the end, if anything was.
     pub cut: Option<Cut>,
-    /// Whether this or an earlier open has cut more than a torn mark, and nothing has settled since that the group lost
+    /// Whether this or an earlier open has cut anything but a torn mark, and nothing has settled since that the group lost
     /// nothing by it.
     pub doubtful: bool,
 }
@@ -164,9 +167,10 @@ fn replay_last(
             let reason = format!("{reason}, in data that was synced (the mark at offset {mark} says)");
             return Err(RaftLogError::corrupt(&segment.name, offset, reason));
         }
-        // No other record is as short as a mark, which promises nothing.
-        if segment.bytes - offset > MARK_BYTES as u64 {
-            note_doubt(disk)?;
+        // Nothing rests on a mark, and its bytes are known: a part of it is no loss. Any other remainder,
+        // however short, may be of a batch that was synced. One of no bytes can't be seen.
+        if !mark_at(offset, header.salt).starts_with(&bytes[at..]) {
+            note(disk, DOUBT)?;
         }
         segment.file.truncate(offset).map_err(RaftLogError::io(&segment.name, "truncate"))?;
         shared.segments.get_mut(&header.sequence).expect("opened before").bytes = offset;
@@ -175,12 +179,19 @@ fn replay_last(
     Ok(None)
 }
 
-/// Leaves a durable note that something is about to be cut.
-fn note_doubt(disk: &dyn Disk) -> Result<(), RaftLogError> {
-    match disk.create(DOUBT) {
-        Ok(file) => file.sync().map_err(RaftLogError::io(DOUBT, "sync"))?,
+/// The mark that a sync of everything below `offset` leaves there.
+fn mark_at(offset: u64, salt: u64) -> Vec<u8> {
+    let mut mark = Vec::with_capacity(MARK_BYTES);
+    put_numbers(&mut mark, salt, offset, Kind::Mark, &[offset]);
+    mark
+}
+
+/// Leaves a durable note: an empty file.
+pub(super) fn note(disk: &dyn Disk, name: &str) -> Result<(), RaftLogError> {
+    match disk.create(name) {
+        Ok(file) => file.sync().map_err(RaftLogError::io(name, "sync"))?,
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(RaftLogError::io(DOUBT, "create")(error)),
+        Err(error) => return Err(RaftLogError::io(name, "create")(error)),
     }
     disk.sync_dir().map_err(RaftLogError::io("", "sync directory"))
 }

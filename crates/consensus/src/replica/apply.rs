@@ -57,8 +57,6 @@ pub(crate) struct Applier {
     pub(crate) tail_made: Sender<Tail>,
     /// Told of the members.
     pub(crate) peers: Arc<dyn PeerTransport>,
-    /// The tail is not made below this position: a history that ends there is followed by nobody.
-    pub(crate) tail_from: Position,
     /// Entries up to here are in a state that was taken over, should they still come.
     installed: Position,
     /// What the tail was told of the leader last.
@@ -83,7 +81,6 @@ impl Applier {
         events: EventLog,
         tail_made: Sender<Tail>,
         peers: Arc<dyn PeerTransport>,
-        tail_from: Position,
     ) -> Self {
         let mut applier = Self {
             shared,
@@ -92,7 +89,6 @@ impl Applier {
             tail: None,
             tail_made,
             peers,
-            tail_from,
             installed: Position(0),
             leader: None,
             groups: Vec::new(),
@@ -108,7 +104,7 @@ impl Applier {
 
     fn make_tail(&mut self) {
         let state = self.machine.state();
-        if self.tail.is_some() || !self.machine.bootstrapped() || state.applied < self.tail_from {
+        if self.tail.is_some() || !self.machine.bootstrapped() {
             return;
         }
         let config = TailConfig { hot_bytes_max: self.shared.config.tail_hot_bytes_max };
@@ -198,32 +194,13 @@ impl Applier {
         }
         self.machine.advance(Position(entry.index), Term(entry.term));
         self.entries += 1;
-        match entry.entry_type() {
-            EntryType::EntryNormal => self.batch(entry)?,
-            EntryType::EntryConfChange => self.change(entry)?,
-            EntryType::EntryConfChangeV2 => return Err(MachineError::Unknown),
+        for command in commands(entry)? {
+            self.command(Position(entry.index), command)?;
         }
         if self.machine.take_group_changed() {
             self.groups.push((entry.index, self.machine.group()));
         }
         Ok(())
-    }
-
-    fn batch(&mut self, entry: &Entry) -> Result<(), MachineError> {
-        // A new leader's first entry is empty.
-        let Some((format, batch)) = entry.data.split_first() else { return Ok(()) };
-        if *format != ENTRY_FORMAT {
-            return Err(MachineError::Unknown);
-        }
-        // Keys and values are slices of one copy of the entry.
-        let batch = CommandBatch::decode(Bytes::copy_from_slice(batch)).map_err(|_| MachineError::Unknown)?;
-        batch.commands.into_iter().try_for_each(|command| self.command(Position(entry.index), command))
-    }
-
-    /// A change of raft's configuration: what it is lies in the context, as a command; raft is told of its effect.
-    fn change(&mut self, entry: &Entry) -> Result<(), MachineError> {
-        let command = write::Command::decode(entry.context.as_slice()).map_err(|_| MachineError::Unknown)?;
-        self.command(Position(entry.index), command)
     }
 
     fn command(&mut self, position: Position, command: write::Command) -> Result<(), MachineError> {
@@ -352,6 +329,28 @@ impl Applier {
         {
             answer_waiter(waiter, position, answer);
         }
+    }
+}
+
+/// What an entry says is to be applied, in order. A change of raft's configuration is one command, in its context: raft is
+/// told of its effect.
+pub(crate) fn commands(entry: &Entry) -> Result<Vec<write::Command>, MachineError> {
+    match entry.entry_type() {
+        EntryType::EntryNormal => {
+            // A new leader's first entry is empty.
+            let Some((format, batch)) = entry.data.split_first() else { return Ok(Vec::new()) };
+            if *format != ENTRY_FORMAT {
+                return Err(MachineError::Unknown);
+            }
+            // Keys and values are slices of one copy of the entry.
+            let batch = CommandBatch::decode(Bytes::copy_from_slice(batch)).map_err(|_| MachineError::Unknown)?;
+            Ok(batch.commands)
+        }
+        EntryType::EntryConfChange => {
+            let command = write::Command::decode(entry.context.as_slice()).map_err(|_| MachineError::Unknown)?;
+            Ok(vec![command])
+        }
+        EntryType::EntryConfChangeV2 => Err(MachineError::Unknown),
     }
 }
 

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use prost::Message as _;
-use raft::eraftpb::{Entry, HardState, Message};
+use raft::eraftpb::{Entry, EntryType, HardState, Message};
 use raft::{Config, RawNode, StateRole};
 use tailwater_api::{wire, write};
 use tailwater_eventlog::{Member, MemberId, Position, Term};
@@ -139,6 +139,11 @@ pub(crate) struct ReplicaCore {
     /// A copied state that raft has not yet taken over, and the index of one whose log is being reset.
     install: Option<Install>,
     installing: Option<u64>,
+    /// Committed entries, from a change of the group on, that wait until it is durable that they are committed; each
+    /// with the append that makes it so.
+    committed: VecDeque<(u64, Vec<Entry>)>,
+    /// Whether the group, as it is applied here, has removed this member.
+    removed: bool,
     /// Why this member must stop.
     failure: Option<String>,
     /// What the leader wants this member to copy before it can go on.
@@ -190,6 +195,7 @@ impl ReplicaCore {
             refused: Vec::new(),
             members: group.members,
             group_index: config.applied.0,
+            removed: group.removed.contains(&config.member_id),
             heard: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             doubt: None,
@@ -198,6 +204,7 @@ impl ReplicaCore {
             own_messages: Vec::new(),
             install: None,
             installing: None,
+            committed: VecDeque::new(),
             failure: None,
             catch_up: None,
             appended: 0,
@@ -254,6 +261,7 @@ impl ReplicaCore {
         self.node.tick();
         self.retry_snapshots();
         self.ask_leader();
+        self.ask_whether_removed();
         if self.in_flight.as_ref().is_some_and(|(_, asked, _)| self.ticks - asked >= self.config.barrier_retry_ticks) {
             self.ask_again();
         }
@@ -318,23 +326,28 @@ impl ReplicaCore {
         self.propose_queued();
         self.start_confirmation();
         let (settled, installed) = (self.settle(), self.is_installed());
-        let own = !self.refused.is_empty() || !self.own_messages.is_empty() || settled || installed;
-        if !self.node.has_ready() && !own {
+        let committed = self.durably_committed();
+        let own = !self.refused.is_empty() || !self.own_messages.is_empty() || !committed.is_empty();
+        if !self.node.has_ready() && !own && !settled && !installed {
             return None;
         }
         let messages = std::mem::take(&mut self.own_messages);
         let refused = std::mem::take(&mut self.refused);
-        let mut outputs = Outputs { messages, refused, settled, installed, ..Default::default() };
+        let mut outputs = Outputs { messages, refused, committed, settled, installed, ..Default::default() };
         if !self.node.has_ready() {
             return Some(outputs);
         }
         let mut ready = self.node.ready();
         outputs.messages.extend(ready.take_messages());
-        outputs.committed = ready.take_committed_entries();
+        let committed = ready.take_committed_entries();
         let read_states = ready.take_read_states();
         let messages = ready.take_persisted_messages();
         let entries = ready.take_entries();
-        let (number, sync, hard_state) = (ready.number(), ready.must_sync(), ready.hs().cloned());
+        let (number, mut sync, mut hard_state) = (ready.number(), ready.must_sync(), ready.hs().cloned());
+        if committed.iter().any(|entry| entry.entry_type() != EntryType::EntryNormal) {
+            // The commit may have been seen earlier, and not been written.
+            (sync, hard_state) = (true, Some(self.node.raft.hard_state()));
+        }
         let snapshot = ready.snapshot().get_metadata();
         let reset =
             Some(LogPoint { index: snapshot.index, term: snapshot.term }).filter(|point| *point != LogPoint::default());
@@ -355,10 +368,34 @@ impl ReplicaCore {
             self.appended = number;
             outputs.append = Some(Append { number, reset, entries, hard_state, sync, messages });
         }
+        self.hold_changes(number, committed, &mut outputs.committed);
         for state in read_states {
             self.on_read_index(&state.request_ctx, state.index);
         }
         Some(outputs)
+    }
+
+    /// Committed entries go on to be applied, up to the first that changes the group: that one, and what comes after it,
+    /// waits until it is durable that it is committed. A group that has changed must not be forgotten by all who stay,
+    /// since who has left can't be asked any more.
+    fn hold_changes(&mut self, number: u64, mut committed: Vec<Entry>, free: &mut Vec<Entry>) {
+        if self.committed.is_empty() {
+            let is_change = |entry: &Entry| entry.entry_type() != EntryType::EntryNormal;
+            let held = committed.iter().position(is_change).unwrap_or(committed.len());
+            free.extend(committed.drain(..held));
+        }
+        if !committed.is_empty() {
+            self.committed.push_back((number, committed));
+        }
+    }
+
+    /// What no longer waits.
+    fn durably_committed(&mut self) -> Vec<Entry> {
+        let mut committed = Vec::new();
+        while let Some((_, entries)) = self.committed.pop_front_if(|(number, _)| *number <= self.persisted) {
+            committed.extend(entries);
+        }
+        committed
     }
 
     /// Takes back queued commands up to this proposal; nobody waits for them any more.

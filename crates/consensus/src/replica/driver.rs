@@ -28,6 +28,9 @@ const GATHERING_PART: u32 = 4;
 /// Bytes of committed entries that wait to be applied; beyond it nothing is proposed.
 const APPLYING_BYTES_MAX: usize = 64 << 20;
 
+/// Election timeouts for which a member that was removed waits to hear that the others know it.
+const REMOVED_TIMEOUTS_MAX: usize = 300;
+
 /// Why a member stops that has left the group.
 pub(crate) const REMOVED: &str = "this member was removed from the cluster";
 
@@ -47,8 +50,10 @@ pub(crate) struct Driver {
     /// Term in which bootstrap was proposed, and in which the lessor was promoted.
     pub(crate) bootstrap_term: u64,
     pub(crate) promoted_term: u64,
-    /// Ticks after which a member that was removed stops; until then it tells the others what is committed.
+    /// Ticks since this member learned from its log that it was removed.
     pub(crate) removed_ticks: Option<usize>,
+    /// Whether it was noted, for the next start, that the others know it.
+    pub(crate) removal_noted: bool,
 }
 
 impl Driver {
@@ -92,14 +97,29 @@ impl Driver {
             return Err(reason);
         }
         self.perform()?;
+        match self.has_left() {
+            true => Err(REMOVED.to_owned()),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether this member was removed and may stop: for an election timeout it tells the others what is committed and
+    /// answers its clients; and it does not go before another one knows that the group can do without it.
+    fn has_left(&mut self) -> bool {
+        let timeout = self.shared.config.election_ticks;
+        let told = self.shared.told_removed.load(Ordering::Acquire);
+        if told && !std::mem::replace(&mut self.removal_noted, true) {
+            // Where the log thread is gone, everything stops anyway.
+            let _ = self.log.send(LogJob::NoteRemoved);
+        }
         match self.removed_ticks {
-            Some(0) => Err(REMOVED.to_owned()),
-            _ => Ok(()),
+            Some(ticks) => ticks >= if told { timeout } else { REMOVED_TIMEOUTS_MAX * timeout },
+            None => told,
         }
     }
 
     fn tick(&mut self) {
-        self.removed_ticks = self.removed_ticks.map(|left| left.saturating_sub(1));
+        self.removed_ticks = self.removed_ticks.map(|ticks| ticks + 1);
         self.core.tick();
         let ticks = self.shared.ticks.fetch_add(1, Ordering::Relaxed) + 1;
         let no_leader = self.standing.leader == MemberId(0);
@@ -184,7 +204,7 @@ impl Driver {
         self.shared.status.lock().is_learner = member.is_some_and(|member| member.is_learner);
         if group.removed.contains(&own) && self.removed_ticks.is_none() {
             tracing::warn!("this member was removed from the cluster and will stop");
-            self.removed_ticks = Some(self.shared.config.election_ticks);
+            self.removed_ticks = Some(0);
         }
         self.shared.group.lock().clone_from(group);
     }

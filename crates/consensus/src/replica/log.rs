@@ -23,6 +23,8 @@ pub(crate) enum LogJob {
     Trim(u64),
     /// Nothing was lost by what was cut when the log was opened.
     Settle,
+    /// The group goes on without this member, and knows it.
+    NoteRemoved,
 }
 
 /// The thread's state.
@@ -65,6 +67,7 @@ impl LogWriter {
                     messages.extend(append.messages);
                 }
                 LogJob::Settle => self.log.settle().map_err(|error| error.to_string())?,
+                LogJob::NoteRemoved => self.log.note_removed().map_err(|error| error.to_string())?,
                 LogJob::Trim(index) => self.log.trim_to(index).map_err(|error| error.to_string())?,
             }
         }

@@ -83,6 +83,8 @@ pub(crate) struct Shared {
     pub(crate) group: Mutex<Group>,
     /// The copy that this member needs before it can go on.
     pub(crate) catch_up: watch::Sender<Option<CatchUp>>,
+    /// Whether another member has said that this one was removed.
+    pub(crate) told_removed: AtomicBool,
     pub(crate) stopping: AtomicBool,
     /// `Some` once it has stopped, with the reason if it stopped by itself.
     pub(crate) end: watch::Sender<Option<Option<String>>>,

@@ -115,9 +115,16 @@ impl Engine {
         Ok(self.db.flush_cfs_opt(&Family::ALL.map(|family| self.family(family)), &options)?)
     }
 
-    /// Drops the files of `family` whose keys all lie in the range.
-    pub(super) fn drop_files(&self, family: Family, start: &[u8], end: &[u8]) -> Result<(), StorageError> {
-        Ok(self.db.delete_file_in_range_cf(self.family(family), start, end)?)
+    /// Drops the files of `family` whose keys all lie in the range, its end included, as RocksDB has it. A file may hold
+    /// the tombstones of rows in an older file that stays, and these rows are back then: they must mean nothing.
+    pub(super) fn drop_files(&self, family: Family, start: &[u8], last: &[u8]) -> Result<(), StorageError> {
+        Ok(self.db.delete_file_in_range_cf(self.family(family), start, last)?)
+    }
+
+    /// Merges the files of `family` into one, as RocksDB does by itself at times of its own.
+    #[cfg(test)]
+    pub(super) fn merge_files(&self, family: Family) {
+        self.db.compact_range_cf(self.family(family), None::<&[u8]>, None::<&[u8]>);
     }
 
     /// A property of all families together; 0 where RocksDB has none.

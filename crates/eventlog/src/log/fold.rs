@@ -67,5 +67,6 @@ pub(super) fn drop_files(engine: &Engine, fold_point: Revision) -> Result<(), St
     if fold_point == Revision(0) {
         return Ok(());
     }
-    engine.drop_files(Family::Log, &format::log_key(Revision(0), 0), &format::log_key(fold_point.next(), 0))
+    // A file that reaches the first row above is kept.
+    engine.drop_files(Family::Log, &format::log_key(Revision(0), 0), &format::log_key(fold_point, u32::MAX))
 }

@@ -98,7 +98,8 @@ fn load_base(engine: &Engine, state: &LogState, index: &mut KeyIndex) -> Result<
 }
 
 fn load_log(engine: &Engine, state: &LogState, index: &mut KeyIndex) -> Result<(), StorageError> {
-    let mut scan = Scan::new(engine, (Revision(0), 0), Revision(i64::MAX - 1));
+    // Rows at and below the fold point may be back after files were dropped; base has what they said.
+    let mut scan = Scan::new(engine, (state.fold_point.next(), 0), Revision(i64::MAX - 1));
     let (mut first, mut last) = (None, state.fold_point);
     while let Some(event) = scan.next_event()? {
         first = first.or(Some((event.revision(), event.sub())));

@@ -362,6 +362,47 @@ fn missing_record_is_named() {
     assert!(message.contains("a hole") && message.contains("revision 13 sub 0"), "{message}");
 }
 
+#[test]
+fn a_file_that_ends_with_the_first_row_above_the_fold_point_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::open(dir.path());
+    for value in ["1", "2", "3", "4"] {
+        writer.record(&[("key", Some(value))], None);
+    }
+    writer.record(&[], Some(5));
+    assert_eq!(writer.log.fold_step(1000).unwrap(), FoldProgress::Done);
+    writer.log.flush().unwrap();
+    // Only below its first level does RocksDB drop files.
+    writer.log.current().engine.merge_files(Family::Log);
+    writer.record(&[], None);
+    writer.log.flush().unwrap();
+    check(&writer.log, &writer.index, &writer);
+    let copy = crash_copy(dir.path());
+    let (log, index) = EventLog::open(&config(copy.path())).unwrap();
+    check(&log, &index, &writer);
+}
+
+#[test]
+fn rows_that_come_back_below_the_fold_point_mean_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::open(dir.path());
+    writer.record(&[("gone", Some("old"))], None);
+    writer.record(&[("gone", None)], None);
+    writer.mixed(20);
+    writer.record(&[], Some(12));
+    assert_eq!(writer.log.fold_step(1000).unwrap(), FoldProgress::Done);
+    // As when the file with their tombstones is dropped before theirs.
+    let mut back = rocksdb::WriteBatch::default();
+    let current = writer.log.current();
+    back.put_cf(current.engine.family(Family::Log), format::log_key(Revision(2), 0), writer.events[0].to_row());
+    current.engine.write(back).unwrap();
+    check(&writer.log, &writer.index, &writer);
+    writer.log.flush().unwrap();
+    let copy = crash_copy(dir.path());
+    let (log, index) = EventLog::open(&config(copy.path())).unwrap();
+    check(&log, &index, &writer);
+}
+
 /// Numbers, log, live keys, and how much state and index there is.
 type Everything = (LogState, Vec<Event>, Vec<Arc<Event>>, usize);
 

@@ -180,7 +180,7 @@ fn a_notice_wakes_a_reader_that_waits() {
 fn of_a_log(position: u64, revisions: std::ops::RangeInclusive<i64>) -> Arc<Frame> {
     let revision = Revision(*revisions.end());
     let events = revisions.map(|revision| frame(u64::try_from(revision).unwrap(), 1).events[0].clone()).collect();
-    Arc::new(Frame { position: Position(position), revision, events, facts: vec![], applied_at_ms: 0 })
+    Arc::new(Frame { position: Position(position), revision, events, ..Frame::default() })
 }
 
 #[test]

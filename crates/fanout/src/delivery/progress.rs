@@ -35,7 +35,7 @@ impl Progress {
 impl Delivery {
     /// As in etcd, nothing is said for a stream that has no watcher, or one whose start is not reached.
     pub(super) fn may_tell_progress(&self, published: Revision) -> bool {
-        !self.watchers.is_empty() && self.watchers.values().all(|watcher| watcher.start <= published)
+        !self.watchers.is_empty() && self.watchers.values().all(|watcher| watcher.has_started(published))
     }
 
     /// Answers a progress request once every watcher was handed everything up to the revision it was asked at.
@@ -45,8 +45,9 @@ impl Delivery {
             if wanted > published.revision() {
                 return;
             }
-            let lags = |(_, watcher): &(&i64, &Watcher)| !watcher.group.is_drained(watcher.next, wanted);
-            if let Some((&watch_id, _)) = self.watchers.range(from..).find(lags) {
+            let lags = |(_, watcher): &(i64, &mut Watcher)| !watcher.group.is_drained(watcher.next, wanted);
+            let behind = self.watchers.range_from(from).find(lags).map(|(watch_id, _)| watch_id);
+            if let Some(watch_id) = behind {
                 self.progress.wanted = Some((wanted, watch_id));
                 // One that was long silent may have to scan what its group no longer knows.
                 self.enqueue(watch_id);
@@ -63,11 +64,11 @@ impl Delivery {
     /// if they are there.
     pub(super) fn tick(&mut self, published: &Published) {
         let revision = published.revision();
-        for (watch_id, watcher) in &mut self.watchers {
+        for (watch_id, watcher) in self.watchers.range_from(i64::MIN) {
             let silent = !std::mem::take(&mut watcher.sent);
-            let wanted = watcher.progress_notify && silent && watcher.start <= revision;
+            let wanted = watcher.progress_notify && silent && watcher.has_started(revision);
             if wanted && watcher.group.is_drained(watcher.next, revision) {
-                self.answers.push_back(answer(published, *watch_id));
+                self.answers.push_back(answer(published, watch_id));
             }
         }
     }

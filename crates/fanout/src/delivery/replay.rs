@@ -88,7 +88,7 @@ impl Delivery {
         chunk: usize,
         out: &mut BytesMut,
     ) -> Result<Step, StreamEnd> {
-        let watcher = &self.watchers[&watch_id];
+        let watcher = &self.watchers[watch_id];
         let (group, next, fragment) = (watcher.group.clone(), watcher.next, watcher.fragment);
         if next < published.snapshot.compacted {
             return Ok(self.end_compacted(watch_id, published, published.snapshot.compacted));
@@ -96,7 +96,7 @@ impl Delivery {
         if !out.is_empty() {
             return Ok(Step::Full);
         }
-        let (with_prev, bytes_max) = (group.key.prev_kv, chunk.min(self.core.config.response_bytes_max));
+        let (with_prev, bytes_max) = (group.key().prev_kv(), chunk.min(self.core.config.response_bytes_max));
         let (from, to) = (first_of(next), published.revision());
         let wanted = Wanted { watch_id, group: group.clone(), from, to, with_prev, bytes_max, for_message: false };
         let (mut piece, to) = match self.fetch(&wanted)? {
@@ -111,12 +111,13 @@ impl Delivery {
             self.begin_message(watch_id, group, next, with_prev, fragment);
             return Ok(Step::Scanned);
         }
-        let watcher = self.watchers.get_mut(&watch_id).expect("it was there above");
+        let watcher = self.watchers.get_mut(watch_id).expect("it was there above");
         watcher.next = next;
         if fitting == 0 {
             return Ok(Step::Scanned);
         }
         watcher.sent = true;
+        self.core.flow.caught_up(fitting, bytes);
         answer(published, watch_id).put(out, self.core.ids(), bytes);
         for event in &piece.events[..fitting] {
             put_event_field(out, &event.event, event.prev.as_deref());
@@ -181,6 +182,7 @@ impl Delivery {
                 } else if done {
                     return Err(unavailable());
                 }
+                self.core.flow.caught_up(piece.events.len(), bytes);
                 self.push_events(&piece.events, BytesMut::new(), chunk);
             }
             Phase::Fragment(begun) if bytes > 0 || (*begun && done) => {
@@ -188,6 +190,7 @@ impl Delivery {
                 let head = Head { fragment: !done, ..answer(published, message.watch_id) };
                 let mut out = BytesMut::new();
                 head.put(&mut out, self.core.ids(), bytes);
+                self.core.flow.caught_up(piece.events.len(), bytes);
                 self.push_events(&piece.events, out, chunk);
             }
             Phase::Fragment(_) => {}
@@ -222,7 +225,7 @@ impl Delivery {
             return;
         }
         let watcher =
-            self.watchers.get_mut(&message.watch_id).expect("a watcher that goes leaves its message orphaned");
+            self.watchers.get_mut(message.watch_id).expect("a watcher that goes leaves its message orphaned");
         watcher.next = message.revision.next();
         watcher.sent |= message.has_begun();
     }
@@ -252,10 +255,10 @@ impl Delivery {
     /// Reads past events: from the window, else from history on another thread.
     fn fetch(&mut self, wanted: &Wanted) -> Result<Fetch, StreamEnd> {
         let Wanted { watch_id, from, to, with_prev, bytes_max, .. } = *wanted;
-        let key = &wanted.group.key;
+        let (range, filter) = (wanted.group.key().range(), wanted.group.key().filter());
         let query = WindowQuery {
-            ranges: std::slice::from_ref(&key.range),
-            filter: key.filter,
+            ranges: std::slice::from_ref(&range),
+            filter,
             from,
             to,
             with_prev,
@@ -281,7 +284,7 @@ impl Delivery {
             }
         }
         metrics::history_read();
-        let request = HistoryRequest { range: key.range.clone(), from, to, with_prev, bytes_max };
+        let request = HistoryRequest { range, from, to, with_prev, bytes_max };
         let slot = self.core.history.submit(request, &self.inbox);
         self.job = Some(Job { watch_id, from, to, slot });
         Ok(Fetch::Waits)
@@ -289,7 +292,7 @@ impl Delivery {
 
     /// Whether the watcher that a job reads for still wants it.
     fn is_waiting(&self, job: &Job) -> bool {
-        self.watchers.get(&job.watch_id).is_some_and(|w| w.queued && w.catching_up && w.next == job.from.revision)
+        self.watchers.get(job.watch_id).is_some_and(|w| w.queued && w.state.is_behind() && w.next == job.from.revision)
     }
 }
 
@@ -301,7 +304,7 @@ fn history_answer(
     match answer {
         Ok(chunk) if wanted.from.revision < chunk.compacted => Ok(Fetch::Compacted(chunk.compacted)),
         Ok(chunk) => {
-            let filter = wanted.group.key.filter;
+            let filter = wanted.group.key().filter();
             let mut events = chunk.events;
             events.retain(|event| filter.wants(&event.event));
             Ok(Fetch::Read(Piece { events, next: chunk.next }, to))

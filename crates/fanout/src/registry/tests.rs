@@ -1,12 +1,14 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use proptest::prelude::*;
+use tailwater_eventlog::KeyRange;
 
 use super::*;
 use crate::WatchFilter;
 
-fn key_of(range: KeyRange) -> GroupKey {
-    GroupKey { range, filter: WatchFilter::default(), prev_kv: false }
+fn acquire(registry: &mut Registry, range: &KeyRange) -> Arc<Group> {
+    let key = GroupKey::new(range, WatchFilter::default(), false);
+    registry.acquire(key, 0, &Arc::new(Inbox::new(1))).0
 }
 
 fn bytes() -> impl Strategy<Value = Bytes> {
@@ -43,23 +45,24 @@ proptest! {
         keys in prop::collection::vec(bytes(), 1..20),
     ) {
         let mut registry = Registry::default();
-        let mut model: Vec<KeyRange> = Vec::new();
+        let mut model: Vec<(KeyRange, Arc<Group>)> = Vec::new();
         for range in ranges {
-            registry.acquire(&key_of(range.clone()));
-            model.push(range);
+            let group = acquire(&mut registry, &range);
+            model.push((range, group));
         }
         for index in removed {
             if !model.is_empty() {
-                let range = model.swap_remove(index.index(model.len()));
-                registry.release(&key_of(range));
+                let (range, group) = model.swap_remove(index.index(model.len()));
+                let is_last = model.iter().all(|(other, _)| *other != range);
+                prop_assert_eq!(registry.release(&group), is_last);
             }
         }
         for key in keys {
             let mut hits = Vec::new();
             registry.find(&key, &mut hits);
             let mut found: Vec<KeyRange> =
-                hits.iter().map(|&at| registry.slots[at].as_ref().unwrap().group.key.range.clone()).collect();
-            let mut expected: Vec<KeyRange> = model.iter().filter(|r| r.contains(&key)).cloned().collect();
+                hits.iter().map(|&at| registry.slots[at].as_ref().unwrap().key().range()).collect();
+            let mut expected: Vec<KeyRange> = model.iter().map(|(range, _)| range).filter(|range| range.contains(&key)).cloned().collect();
             expected.sort();
             expected.dedup();
             found.sort();
@@ -78,16 +81,13 @@ fn an_empty_registry_is_left_when_all_watchers_are_gone() {
         KeyRange::From("q".into()),
         KeyRange::all(),
     ];
-    for range in &ranges {
-        registry.acquire(&key_of(range.clone()));
-        registry.acquire(&key_of(range.clone()));
-    }
+    let groups: Vec<_> = ranges.iter().chain(&ranges).map(|range| acquire(&mut registry, range)).collect();
     assert_eq!(registry.groups(), ranges.len());
-    for range in ranges.iter().chain(&ranges) {
-        registry.release(&key_of(range.clone()));
+    for group in &groups {
+        registry.release(group);
     }
     assert_eq!(registry.groups(), 0);
-    assert!(registry.exact.is_empty() && registry.prefixes.is_empty() && registry.prefix_lengths.is_empty());
+    assert!(registry.index.is_empty() && registry.prefix_lengths.is_empty());
     assert_eq!(registry.find(b"a", &mut Vec::new()), 1);
 }
 
@@ -95,7 +95,7 @@ fn an_empty_registry_is_left_when_all_watchers_are_gone() {
 fn looked(count: usize, range: impl Fn(usize) -> KeyRange) -> usize {
     let mut registry = Registry::default();
     for i in 0..count {
-        registry.acquire(&key_of(range(i)));
+        acquire(&mut registry, &range(i));
     }
     let mut hits = Vec::new();
     let looked = registry.find(format!("/k/{:06}/x", count / 2).as_bytes(), &mut hits);
@@ -121,8 +121,8 @@ fn matching_a_thousand_events_among_disjoint_watchers() {
     let count = std::env::var("MATCH_WATCHERS").map_or(10, |count| count.parse().unwrap());
     let mut registry = Registry::default();
     for i in 0..count / 2 {
-        registry.acquire(&key_of(KeyRange::Span(format!("/k/{i:06}/").into(), format!("/k/{i:06}0").into())));
-        registry.acquire(&key_of(KeyRange::Key(format!("/e/{i:06}").into())));
+        acquire(&mut registry, &KeyRange::Span(format!("/k/{i:06}/").into(), format!("/k/{i:06}0").into()));
+        acquire(&mut registry, &KeyRange::Key(format!("/e/{i:06}").into()));
     }
     let mut hits = Vec::new();
     for event in 0..500 {

@@ -113,8 +113,13 @@ impl World {
         let member = &self.members[to];
         let Some(running) = &member.running else { return Ok(()) };
         if running.consensus.is_removed(self.members[from].id) {
-            // Whoever carries messages tells the sender, which may not know, and stops then.
-            return if self.members[from].running.is_some() { self.left(from) } else { Ok(()) };
+            // Whoever carries messages tells the sender, which may not know.
+            if !self.network.is_cut(to, from) {
+                let delay = self.network.delay(&mut self.random);
+                let at = At { member: from, run: self.members[from].run };
+                self.schedule(delay, Event::Refused(at));
+            }
+            return Ok(());
         }
         running.consensus.receive(message);
         self.trace.say(self.now, || describe(message));
@@ -122,6 +127,15 @@ impl World {
         self.trace.step(self.now, "receive", &[to as u64, message.len() as u64]);
         self.wake_soon(at, Thread::Replica);
         Ok(())
+    }
+
+    /// A member's messages are refused, since it was removed.
+    pub(super) fn refused(&mut self, at: At) {
+        if let Some(running) = self.members[at.member].running.as_ref().filter(|_| self.is_running(at)) {
+            self.trace.step(self.now, "refused", &[at.member as u64]);
+            running.consensus.report_removed();
+            self.wake_soon(at, Thread::Replica);
+        }
     }
 }
 

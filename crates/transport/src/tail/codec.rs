@@ -72,8 +72,9 @@ pub(super) fn range_in(range: wire::KeyRange) -> KeyRange {
     KeyRange::from_etcd(range.start, range.end)
 }
 
+/// A row lies in the buffer of its message, with a thousand others; an event may live long.
 pub(super) fn event_in(at: usize, row: Bytes) -> Result<Event, CodecError> {
-    Event::from_row(row).map_err(|source| CodecError::Row { at, source })
+    Event::from_row(row).map(Event::detached).map_err(|source| CodecError::Row { at, source })
 }
 
 /// Of a frame; rows have checksums of their own, which stand at their ends.

@@ -159,8 +159,8 @@ pub(super) fn ranges_left(ranges: &[KeyRange], after: Option<&bytes::Bytes>) -> 
 }
 
 /// Whether a transferred row may come next: live keys in order.
-pub(super) fn is_next_row(event: &Event, after: Option<&bytes::Bytes>) -> bool {
-    event.kind() == EventKind::Put && after.is_none_or(|after| after.as_ref() < event.key())
+pub(super) fn is_next_row(event: &Event, after: Option<&[u8]>) -> bool {
+    event.kind() == EventKind::Put && after.is_none_or(|after| after < event.key())
 }
 
 /// Where a reader is behind these frames.

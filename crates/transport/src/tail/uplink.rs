@@ -2,13 +2,16 @@
 
 use std::time::{Duration, Instant};
 
+use tailwater_api::tail as wire;
 use tailwater_api::tail::tail_client::TailClient;
+use tailwater_eventlog::{KeyRange, MemberId, Scope};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tonic::transport::Channel;
 
-use super::codec::MESSAGE_BYTES_MAX;
+use super::codec::{MESSAGE_BYTES_MAX, PROTOCOL_VERSION};
+use super::description::Description;
 use super::metrics;
 use crate::{Backoff, LinkConfig, connect};
 
@@ -35,10 +38,10 @@ pub(super) struct Uplink {
 }
 
 impl Uplink {
-    pub(super) fn start(runtime: &Handle, urls: Vec<String>, config: LinkConfig) -> Self {
+    pub(super) fn start(runtime: &Handle, urls: Vec<String>, config: LinkConfig, wishes: Wishes) -> Self {
         let connected = watch::Sender::new(None);
         let sources = urls.len();
-        let task = runtime.spawn(keep(urls, config, connected.clone())).abort_handle();
+        let task = runtime.spawn(keep(urls, config, wishes, connected.clone())).abort_handle();
         Self { connected, sources, task }
     }
 
@@ -60,6 +63,14 @@ impl Uplink {
     /// The connection, if it comes about within `timeout`.
     pub(super) async fn connected_within(&self, timeout: Duration) -> Option<Connected> {
         tokio::time::timeout(timeout, self.connected()).await.ok()
+    }
+
+    /// Leaves the source of now, whichever it is.
+    pub(super) fn leave_current(&self, reason: &str) {
+        let current = self.connected.borrow().clone();
+        if let Some(current) = current {
+            self.leave(&current, reason);
+        }
     }
 
     /// Goes to the next source, unless this connection was left already.
@@ -89,17 +100,88 @@ pub(super) fn client(channel: Channel) -> TailClient<Channel> {
     TailClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-async fn keep(urls: Vec<String>, config: LinkConfig, connected: watch::Sender<Option<Connected>>) {
+/// Who reads, and what its sources must be able to do.
+#[derive(Clone)]
+pub(super) struct Wishes {
+    /// A source whose path to the core leads through this node only knows what this node knows.
+    pub(super) reader_id: MemberId,
+    pub(super) cluster_id: u64,
+    /// None: every key.
+    pub(super) ranges: Vec<KeyRange>,
+    /// A source that heard of the core longer ago is taken when there is no other.
+    pub(super) core_age_max: Duration,
+    /// A source that does not say what it is for so long is judged when it is followed.
+    pub(super) answer_max: Duration,
+}
+
+/// What a source is worth.
+#[derive(Debug, PartialEq, Eq)]
+enum Worth {
+    Good,
+    /// When there is no other.
+    Last(&'static str),
+    Never(&'static str),
+}
+
+impl Wishes {
+    /// Asked before anything else: a transfer is long, and the leader has others to serve.
+    async fn judge(&self, mut client: TailClient<Channel>) -> Worth {
+        let request = wire::DescribeRequest { protocol_version: PROTOCOL_VERSION, cluster_id: self.cluster_id };
+        match tokio::time::timeout(self.answer_max, client.describe(request)).await {
+            Ok(Ok(answer)) => self.worth(&Description::from_wire(answer.into_inner())),
+            // It may be able to serve all the same.
+            _ => Worth::Good,
+        }
+    }
+
+    fn worth(&self, source: &Description) -> Worth {
+        let Description { node, leader, .. } = source;
+        if node.path.contains(&self.reader_id.0) {
+            Worth::Never("its path to the core leads through this node")
+        } else if !Scope::new(&node.ranges).covers_all(&self.ranges) {
+            Worth::Never("it does not hold what is wanted here")
+        } else if !node.ready || node.path.is_empty() || node.core_age > self.core_age_max {
+            Worth::Last("it is not up to date")
+        } else if leader.is_none() {
+            Worth::Last("it knows no leader")
+        } else if *leader == Some(node.id) {
+            Worth::Last("it is the leader, which has enough to do")
+        } else {
+            Worth::Good
+        }
+    }
+}
+
+/// Connects to one source after the other. What is worth less than others may be is passed over, until all others were
+/// tried.
+async fn keep(urls: Vec<String>, config: LinkConfig, wishes: Wishes, connected: watch::Sender<Option<Connected>>) {
     let mut backoff = Backoff::new(config.backoff.0, config.backoff.1);
     let (mut number, mut told) = (0, None);
+    // How many of the urls were tried since one was good.
+    let mut tried = 0;
     for url in urls.iter().cycle() {
+        tried += 1;
         match connect(url, &config).await {
             Ok(channel) => {
+                let client = client(channel);
+                match wishes.judge(client.clone()).await {
+                    Worth::Last(reason) if tried <= urls.len() && urls.len() > 1 => {
+                        tracing::debug!(source = url, reason, "passing over a source of the tail");
+                        continue;
+                    }
+                    Worth::Never(reason) => {
+                        tracing::debug!(source = url, reason, "passing over a source of the tail");
+                        // One by one they are as fast as connections are made.
+                        tokio::time::sleep(backoff.pause()).await;
+                        continue;
+                    }
+                    Worth::Good | Worth::Last(_) => tried = 0,
+                }
                 number += 1;
                 tracing::debug!(source = url, "connected to a source of the tail");
                 let since = Instant::now();
                 let mut left = connected.subscribe();
-                connected.send_replace(Some(Connected { number, url: url.clone(), client: client(channel) }));
+                connected.send_replace(Some(Connected { number, url: url.clone(), client }));
                 // The sender is held by this task, so it does not end.
                 drop(left.wait_for(Option::is_none).await);
                 if since.elapsed() >= STABLE {

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::codec;
-use crate::Greeter;
+use crate::{Greeter, Router};
 
 /// How long a stream may take until its hello is there.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -47,7 +47,8 @@ impl Default for WriteServiceConfig {
     }
 }
 
-/// Serves `tailwater.write.v1.WritePlane` on every member; who does not lead says so, per request.
+/// Serves `tailwater.write.v1.WritePlane`: on every member, where who does not lead says so, per request; and on relays,
+/// which hand everything on.
 #[derive(Clone)]
 pub struct WriteService {
     shared: Arc<Shared>,
@@ -57,6 +58,8 @@ struct Shared {
     replica: Arc<dyn WritePlane>,
     greeter: Greeter,
     config: WriteServiceConfig,
+    /// Whether it hands on what others must answer.
+    forwards: bool,
     stopping: watch::Sender<bool>,
 }
 
@@ -64,7 +67,17 @@ impl WriteService {
     /// Asks this member's own replica.
     #[must_use]
     pub fn new(replica: Arc<dyn WritePlane>, greeter: Greeter, config: WriteServiceConfig) -> Self {
-        Self { shared: Arc::new(Shared { replica, greeter, config, stopping: watch::channel(false).0 }) }
+        Self::serving(replica, greeter, config, false)
+    }
+
+    /// Hands requests on to wherever `router` finds the leader. Who asks here sees one node that answers everything.
+    #[must_use]
+    pub fn forwarding(router: Router, greeter: Greeter, config: WriteServiceConfig) -> Self {
+        Self::serving(Arc::new(router), greeter, config, true)
+    }
+
+    fn serving(replica: Arc<dyn WritePlane>, greeter: Greeter, config: WriteServiceConfig, forwards: bool) -> Self {
+        Self { shared: Arc::new(Shared { replica, greeter, config, forwards, stopping: watch::channel(false).0 }) }
     }
 
     /// As a service of the peer port.
@@ -181,10 +194,10 @@ impl Stream for Exchange {
     }
 }
 
-/// Answers one request, if this member leads.
+/// Answers one request, if this member leads or hands it on.
 async fn answer(shared: &Shared, request: WriteRequest) -> WriteResponse {
     let leader = shared.replica.status().leader;
-    let response = if leader == shared.greeter.member_id() {
+    let response = if shared.forwards || leader == shared.greeter.member_id() {
         ask(&*shared.replica, request.request).await
     } else {
         codec::not_leader(leader)

@@ -183,11 +183,23 @@ fn a_cut_is_remembered_until_it_is_settled_wherever_power_goes() {
 }
 
 #[test]
-fn a_torn_mark_is_cut_without_a_doubt() {
-    let (disk, held) = killed();
-    let (name, bytes) = files(&disk).pop().unwrap();
-    disk.open(&name).unwrap().write_at(bytes.len() as u64, &[b't'; 20]).unwrap();
-    let (log, recovered) = open(&disk).unwrap();
-    assert!(recovered.cut.is_some() && !recovered.doubtful);
-    assert_eq!(all(&log), held);
+fn only_a_torn_mark_is_cut_without_a_doubt() {
+    let disk = SimDisk::new(SyncMode::Honest);
+    let (mut log, _) = open(&disk).unwrap();
+    let (name, before) = files(&disk).pop().unwrap();
+    log.view().stage(&entries(1..=1, 1));
+    log.append(&entries(1..=1, 1), None).unwrap();
+    log.sync().unwrap();
+    drop(log);
+    let (_, bytes) = files(&disk).pop().unwrap();
+    let batch_end = bytes.len() - MARK_BYTES;
+    for left in 1..MARK_BYTES {
+        for (start, doubtful) in [(batch_end, false), (before.len(), true)] {
+            let torn = disk.kill();
+            torn.put(&name, &bytes[..start + left]);
+            let (_, recovered) = open(&torn).unwrap();
+            assert!(recovered.cut.is_some());
+            assert_eq!(recovered.doubtful, doubtful, "{left} bytes behind {start}");
+        }
+    }
 }

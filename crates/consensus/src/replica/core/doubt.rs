@@ -15,6 +15,8 @@ use std::collections::BTreeMap;
 use raft::StateRole;
 use raft::eraftpb::{Entry, Message, MessageType, Snapshot, SnapshotMetadata};
 
+use tailwater_eventlog::MemberId;
+
 use super::ReplicaCore;
 
 /// Where a log ends; the later is the newer.
@@ -116,9 +118,32 @@ impl ReplicaCore {
         }
     }
 
+    /// Asks the voters whether this member was removed: who knows it refuses the question and says why. One that knows it
+    /// asks with each tick, since until another one knows it too, durably, the group may still need it. One that has
+    /// not heard a leader for an election timeout asks once in a while: a learner would never say anything else.
+    pub(super) fn ask_whether_removed(&mut self) {
+        let raft = &self.node.raft;
+        let is_time = self.ticks.is_multiple_of(self.config.election_ticks as u64);
+        let leads = raft.state == StateRole::Leader;
+        let lost = is_time && !leads && !self.is_active(MemberId(raft.leader_id));
+        if !self.removed && !lost {
+            return;
+        }
+        let (own, term) = (self.config.member_id.0, raft.term);
+        let voters = self.node.store().conf_state.voters.clone();
+        for to in voters.into_iter().filter(|to| *to != own) {
+            let message = Message { to, from: own, term, ..Default::default() };
+            self.own_messages.push(with_type(message, MessageType::MsgReadIndex));
+        }
+    }
+
     /// A member in doubt asks. The leader answers with the next confirmation of leadership that starts; any other member
     /// says where its log ends, since it may never ask for votes itself: one that does not know yet that it is a voter.
     pub(super) fn on_doubter(&mut self, question: Message) {
+        if question.entries.is_empty() {
+            // One that asks whether it was removed is told by whoever carries messages.
+            return;
+        }
         if self.node.raft.state == StateRole::Leader {
             if self.node.raft.prs().get(question.from).is_some() {
                 self.doubters.retain(|waiting| waiting.from != question.from);

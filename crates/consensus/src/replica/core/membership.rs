@@ -163,6 +163,7 @@ impl ReplicaCore {
             return;
         }
         self.group_index = index;
+        self.removed = group.removed.contains(&self.config.member_id);
         let raft = &self.node.raft;
         if raft.state == StateRole::Leader && !group.conf_state.voters.contains(&raft.id) {
             self.step_down(&group.conf_state);

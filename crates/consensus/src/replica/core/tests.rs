@@ -17,6 +17,9 @@ struct Node {
     applied: Vec<Vec<u8>>,
     applies: bool,
     connected: bool,
+    /// What the log notes as committed.
+    noted: u64,
+    changes: usize,
 }
 
 struct Group {
@@ -90,7 +93,7 @@ fn node_with(id: u64, doubtful: bool) -> Node {
     let group = crate::machine::Group { conf_state: conf_state_of(&members), members, removed: Vec::new() };
     let core = ReplicaCore::new(config, log.view(), recovered.hard_state, group).unwrap();
     let (committed, applied) = (VecDeque::new(), Vec::new());
-    Node { core, log, _dir: dir, committed, applied, applies: true, connected: true }
+    Node { core, log, _dir: dir, committed, applied, applies: true, connected: true, noted: 0, changes: 0 }
 }
 
 impl Node {
@@ -102,7 +105,14 @@ impl Node {
             if let Some(append) = outputs.append {
                 self.log.append(&append.entries, append.hard_state.as_ref()).unwrap();
                 messages.extend(append.messages);
+                let noted = append.hard_state.filter(|_| append.sync).map_or(0, |state| state.commit);
+                self.noted = self.noted.max(noted);
                 self.core.on_persisted(append.number);
+            }
+            let is_change = |entry: &&Entry| entry.entry_type() != EntryType::EntryNormal;
+            if let Some(change) = outputs.committed.iter().rfind(is_change) {
+                assert!(self.noted >= change.index, "whose commit can be forgotten");
+                self.changes += 1;
             }
             self.committed.extend(outputs.committed);
             assert_eq!(outputs.refused.len(), 0);
@@ -132,6 +142,24 @@ impl Node {
 
 fn data(command: &'static [u8]) -> Vec<u8> {
     entry_data(&[Pending { proposal_id: 1, command: command.into(), change: None }])
+}
+
+#[test]
+fn a_change_of_the_group_takes_effect_once_it_is_noted_that_it_is_committed() {
+    let mut group = Group::new();
+    group.node(1).propose(b"before");
+    group.settle();
+    let mut change = raft::eraftpb::ConfChange { node_id: 4, ..Default::default() };
+    change.set_change_type(raft::eraftpb::ConfChangeType::AddLearnerNode);
+    group.node(1).core.node.propose_conf_change(b"change".to_vec(), change).unwrap();
+    group.node(1).propose(b"behind");
+    group.settle();
+    group.ticks(2);
+    for node in &group.nodes {
+        assert_eq!(node.changes, 1);
+        assert_eq!(node.applied.first(), Some(&data(b"before")));
+        assert_eq!(node.applied.last(), Some(&data(b"behind")));
+    }
 }
 
 #[test]

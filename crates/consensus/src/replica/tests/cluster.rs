@@ -80,7 +80,8 @@ impl Node {
         };
         if let Err(reason) = work() {
             self.reason = Some(reason);
-            self.parts = None;
+            // The log thread does what it was given until everybody is gone.
+            let _ = self.parts.take().map(|mut parts| parts.step_log());
         }
         if self.source.is_none() {
             self.source = self.ready.poll();
@@ -208,8 +209,8 @@ impl Cluster {
         let run = self.runs * 100 + id;
         let chosen = Chosen { salt: run, proposer_id: run, history_id: run, seed: run };
         let (consensus, parts, ready) = assemble(config, Arc::new(disk), Arc::new(wire), chosen)?;
-        self.nodes
-            .insert(id, Node { consensus, parts: Some(parts), ready, source: None, told, strangers, reason: None });
+        let source = ready.poll();
+        self.nodes.insert(id, Node { consensus, parts: Some(parts), ready, source, told, strangers, reason: None });
         Ok(())
     }
 
@@ -279,6 +280,10 @@ impl Cluster {
             if let Some(node) = self.nodes.get(&to).filter(|_| !self.broken.contains(&(from, to))) {
                 node.strangers.lock().insert(from);
                 node.consensus.receive(&message);
+                let refuses = node.consensus.is_removed(MemberId(from)) && !self.broken.contains(&(to, from));
+                if let Some(sender) = self.nodes.get(&from).filter(|_| refuses) {
+                    sender.consensus.report_removed();
+                }
             }
         }
     }

@@ -272,6 +272,47 @@ fn a_removed_follower_stops_with_the_reason_and_never_returns() {
 }
 
 #[test]
+fn a_removed_member_stays_until_another_one_is_known_to_do_without_it() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    let leaving = leader % 3 + 1;
+    // It hears that it is removed, and nobody hears it.
+    cluster.broken.extend((1..=3).map(|other| (leaving, other)));
+    assert_eq!(ids(cluster.ask(leader, remove(leaving))).len(), 2);
+    cluster.cut_off(leaving, true);
+    assert!(cluster.node(leaving).consensus.is_removed(MemberId(leaving)));
+    cluster.ticks(30);
+    assert_eq!(cluster.node(leaving).reason, None);
+    // Its state says that it was removed, and still nobody has told it.
+    cluster.halt(leaving);
+    cluster.start(leaving, &all(3), |_| {});
+    cluster.ticks(30);
+    assert_eq!(cluster.node(leaving).reason, None);
+    cluster.cut_off(leaving, false);
+    cluster.ticks(1);
+    assert_eq!(cluster.node(leaving).reason.as_deref(), Some(REMOVED));
+    // Killed then, with nothing flushed, it does not come up again.
+    cluster.stop(leaving);
+    let again = cluster.try_start(leaving, &all(3), |_| {});
+    assert!(again.unwrap_err().to_string().contains(REMOVED));
+}
+
+#[test]
+fn a_learner_that_was_away_when_it_was_removed_learns_it() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    cluster.ask(leader, add(4, true));
+    cluster.start(4, &all(4), joining);
+    cluster.ticks(5);
+    cluster.cut_off(4, true);
+    assert_eq!(ids(cluster.ask(leader, remove(4))).len(), 3);
+    cluster.ticks(5);
+    cluster.cut_off(4, false);
+    cluster.ticks(25);
+    assert_eq!(cluster.node(4).reason.as_deref(), Some(REMOVED));
+}
+
+#[test]
 fn a_leader_can_remove_itself() {
     let mut cluster = Cluster::new(3);
     let old = cluster.leader();
@@ -463,21 +504,37 @@ fn one_member_of_a_lost_group_goes_on_alone_with_what_it_has() {
     let history = cluster.node(leader).tail().end().history;
     let survivor = leader % 3 + 1;
     let initial = all(3);
-    (1..=3).for_each(|id| cluster.halt(id));
+    // All are killed, here and below: nothing is flushed.
+    (1..=3).for_each(|id| cluster.stop(id));
     cluster.start(survivor, &initial, |config| config.force_new_cluster = true);
+    let forced = cluster.node(survivor).tail().end();
+    assert_eq!(forced.revision, Revision(2));
+    assert_ne!(forced.history, history);
+    cluster.start(survivor, &initial, |_| {});
+    assert_eq!(cluster.node(survivor).tail().end().history, forced.history, "from the first moment on");
     assert_eq!(cluster.leader(), survivor);
     cluster.put(survivor, "b");
-    let end = cluster.node(survivor).tail().end();
-    assert_eq!(end.revision, Revision(3));
-    assert_ne!(end.history, history);
     assert_eq!(*cluster.node(survivor).told.lock(), [member(survivor)]);
-    cluster.halt(survivor);
     cluster.start(survivor, &initial, |_| {});
     assert_eq!(cluster.leader(), survivor);
-    assert_eq!(cluster.node(survivor).tail().end().history, end.history);
+    cluster.put(survivor, "c");
+    let end = cluster.node(survivor).tail().end();
+    assert_eq!((end.history, end.revision), (forced.history, Revision(4)));
     let mut empty = Cluster::empty();
     let refused = empty.try_start(1, &initial, |config| config.force_new_cluster = true);
     assert!(refused.unwrap_err().to_string().contains("no group"));
+}
+
+#[test]
+fn who_goes_on_alone_keeps_what_it_acknowledged_and_never_knew_to_be_committed() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    cluster.put(leader, "a");
+    let survivor = leader % 3 + 1;
+    // No message has told it since that this one is committed.
+    (1..=3).for_each(|id| cluster.stop(id));
+    cluster.start(survivor, &all(3), |config| config.force_new_cluster = true);
+    assert_eq!(cluster.node(survivor).tail().end().revision, Revision(2));
 }
 
 #[test]

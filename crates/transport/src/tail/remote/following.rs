@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tailwater_api::tail as wire;
 use tailwater_api::tail::resync::Reason;
-use tailwater_eventlog::{Cursor, Fact, Frame, TailError, Term};
+use tailwater_eventlog::{Cursor, Fact, Frame, Position, TailError, Term};
 use tokio::task::JoinHandle;
 use tonic::{Status, Streaming};
 
@@ -54,6 +54,8 @@ struct Open {
     asked: Instant,
     /// Since when the source has known no leader.
     leaderless: Option<Instant>,
+    /// Heartbeats since the last frame: with the second the source has nothing more.
+    quiet: u32,
 }
 
 /// What a message means for the reader.
@@ -66,6 +68,14 @@ enum Told {
 }
 
 impl Following {
+    /// Whether the source has given out everything that it has, and that is not up to `position`.
+    pub(super) fn is_behind(&self, position: Position) -> bool {
+        match &self.stage {
+            Stage::Open(open) => open.quiet >= 2 && open.assembly.cursor().position < position,
+            Stage::Idle | Stage::Opening(_) => false,
+        }
+    }
+
     /// Frames behind `cursor`, when there are some.
     pub(super) async fn frames(&mut self, shared: &Shared, cursor: Cursor) -> Result<Vec<Arc<Frame>>, TailError> {
         loop {
@@ -100,6 +110,7 @@ impl Following {
                             heard: Instant::now(),
                             asked: Instant::now(),
                             leaderless: None,
+                            quiet: 0,
                         })),
                         Ok(Err(status)) => {
                             shared.uplink.leave(&source, &status.to_string());
@@ -161,6 +172,7 @@ impl Open {
             Err(_) => return Told::Leave("the source is silent".into()),
         };
         self.heard = Instant::now();
+        self.quiet = if message.frames.is_empty() { self.quiet.saturating_add(1) } else { 0 };
         if let Some(resync) = message.resync {
             return Told::Resync(resync.reason());
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tailwater_api::tail as wire;
 use tailwater_api::tail::resync::Reason;
-use tailwater_eventlog::{Cursor, Fact, KeyRange, LiveChunk, Revision, SourceError};
+use tailwater_eventlog::{Cursor, Event, Fact, KeyRange, LiveChunk, Revision, SourceError};
 use tonic::Streaming;
 
 use super::Shared;
@@ -31,6 +31,8 @@ pub(super) struct Transferring {
 
 struct Stream {
     source: Connected,
+    /// What was asked for.
+    range: KeyRange,
     messages: Streaming<wire::TransferResponse>,
     /// The last key that was handed out.
     last: Option<Bytes>,
@@ -52,7 +54,9 @@ impl Transferring {
         shared.transferred_rows.store(0, Ordering::Relaxed);
         shared.transferred_bytes.store(0, Ordering::Relaxed);
         note(shared);
-        let (stream, first) = open(shared, None, None).await?;
+        // What its reader asks for first, as a rule.
+        let range = shared.config.ranges.first().cloned().unwrap_or_else(KeyRange::all);
+        let (stream, first) = open(shared, None, &range, None).await?;
         let at = first.at.as_ref().map(cursor_in).ok_or_else(|| broken(shared, &stream, CodecError::Missing("at")))?;
         let facts: Result<Vec<Fact>, _> = first.facts.into_iter().map(fact_in).collect();
         let facts = facts.map_err(|error| broken(shared, &stream, error))?;
@@ -69,9 +73,10 @@ impl Transferring {
     ) -> Result<LiveChunk, SourceError> {
         let begin = self.begin.ok_or_else(|| SourceError::Restart("no transfer has begun".into()))?;
         // What a failure leaves behind does not go on.
-        let mut stream = match self.stream.take().filter(|stream| stream.last.as_ref() == after) {
+        let goes_on = |stream: &Stream| stream.range == *range && stream.last.as_ref() == after;
+        let mut stream = match self.stream.take().filter(goes_on) {
             Some(stream) => stream,
-            None => open(shared, Some(begin), after).await?.0,
+            None => open(shared, Some(begin), range, after).await?.0,
         };
         loop {
             let message = match tokio::time::timeout(CALL_TIMEOUT, stream.messages.message()).await {
@@ -90,19 +95,18 @@ impl Transferring {
             let mut chunk = LiveChunk::default();
             for (at, row) in message.rows.into_iter().enumerate() {
                 let event = event_in(at, row).map_err(|error| broken(shared, &stream, error))?;
-                if !is_next_row(&event, stream.last.as_ref()) {
+                let last = chunk.events.last().map(|last: &Arc<Event>| last.key()).or(stream.last.as_deref());
+                if !is_next_row(&event, last) || !range.contains(event.key()) {
                     let key = event.key().escape_ascii().to_string();
                     return Err(broken(shared, &stream, CodecError::Order(format!("live key {key}"))));
                 }
-                stream.last = Some(Bytes::copy_from_slice(event.key()));
-                if range.contains(event.key()) {
-                    chunk.events.push(Arc::new(event));
-                }
+                chunk.events.push(Arc::new(event));
             }
             if message.done {
                 return Ok(chunk);
             }
-            if !chunk.events.is_empty() {
+            if let Some(last) = chunk.events.last() {
+                stream.last = Some(Bytes::copy_from_slice(last.key()));
                 chunk.resume_after.clone_from(&stream.last);
                 self.stream = Some(stream);
                 return Ok(chunk);
@@ -129,6 +133,7 @@ fn note(shared: &Shared) {
 async fn open(
     shared: &Shared,
     resume_at: Option<Cursor>,
+    range: &KeyRange,
     after: Option<&Bytes>,
 ) -> Result<(Stream, wire::TransferResponse), SourceError> {
     let source = shared.uplink.connected_within(CALL_TIMEOUT).await;
@@ -136,7 +141,8 @@ async fn open(
     let request = wire::TransferRequest {
         protocol_version: PROTOCOL_VERSION,
         reader_id: shared.config.reader_id.0,
-        ranges: shared.config.ranges.iter().map(range_out).collect(),
+        // Not a range at all is what a source is asked for that knows of none.
+        ranges: Some(range).filter(|range| **range != KeyRange::all()).map(range_out).into_iter().collect(),
         resume_at: resume_at.map(cursor_out),
         resume_after: after.cloned().unwrap_or_default(),
         cluster_id: shared.config.cluster_id,
@@ -159,7 +165,7 @@ async fn open(
             Reason::Compacted | Reason::Unknown => "the source has no log any more where it began".into(),
         }));
     }
-    let stream = Stream { source, messages, last: after.cloned(), heard: Instant::now() };
+    let stream = Stream { source, range: range.clone(), messages, last: after.cloned(), heard: Instant::now() };
     Ok((stream, first))
 }
 

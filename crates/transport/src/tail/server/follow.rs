@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use tailwater_api::tail as wire;
 use tailwater_api::tail::resync::Reason;
-use tailwater_eventlog::{Cursor, Fact, KeyRange, Source, TailError};
+use tailwater_eventlog::{Cursor, Fact, KeyRange, TailError};
 use tonic::Status;
 
-use super::Inner;
+use super::{Inner, covers};
 use crate::tail::codec::{cursor_out, fact_out, sealed};
 use crate::tail::pieces::{PIECE_BYTES, Pieces};
 use crate::tail::serving::{Gone, Sink, behind, bytes_of};
@@ -24,7 +24,10 @@ pub(super) fn serve(
     let source = (inner.source)();
     let id = format!("{:x}", reader.id().0);
     tracing::info!(reader = id, revision = cursor.revision.0, "serving the tail to a reader");
-    sink.send(greeting(inner, &*source, cursor))?;
+    covers(&*source, &ranges).map_err(|status| sink.fail(status))?;
+    // A relay that has no state yet could only let its reader wait.
+    let begin = source.transfer_begin().map_err(|error| sink.fail(Status::unavailable(error.to_string())))?;
+    sink.send(greeting(inner, begin, cursor))?;
     let mut heartbeat = Instant::now();
     loop {
         // First: a reader that does not take what it has gets nothing read for it.
@@ -53,11 +56,8 @@ pub(super) fn serve(
 
 /// What a reader hears first: the word of the core, and the leader as this source knows it. Another source may have
 /// told the reader of a leader at a position that it has passed.
-fn greeting(inner: &Inner, source: &dyn Source, cursor: Cursor) -> wire::FollowResponse {
-    let facts = match source.transfer_begin() {
-        Ok((at, facts)) if at.history == cursor.history => facts,
-        _ => Vec::new(),
-    };
+fn greeting(inner: &Inner, (at, facts): (Cursor, Vec<Fact>), cursor: Cursor) -> wire::FollowResponse {
+    let facts = if at.history == cursor.history { facts } else { Vec::new() };
     let facts: Vec<_> = facts.iter().filter(|fact| matches!(fact, Fact::Leader(..))).map(fact_out).collect();
     let frame = wire::Frame { position: cursor.position.0, revision: cursor.revision.0, facts, ..Default::default() };
     let frames = if frame.facts.is_empty() { Vec::new() } else { vec![sealed(frame)] };

@@ -8,7 +8,7 @@ use tailwater_api::tail::resync::Reason;
 use tailwater_eventlog::{Cursor, Source, SourceError};
 use tonic::Status;
 
-use super::{Hold, Inner};
+use super::{Hold, Inner, covers};
 use crate::tail::codec::{cursor_in, cursor_out, fact_out, range_in};
 use crate::tail::pieces::PIECE_BYTES;
 use crate::tail::serving::{Gone, Sink, bytes_of, ranges_left};
@@ -25,6 +25,7 @@ pub(super) fn serve(
     let source = (inner.source)();
     let hold = inner.log.as_ref().map(|log| Hold::take(log, &inner.config));
     let ranges: Vec<_> = request.ranges.into_iter().map(range_in).collect();
+    covers(&*source, &ranges).map_err(|status| sink.fail(status))?;
     let resume = request.resume_at.as_ref().map(cursor_in);
     let mut after = resume.and(Some(request.resume_after).filter(|after| !after.is_empty()));
     let begin = match resume {

@@ -1,0 +1,55 @@
+//! What this process says of itself: to other nodes, and as `/status` to operators.
+
+use bytes::Bytes;
+use tailwater_eventlog::KeyRange;
+use tailwater_fanout::{Fanout, FanoutLoad, StreamLoad};
+use tailwater_transport::{NodeLoad, SlowStream};
+
+use crate::process;
+
+/// Streams that are told one by one.
+const SLOWEST_MAX: usize = 10;
+
+/// What the read plane of this process carries.
+pub(crate) fn node_load(fanout: &Fanout) -> NodeLoad {
+    let FanoutLoad {
+        streams,
+        watchers,
+        watchers_behind,
+        held_bytes,
+        held_bytes_max,
+        window_bytes,
+        lag_revisions,
+        keys,
+        slowest,
+        streams_behind: _,
+        lag: _,
+    } = fanout.load(SLOWEST_MAX);
+    NodeLoad {
+        streams: streams as u64,
+        watchers: watchers as u64,
+        watchers_behind: watchers_behind as u64,
+        held_bytes: held_bytes as u64,
+        held_bytes_max: held_bytes_max as u64,
+        window_bytes: window_bytes as u64,
+        lag_revisions,
+        keys: keys as u64,
+        resident_bytes: process::resident_bytes(),
+        slowest: slowest.into_iter().map(slow_stream).collect(),
+    }
+}
+
+fn slow_stream(stream: StreamLoad) -> SlowStream {
+    let (range_start, range_end) = match stream.range {
+        KeyRange::Key(key) => (key, Bytes::new()),
+        KeyRange::Span(start, end) => (start, end),
+        KeyRange::From(start) => (start, Bytes::from_static(&[0])),
+    };
+    SlowStream {
+        peer: stream.peer.map(|peer| peer.to_string()).unwrap_or_default(),
+        range_start,
+        range_end,
+        backlog_revisions: i64::try_from(stream.backlog_revisions).unwrap_or(i64::MAX),
+        held_bytes: stream.held_bytes as u64,
+    }
+}
