@@ -123,7 +123,11 @@ async fn a_list_goes_on_as_a_watch_on_any_other_replica() -> anyhow::Result<()> 
         }
     }
     let (answered, failed) = puts.end().await?;
-    say(&format!("{} clients changed their replica under {answered} writes ({} failed) and got {events} events", rounds * at_once, failed.values().sum::<u64>()));
+    say(&format!(
+        "{} clients changed their replica under {answered} writes ({} failed) and got {events} events",
+        rounds * at_once,
+        failed.values().sum::<u64>()
+    ));
     tier.cluster.finish();
     Ok(())
 }
@@ -145,7 +149,9 @@ async fn a_compaction_is_effective_everywhere_once_it_is_acknowledged() -> anyho
         let request = pb::CompactionRequest { revision: newest, physical: false };
         kv(&replicas[by]).compact(request).await.with_context(|| format!("compaction {round} by replica {by}"))?;
         for (index, replica) in replicas.iter().enumerate() {
-            compacted_on(replica, newest).await.with_context(|| format!("round {round}: replica {index} after {by}"))?;
+            compacted_on(replica, newest)
+                .await
+                .with_context(|| format!("round {round}: replica {index} after {by}"))?;
         }
     }
     puts.end().await?;

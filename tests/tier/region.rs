@@ -65,10 +65,10 @@ async fn events(writer: &Channel, reader: &Channel, count: usize) -> anyhow::Res
     for number in 0..count {
         let begin = Instant::now();
         let value = number.to_string();
-        let (answered, arrived) = tokio::join!(
-            async { put(writer, "/r/1", &value).await.map(|_| begin.elapsed()) },
-            async { watch.events().await.map(|_| begin.elapsed()) }
-        );
+        let (answered, arrived) =
+            tokio::join!(async { put(writer, "/r/1", &value).await.map(|_| begin.elapsed()) }, async {
+                watch.events().await.map(|_| begin.elapsed())
+            });
         answers.push(answered?);
         arrivals.push(arrived?);
     }
@@ -120,7 +120,10 @@ async fn a_region_reads_and_watches_locally() -> anyhow::Result<()> {
         anyhow::ensure!(time < LOCAL_MAX, "a {name} takes {time:?}: it is not local");
     }
     let most = ROUND_TRIP * 3 / 2;
-    anyhow::ensure!(linearizable >= ROUND_TRIP, "a linearizable read takes only {linearizable:?}: there is no distance");
+    anyhow::ensure!(
+        linearizable >= ROUND_TRIP,
+        "a linearizable read takes only {linearizable:?}: there is no distance"
+    );
     for (name, time) in [("linearizable read", linearizable), ("put", answer), ("event of an own put", own)] {
         anyhow::ensure!(time < most, "a {name} takes {time:?}, more than one round trip of {ROUND_TRIP:?}");
     }

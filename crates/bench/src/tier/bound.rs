@@ -97,8 +97,7 @@ async fn pass(arguments: &Arguments, group: Group, stalled: bool) -> anyhow::Res
     let group = Arc::new(group);
     let endpoint = group.members.endpoint.clone();
     let keys = arguments.ranges * 8;
-    let listed =
-        Target { endpoint: endpoint.clone(), prefix: LISTED, keys: arguments.listed, value_bytes: 1024 };
+    let listed = Target { endpoint: endpoint.clone(), prefix: LISTED, keys: arguments.listed, value_bytes: 1024 };
     let target = Target { endpoint, prefix: PREFIX, keys, value_bytes: arguments.value_bytes };
     listed.fill(arguments.listed).await?;
     let mut clients = Vec::new();

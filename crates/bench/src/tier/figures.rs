@@ -75,7 +75,10 @@ impl Figures {
     #[expect(clippy::print_stdout, reason = "the result of the command")]
     pub(crate) fn print(&self, columns: &[&'static str]) {
         println!("\n| server | scenario | {} |\n|---|---|{}", columns.join(" | "), "---|".repeat(columns.len()));
-        for (server, scenario) in &self.order {
+        let has = |(server, scenario): &&(&'static str, String)| {
+            columns.iter().any(|column| self.series.contains_key(&(*server, scenario.clone(), *column)))
+        };
+        for (server, scenario) in self.order.iter().filter(has) {
             let cells = columns.iter().map(|column| {
                 let known = self.series.get(&(server, scenario.clone(), column));
                 known.map_or_else(|| "-".to_owned(), |series| short(series.median()))
@@ -87,7 +90,11 @@ impl Figures {
     /// Prints, for each scenario but `base`, the ratio of `figures` to the base of the same round.
     #[expect(clippy::print_stdout, reason = "the result of the command")]
     pub(crate) fn print_ratios(&self, base: &str, figures: &[&'static str]) {
-        println!("\n| server | scenario ÷ {base} | {} |\n|---|---|{}", figures.join(" | "), "---|".repeat(figures.len()));
+        println!(
+            "\n| server | scenario ÷ {base} | {} |\n|---|---|{}",
+            figures.join(" | "),
+            "---|".repeat(figures.len())
+        );
         for (server, scenario) in self.order.iter().filter(|(_, scenario)| scenario != base) {
             let cells = figures.iter().map(|figure| {
                 let ratio = self.get(server, scenario, figure).against(&self.get(server, base, figure));

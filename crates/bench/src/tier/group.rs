@@ -151,9 +151,7 @@ fn memory_of(listing: &str) -> u64 {
         fields.split(',').find_map(of).unwrap_or_default()
     };
     let sockets = listing.split("skmem:(").skip(1).filter_map(|rest| rest.split(')').next());
-    sockets
-        .map(|fields| figure(fields, "r") + figure(fields, "t").max(figure(fields, "w")) + figure(fields, "f"))
-        .sum()
+    sockets.map(|fields| figure(fields, "r") + figure(fields, "t").max(figure(fields, "w")) + figure(fields, "f")).sum()
 }
 
 fn queued_in_proc(port: u16) -> anyhow::Result<u64> {

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::Common;
 use super::clients::{Arguments as Watching, Clients, Mode};
 use super::figures::Figures;
 use super::group::Group;
 use super::puts::Target;
-use super::Common;
 use crate::server::Program;
 use crate::stalled::{current_revision, millis};
 

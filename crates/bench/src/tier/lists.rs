@@ -70,7 +70,10 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     println!("\n\"{AGAIN}\" ÷ \"{BASE}\" is the noise (A/A).\n");
     figures.print_verdicts("tailwater", BASE, AGAIN);
     let above = figures.get("tailwater", STREAMED, "most MiB above").median();
-    println!("{}: RangeStream lists take {above:.0} MiB above the store", if above <= 64.0 { "kept" } else { "MISSED" });
+    println!(
+        "{}: RangeStream lists take {above:.0} MiB above the store",
+        if above <= 64.0 { "kept" } else { "MISSED" }
+    );
     Ok(())
 }
 
@@ -82,12 +85,8 @@ async fn one_round(
 ) -> anyhow::Result<u64> {
     let group = Arc::new(Group::start(&arguments.common, program, &[]).await?);
     let endpoint = group.members.endpoint.clone();
-    let store = Target {
-        endpoint: endpoint.clone(),
-        prefix: LISTED,
-        keys: arguments.keys,
-        value_bytes: arguments.value_bytes,
-    };
+    let store =
+        Target { endpoint: endpoint.clone(), prefix: LISTED, keys: arguments.keys, value_bytes: arguments.value_bytes };
     store.fill(arguments.keys).await?;
     let target = Target { endpoint, prefix: "/put/", keys: 10_000, value_bytes: 256 };
     // Long enough that whatever grows with puts has grown.

@@ -115,7 +115,14 @@ impl Target {
         Ok(all)
     }
 
-    async fn send(self, mut client: Kv, sender: u64, rate: u64, count: u64, begin: Instant) -> anyhow::Result<Measured> {
+    async fn send(
+        self,
+        mut client: Kv,
+        sender: u64,
+        rate: u64,
+        count: u64,
+        begin: Instant,
+    ) -> anyhow::Result<Measured> {
         let mut measured = Measured { latency: histogram(), lateness: histogram(), failed: 0 };
         for number in (sender..count).step_by(usize::try_from(SENDERS)?) {
             let due = begin + Duration::from_nanos(1_000_000_000 / rate.max(1) * number);
