@@ -7,11 +7,9 @@ use std::time::{Duration, Instant};
 use prost::Message as _;
 use tailwater_api::tail as wire;
 use tailwater_api::tail::tail_server::{Tail, TailServer};
-<<<<<<< HEAD
-use tailwater_eventlog::{CopyPoint, EventLog, FoldHold, HashError, KeyRange, MemberId, Revision, Scope, Source};
-=======
-use tailwater_eventlog::{CopyPoint, EventLog, FoldHold, HashError, MemberId, Revision, Source, StoreHash};
->>>>>>> i4-tier
+use tailwater_eventlog::{
+    CopyPoint, EventLog, FoldHold, HashError, KeyRange, MemberId, Revision, Scope, Source, StoreHash,
+};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
@@ -310,14 +308,15 @@ impl Tail for TailService {
     }
 }
 
-<<<<<<< HEAD
 /// Whether the source holds what a reader asks for.
 fn covers(source: &dyn Source, ranges: &[KeyRange]) -> Result<(), Status> {
     if Scope::new(source.ranges()).covers_all(ranges) {
         Ok(())
     } else {
         Err(Status::failed_precondition("out of scope: this source does not hold every key that is asked for"))
-=======
+    }
+}
+
 fn hash_out(hash: StoreHash) -> wire::HashResponse {
     wire::HashResponse { hash: hash.hash, compacted_revision: hash.compacted.0, revision: hash.revision.0 }
 }
@@ -328,7 +327,6 @@ fn hash_refused(failed: HashFailed) -> Status {
         HashFailed::NotReached(text) => Status::not_found(text),
         HashFailed::Failed(status) => status,
         HashFailed::Connect(_) | HashFailed::Silent => Status::unavailable(failed.to_string()),
->>>>>>> i4-tier
     }
 }
 
