@@ -349,7 +349,8 @@ impl Cluster {
         let deadline = Instant::now() + Duration::from_secs(START_SECONDS_MAX);
         loop {
             anyhow::ensure!(self.is_running(slot), "member {slot} ended before it served");
-            let read = pb::RangeRequest { key: "a".into(), ..Default::default() };
+            let key = self.key_within(slot);
+            let read = pb::RangeRequest { key: key.into(), ..Default::default() };
             if let Ok(Ok(_)) = tokio::time::timeout(Duration::from_secs(2), kv.range(read)).await {
                 return Ok(());
             }
