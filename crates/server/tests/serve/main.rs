@@ -10,3 +10,4 @@ mod lifecycle;
 mod lists;
 mod stalled;
 mod support;
+mod tier;
