@@ -10,14 +10,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use tailwater_eventlog::{
     Cursor, Envelope, Event, EventKind, Fact, Frame, History, HistoryChunk, HistoryError, HistoryId, HistoryPoint,
-    KeyRange, LeaseId, LiveChunk, Position, Revision, Source, SourceError, TailError,
+    KeyRange, LeaseId, LiveChunk, Position, Revision, Source, SourceError, StateChunk, StateQuery, TailError,
 };
 use tailwater_fanout::{Fanout, FanoutConfig};
 
 const KEYS: i64 = 100_000;
 const VALUE_BYTES: i64 = 512;
-/// Beside the value: key (36 bytes), the other fields of the event, and all that finds it.
-const PER_KEY_MAX: i64 = 250;
+/// Beside the value: key (36 bytes), the other fields of the event, and all that finds it; 215 were measured.
+const PER_KEY_MAX: i64 = 235;
 const WINDOW_BYTES: i64 = 4 << 20;
 
 fn resident_bytes() -> i64 {
@@ -57,6 +57,10 @@ impl History for Made {
         _: bool,
         _: usize,
     ) -> Result<HistoryChunk, HistoryError> {
+        Err(HistoryError::Unavailable("nobody asks".into()))
+    }
+
+    fn state_at(&self, _: &StateQuery) -> Result<StateChunk, HistoryError> {
         Err(HistoryError::Unavailable("nobody asks".into()))
     }
 }
@@ -112,6 +116,6 @@ fn a_key_costs_a_bounded_number_of_bytes_beside_its_value() {
     }
     let changed = per_key(resident_bytes() - WINDOW_BYTES);
     eprintln!("{changed} bytes per key after changes");
-    assert!(changed <= PER_KEY_MAX + 50, "{changed} bytes per key");
+    assert!(changed <= PER_KEY_MAX + 15, "{changed} bytes per key");
     fanout.stop();
 }
