@@ -202,6 +202,7 @@ fn reads_at_every_revision_are_those_of_a_fanout_in_the_cores_process() {
             limit: if revision % 2 == 0 { 0 } else { 7 },
             sort: None,
             count_only: false,
+            keys_only: false,
             revision_bounds: (0, 0, 0, 0),
         };
         let read = |fanout: &Fanout| runtime.block_on(fanout.range(query.clone())).unwrap();

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::{Event, KeyRange, Revision, StorageError};
 
 /// A place between two events: the next event to read is the first at or after it.
@@ -34,6 +36,34 @@ pub struct HistoryChunk {
     pub compacted: Revision,
 }
 
+/// Which part of an older state is wanted.
+#[derive(Clone, Debug)]
+pub struct StateQuery {
+    /// The keys.
+    pub range: KeyRange,
+    /// Only keys behind this one.
+    pub after: Option<Bytes>,
+    /// The state is that of this revision.
+    pub at: Revision,
+    /// At most so many keys.
+    pub keys_max: usize,
+    /// About so many bytes of events; at least one key comes, however large.
+    pub bytes_max: usize,
+    /// Whether to count the keys behind those that come.
+    pub count: bool,
+}
+
+/// A piece of the state at a revision, in key order.
+#[derive(Clone, Debug, Default)]
+pub struct StateChunk {
+    /// The versions that were live at the revision: one put per key.
+    pub events: Vec<Arc<Event>>,
+    /// There are more keys behind this one; `None` when there are none.
+    pub resume_after: Option<Bytes>,
+    /// How many more; 0 when not asked for.
+    pub rest: usize,
+}
+
 /// History can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
@@ -64,4 +94,11 @@ pub trait History: Send + Sync {
         with_prev: bool,
         bytes_max: usize,
     ) -> Result<HistoryChunk, HistoryError>;
+
+    /// What was live at `query.at`, which the source has reached. It costs by the keys that come (and that are counted),
+    /// however many events lie above the revision.
+    ///
+    /// # Errors
+    /// [`HistoryError::Compacted`] when the revision is below the compacted revision before or after the read.
+    fn state_at(&self, query: &StateQuery) -> Result<StateChunk, HistoryError>;
 }

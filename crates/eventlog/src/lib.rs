@@ -39,7 +39,7 @@ mod tree;
 pub use cursor::Cursor;
 pub use event::{Envelope, Event, EventKind, RowError};
 pub use fact::{Alarm, AlarmKind, AuthFacts, Fact, Member};
-pub use history::{History, HistoryChunk, HistoryError, HistoryEvent, HistoryPoint};
+pub use history::{History, HistoryChunk, HistoryError, HistoryEvent, HistoryPoint, StateChunk, StateQuery};
 pub use index::{KeyIndex, KeyMeta};
 pub use log::{
     CopyError, CopyPoint, CopyStep, EventLog, EventLogConfig, FoldHold, FoldProgress, HashError, Installed, LiveChunk,

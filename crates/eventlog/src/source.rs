@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::log::Generation;
 use crate::{
     Cursor, Event, EventLog, Fact, Frame, History, HistoryChunk, HistoryError, HistoryEvent, HistoryPoint, KeyRange,
-    LiveChunk, Position, Revision, StorageError, Tail, TailError,
+    LiveChunk, Position, Revision, StateChunk, StateQuery, StorageError, Tail, TailError,
 };
 
 /// A transfer can't go on.
@@ -190,6 +190,17 @@ impl History for LocalSource {
             return Err(HistoryError::Compacted(compacted));
         }
         Ok(HistoryChunk { events, next, compacted })
+    }
+
+    fn state_at(&self, query: &StateQuery) -> Result<StateChunk, HistoryError> {
+        let log = self.log.current();
+        let compacted = || log.state().compacted.max(self.log.state().compacted);
+        let refuse = |compacted| if query.at < compacted { Err(HistoryError::Compacted(compacted)) } else { Ok(()) };
+        refuse(compacted())?;
+        let chunk = log.state_at(query)?;
+        // What was missing may have been compacted and folded away while it was read.
+        refuse(compacted())?;
+        Ok(chunk)
     }
 }
 

@@ -16,7 +16,10 @@ pub struct FanoutConfig {
     pub window_bytes_max: usize,
     /// Bytes that one watch stream holds ready for its client. `--stream-chunk-bytes`, default 64 KiB.
     pub stream_chunk_bytes: usize,
-    /// Bytes that all streams together may hold; above half of it chunks get smaller.
+    /// Bytes that big lists in one message hold together while they are sent; a list beyond it is refused, unless it is
+    /// alone. `--list-memory-bytes`, default 256 MiB.
+    pub list_memory_bytes_max: usize,
+    /// Bytes that all streams together may hold, of watches and of lists in pieces; above half of it chunks get smaller.
     /// `--watch-memory-bytes`, default 256 MiB.
     pub watch_memory_bytes_max: usize,
     /// Bytes of events in one watch response when a watcher lags; one revision is never split. Default 1 MiB.
@@ -41,6 +44,7 @@ impl Default for FanoutConfig {
             member_id: 0,
             window_bytes_max: 256 << 20,
             stream_chunk_bytes: 64 << 10,
+            list_memory_bytes_max: 256 << 20,
             watch_memory_bytes_max: 256 << 20,
             response_bytes_max: 1 << 20,
             fragment_bytes_max: 2 << 20,

@@ -8,6 +8,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use tailwater_eventlog::{Scope, Source, Tail};
 
+use crate::admission::ListMemory;
 use crate::delivery::{UNAVAILABLE, text};
 use crate::encode::NodeIds;
 use crate::history::HistoryQueue;
@@ -38,6 +39,7 @@ pub(crate) struct Core {
     pub(crate) flow: Flow,
     /// Noted by the tail thread.
     pub(crate) times: CommitTimes,
+    pub(crate) lists: ListMemory,
     /// What this fanout holds.
     pub(crate) scope: Scope,
     /// What readers of this fanout follow; written by the tail thread, there once history has begun.
@@ -58,7 +60,6 @@ impl Core {
             scope: Scope::new(&config.ranges),
             ring: ArcSwapOption::empty(),
             awaited: AtomicU64::new(0),
-            config,
             source,
             published: ArcSwap::default(),
             window: Window::default(),
@@ -67,8 +68,10 @@ impl Core {
             memory: StreamMemory::default(),
             flow: Flow::default(),
             times: CommitTimes::default(),
+            lists: ListMemory::new(config.list_memory_bytes_max),
             stopped: AtomicBool::new(false),
             clock,
+            config,
         }
     }
 
@@ -115,15 +118,18 @@ impl Core {
         }
         // A part of what is left, so that however many take theirs and stall, it is not used up. Shared chunks have the
         // last quarter.
-        let streams = self.memory.streams.load(Ordering::Relaxed).max(1);
+        let streams = self.memory.streams.load(Ordering::Relaxed) + self.memory.lists.load(Ordering::Relaxed);
+        let streams = streams.max(1);
         ((3 * quarter).saturating_sub(held) / streams).clamp(CHUNK_BYTES_MIN, most)
     }
 }
 
-/// What watch streams hold for their clients.
+/// What watch streams and lists in pieces hold for their clients.
 #[derive(Debug, Default)]
 pub(crate) struct StreamMemory {
     pub(crate) streams: AtomicUsize,
+    /// Lists that are sent in pieces.
+    pub(crate) lists: AtomicUsize,
     /// The pieces that streams handed out last, and those that must follow.
     pub(crate) held: AtomicUsize,
     /// Chunks that groups share; written by the tail thread.

@@ -16,7 +16,8 @@ use crate::follow::{Follower, Reached};
 use crate::range::Plan;
 use crate::source::RelaySource;
 use crate::{
-    FanoutConfig, FanoutLoad, RangeAnswer, RangeQuery, ReadError, StreamEnd, WatchControl, WatchStream, metrics,
+    FanoutConfig, FanoutLoad, ListQuery, ListStream, RangeAnswer, RangeQuery, ReadError, StreamEnd, WatchControl,
+    WatchStream, metrics,
 };
 
 /// Threads that read history for streams that are behind the window.
@@ -127,7 +128,7 @@ impl Fanout {
         if plan.is_small(&self.core)
             && let Some(answer) = plan.read_memory(&self.core)
         {
-            return Ok(answer);
+            return answer;
         }
         let core = self.core.clone();
         // A read that panics has met a broken invariant; its caller must not go on as if the store had stopped.
@@ -146,6 +147,22 @@ impl Fanout {
     pub fn range_here(&self, query: RangeQuery) -> Result<RangeAnswer, ReadError> {
         self.check(&query.range)?;
         Plan::new(&self.core, query)?.read(&self.core)
+    }
+
+    /// Begins a list that is read piece by piece at one revision. Call it after [`Fanout::ready`], and poll it on a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn list(&self, query: ListQuery) -> Result<ListStream, ReadError> {
+        self.check(&query.range)?;
+        ListStream::new(self.core.clone(), query)
+    }
+
+    /// Bytes that big lists hold while they are sent.
+    #[must_use]
+    pub fn list_bytes(&self) -> usize {
+        self.core.lists.held()
     }
 
     /// Opens a watch stream: the control half takes requests, the stream half yields gRPC frames. Dropping either

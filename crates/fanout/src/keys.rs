@@ -39,18 +39,17 @@ impl KeyTree {
         self.tree.count_live(range)
     }
 
-    /// Keys of `range` in order, live or not.
-    pub(crate) fn range(&self, range: &KeyRange) -> impl Iterator<Item = &Arc<KeyNode>> {
-        self.tree.range(range).map(|(_, node, _)| node)
-    }
-
-    /// As [`KeyTree::range`], those behind `after` only.
+    /// Keys of `range` in order, those behind `after` only, live or not.
     pub(crate) fn range_after(&self, range: &KeyRange, after: Option<&[u8]>) -> impl Iterator<Item = &Arc<KeyNode>> {
         self.tree.range_after(range, after).map(|(_, node, _)| node)
     }
 
-    /// As [`KeyTree::range`], but steps over what is not live.
-    pub(crate) fn live_range(&self, range: &KeyRange) -> impl Iterator<Item = &Arc<KeyNode>> {
-        self.tree.live_range_after(range, None).map(|(_, node, _)| node)
+    /// As [`KeyTree::range_after`], but steps over what is not live.
+    pub(crate) fn live_range_after(
+        &self,
+        range: &KeyRange,
+        after: Option<&[u8]>,
+    ) -> impl Iterator<Item = &Arc<KeyNode>> {
+        self.tree.live_range_after(range, after).map(|(_, node, _)| node)
     }
 }

@@ -4,6 +4,7 @@
 //! It proposes nothing, votes for nothing, and never holds back the tail because a client is slow. Start at
 //! [`Fanout`]; a client's watch RPC is one [`WatchStream`]. [`Fanout::source`] feeds other fanouts from its memory.
 
+mod admission;
 mod commit_times;
 mod config;
 mod core;
@@ -16,6 +17,7 @@ mod history;
 mod inbox;
 mod interval;
 mod keys;
+mod list;
 mod load;
 pub mod metrics;
 mod range;
@@ -34,6 +36,7 @@ pub use config::FanoutConfig;
 pub use handle::{Fanout, ReadSnapshot};
 #[doc(hidden)]
 pub use handle::{FanoutParts, assemble};
+pub use list::{ListChunk, ListEnd, ListQuery, ListStream};
 pub use load::{FanoutLoad, StreamLoad};
-pub use read::{RangeAnswer, RangeQuery, ReadError, SortBy};
+pub use read::{ListPermit, RangeAnswer, RangeQuery, ReadError, SortBy};
 pub use watch::{CreateWatch, StreamEnd, WatchControl, WatchFilter, WatchStream};

@@ -43,6 +43,14 @@ pub const WINDOW_BYTES: &str = "tailwater_fanout_window_bytes";
 pub const STREAM_BYTES: &str = "tailwater_fanout_stream_bytes";
 /// Gauge: the bound of [`STREAM_BYTES`] (`--watch-memory-bytes`).
 pub const STREAM_BYTES_MAX: &str = "tailwater_fanout_stream_bytes_max";
+/// Gauge: lists that are sent in pieces (RangeStream); what they hold counts in [`STREAM_BYTES`].
+pub const LIST_STREAM_TOTAL: &str = "tailwater_fanout_list_streams";
+/// Gauge: bytes that big lists in one message hold while they are sent.
+pub const LIST_BYTES: &str = "tailwater_fanout_list_bytes";
+/// Gauge: the bound of [`LIST_BYTES`] (`--list-memory-bytes`).
+pub const LIST_BYTES_MAX: &str = "tailwater_fanout_list_bytes_max";
+/// Counter: lists refused because others held the memory.
+pub const LISTS_REFUSED_TOTAL: &str = "tailwater_fanout_lists_refused_total";
 /// Gauge: groups of equal watchers.
 pub const GROUPS: &str = "tailwater_fanout_groups";
 /// Gauge: the newest published revision.
@@ -208,6 +216,10 @@ pub(crate) fn report(core: &Core) {
         gauge!(WATCHERS, "state" => state.name()).set(watchers);
     }
     core.flow.report();
+    set(LIST_STREAM_TOTAL, core.memory.lists.load(Ordering::Relaxed));
+    set(LIST_BYTES, core.lists.held());
+    set(LIST_BYTES_MAX, core.config.list_memory_bytes_max);
+    counter!(LISTS_REFUSED_TOTAL).absolute(core.lists.refused() as u64);
 }
 
 #[cfg(test)]

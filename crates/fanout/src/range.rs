@@ -1,22 +1,24 @@
 //! How a range is read: which keys, at which revision, in which order, and what comes back.
 //!
-//! A read takes one published root and walks it without a lock. Versions that memory no longer holds are put back
-//! from the source's history: of each key the earliest event after the revision says what was there before it.
+//! A read takes one published root and walks it without a lock. A revision that memory no longer reaches back to is read
+//! at the source.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bytes::Bytes;
-use tailwater_eventlog::{Event, HistoryError, HistoryPoint, Revision};
+use tailwater_eventlog::{Event, HistoryError, KeyRange, Revision, StateQuery};
 
+use crate::admission::ListPermit;
 use crate::core::Core;
 use crate::store::Published;
+use crate::version::KeyNode;
 use crate::{RangeAnswer, RangeQuery, ReadError, SortBy};
 
 /// Reads of about so many keys are done at once; larger ones go where blocking is allowed.
 pub(crate) const INLINE_KEYS_MAX: usize = 2000;
-/// Bytes of history in one step of a read below the window.
-const HISTORY_BYTES_MAX: usize = 1 << 20;
+/// Bytes in one step of a read below the window.
+const STATE_BYTES_MAX: usize = 1 << 20;
+/// What an event in an answer costs beside its bytes; without its value, about what is sent of it beside its key.
+pub(crate) const ENTRY_BYTES: usize = 40;
 
 /// A read with everything settled that its answer depends on.
 pub(crate) struct Plan {
@@ -59,86 +61,65 @@ impl Plan {
     }
 
     /// Reads from memory. `None`: memory does not reach back to the revision.
-    pub(crate) fn read_memory(&self, core: &Core) -> Option<RangeAnswer> {
-        let range = &self.query.range;
-        let counted = || {
-            let (at, newest) = (self.at, self.published.revision());
-            let keys = self.published.keys.count(range);
-            let change = if at == newest { Some(0) } else { core.window.live_change(range, at, newest, keys.max(64)) };
-            change.map(|change| signed(keys) - change)
-        };
-        let (found, count) = if self.query.count_only {
-            match counted() {
-                Some(count) => (Found { events: Vec::new(), cut: false }, count),
-                None => (Found { events: Vec::new(), cut: false }, signed(self.walk(usize::MAX).events.len())),
-            }
+    pub(crate) fn read_memory(&self, core: &Core) -> Option<Result<RangeAnswer, ReadError>> {
+        let walked = || signed(self.walk(usize::MAX).events.len());
+        let counted = || count_memory(core, &self.published, &self.query.range, self.at).unwrap_or_else(walked);
+        let (events, count) = if self.query.count_only {
+            (Vec::new(), counted())
         } else {
             let found = self.walk(self.fetch_limit());
             let seen = signed(found.events.len());
-            let count =
-                if found.cut { counted().unwrap_or_else(|| signed(self.walk(usize::MAX).events.len())) } else { seen };
-            (found, count)
+            (found.events, if found.cut { counted() } else { seen })
         };
         // Checked after the walk: what was read under a floor that is still low enough is true.
-        (core.window.floor() <= self.at).then(|| self.answer(found.events, count))
+        (core.window.floor() <= self.at).then(|| self.answer(core, events, count, core.lists.begin()))
     }
 
-    /// Reads where blocking is allowed: from memory, else with the source's help.
+    /// Reads where blocking is allowed: from memory, else at the source.
     pub(crate) fn read(&self, core: &Core) -> Result<RangeAnswer, ReadError> {
-        if let Some(answer) = self.read_memory(core) {
-            return Ok(answer);
+        match self.read_memory(core) {
+            Some(answer) => answer,
+            None => self.read_source(core),
         }
-        let mut live: BTreeMap<Bytes, Arc<Event>> = BTreeMap::new();
-        for event in self.walk(usize::MAX).events {
-            live.insert(event.bytes().slice_ref(event.key()), event);
-        }
-        // Read after the walk: memory was complete from here on.
-        let floor = core.window.floor();
-        self.undo(core, floor, &mut live)?;
-        let count = signed(live.len());
-        let limit = if self.query.count_only { 0 } else { self.fetch_limit() };
-        Ok(self.answer(live.into_values().take(limit).collect(), count))
     }
 
-    /// Sets `live` back from what memory found to what was there at the revision.
-    fn undo(&self, core: &Core, to: Revision, live: &mut BTreeMap<Bytes, Arc<Event>>) -> Result<(), ReadError> {
-        let ranges = [self.query.range.clone()];
-        let mut decided: BTreeSet<Bytes> = BTreeSet::new();
-        let mut next = Some(HistoryPoint { revision: self.at.next(), sub: 0 });
-        while let Some(from) = next {
-            let chunk = core.source.read(&ranges, from, to, true, HISTORY_BYTES_MAX).map_err(|error| match error {
-                HistoryError::Compacted(_) => ReadError::Compacted,
-                error => ReadError::History(error),
-            })?;
-            if self.at < chunk.compacted {
-                return Err(ReadError::Compacted);
+    fn read_source(&self, core: &Core) -> Result<RangeAnswer, ReadError> {
+        let limit = if self.query.count_only { 0 } else { self.fetch_limit() };
+        let mut permit = core.lists.begin();
+        let mut events = Vec::new();
+        let mut after = None;
+        loop {
+            let query = StateQuery {
+                range: self.query.range.clone(),
+                after,
+                at: self.at,
+                keys_max: limit - events.len(),
+                bytes_max: STATE_BYTES_MAX,
+                // All of the rest will come, unless there is a limit.
+                count: limit != usize::MAX,
+            };
+            let chunk = core.source.state_at(&query)?;
+            // These are copies, so they are counted as they come, not when all are there.
+            core.lists.grow(&mut permit, chunk.events.iter().map(|event| self.held(event)).sum())?;
+            events.extend(chunk.events);
+            if events.len() == limit || chunk.resume_after.is_none() {
+                let count = signed(events.len() + chunk.rest);
+                return self.answer(core, events, count, permit);
             }
-            for found in chunk.events {
-                let key = found.event.bytes().slice_ref(found.event.key());
-                if !decided.insert(key.clone()) {
-                    continue;
-                }
-                match found.prev {
-                    Some(prev) => live.insert(key, prev),
-                    None => live.remove(&key),
-                };
-            }
-            next = chunk.next;
+            after = chunk.resume_after;
         }
-        Ok(())
+    }
+
+    /// What `event` counts in the memory of lists.
+    fn held(&self, event: &Event) -> usize {
+        held(event, self.query.keys_only)
     }
 
     /// The live versions at the revision in key order, at most `limit`.
     fn walk(&self, limit: usize) -> Found {
         let (range, at) = (&self.query.range, self.at);
         let mut events = Vec::new();
-        let newest = at == self.published.revision();
-        let keys: Box<dyn Iterator<Item = &Arc<crate::version::KeyNode>>> = if newest {
-            Box::new(self.published.keys.live_range(range))
-        } else {
-            Box::new(self.published.keys.range(range))
-        };
-        for node in keys {
+        for node in nodes(&self.published, range, None, at) {
             if let Some(event) = node.live_at(at) {
                 if events.len() == limit {
                     return Found { events, cut: true };
@@ -157,12 +138,14 @@ impl Plan {
         if query.limit == 0 || needs_all { usize::MAX } else { query.limit.saturating_add(1) }
     }
 
-    fn answer(&self, mut events: Vec<Arc<Event>>, count: i64) -> RangeAnswer {
+    fn answer(
+        &self,
+        core: &Core,
+        mut events: Vec<Arc<Event>>,
+        count: i64,
+        mut permit: ListPermit,
+    ) -> Result<RangeAnswer, ReadError> {
         let query = &self.query;
-        let header_revision = self.published.revision();
-        if query.count_only {
-            return RangeAnswer { header_revision, events: Vec::new(), more: false, count };
-        }
         let (min_mod, max_mod, min_create, max_create) = query.revision_bounds;
         let within = |value: i64, min: i64, max: i64| (min == 0 || value >= min) && (max == 0 || value <= max);
         if query.revision_bounds != (0, 0, 0, 0) {
@@ -179,7 +162,48 @@ impl Plan {
         if more {
             events.truncate(query.limit);
         }
-        RangeAnswer { header_revision, events, more, count }
+        if permit.is_new() {
+            core.lists.grow(&mut permit, events.iter().map(|event| self.held(event)).sum())?;
+        }
+        let header_revision = self.published.revision();
+        Ok(RangeAnswer { header_revision, events, more, count, permit: Arc::new(permit) })
+    }
+}
+
+/// What an answer that shows `event` holds for it.
+pub(crate) fn held(event: &Event, keys_only: bool) -> usize {
+    ENTRY_BYTES + if keys_only { event.key().len() } else { event.bytes().len() }
+}
+
+/// The nodes of the keys behind `after` in which a version may be live at `at`.
+pub(crate) fn nodes<'a>(
+    published: &'a Published,
+    range: &'a KeyRange,
+    after: Option<&'a [u8]>,
+    at: Revision,
+) -> Box<dyn Iterator<Item = &'a Arc<KeyNode>> + 'a> {
+    if at == published.revision() {
+        Box::new(published.keys.live_range_after(range, after))
+    } else {
+        Box::new(published.keys.range_after(range, after))
+    }
+}
+
+/// The keys of `range` that were live at `at`: those of now, less what has changed since. `None` when that would cost more
+/// than to walk.
+pub(crate) fn count_memory(core: &Core, published: &Published, range: &KeyRange, at: Revision) -> Option<i64> {
+    let newest = published.revision();
+    let keys = published.keys.count(range);
+    let change = if at == newest { Some(0) } else { core.window.live_change(range, at, newest, keys.max(64)) };
+    change.map(|change| signed(keys) - change)
+}
+
+impl From<HistoryError> for ReadError {
+    fn from(error: HistoryError) -> Self {
+        match error {
+            HistoryError::Compacted(_) => Self::Compacted,
+            error => Self::History(error),
+        }
     }
 }
 
@@ -202,6 +226,6 @@ fn sort(events: &mut [Arc<Event>], by: SortBy, descending: bool) {
     }
 }
 
-fn signed(count: usize) -> i64 {
+pub(crate) fn signed(count: usize) -> i64 {
     i64::try_from(count).expect("memory holds fewer than 2^63 keys")
 }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use tailwater_eventlog::{Event, HistoryError, KeyRange, Revision};
 
+pub use crate::admission::ListPermit;
+
 /// What to read; etcd's RangeRequest after its checks.
 #[derive(Clone, Debug)]
 pub struct RangeQuery {
@@ -17,6 +19,8 @@ pub struct RangeQuery {
     pub sort: Option<(SortBy, bool)>,
     /// Only the number of keys.
     pub count_only: bool,
+    /// The caller wants no values: what the answer holds is counted without them.
+    pub keys_only: bool,
     /// Bounds of mod_revision and create_revision, inclusive; 0: none. (min_mod, max_mod, min_create, max_create)
     pub revision_bounds: (i64, i64, i64, i64),
 }
@@ -43,6 +47,8 @@ pub struct RangeAnswer {
     pub more: bool,
     /// Keys alive in the range at the revision, before limit and bounds.
     pub count: i64,
+    /// Its part of what all big lists may hold; kept until the answer has left.
+    pub permit: Arc<ListPermit>,
 }
 
 /// A read can't be answered.
@@ -54,6 +60,9 @@ pub enum ReadError {
     /// Below the compacted revision.
     #[error("revision compacted")]
     Compacted,
+    /// Other big lists hold all the memory that lists may.
+    #[error("too many big lists at once")]
+    TooManyRequests,
     /// The source of history failed.
     #[error(transparent)]
     History(HistoryError),

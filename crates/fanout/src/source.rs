@@ -11,13 +11,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use tailwater_eventlog::{
     Cursor, Event, Fact, Frame, History, HistoryChunk, HistoryError, HistoryPoint, KeyRange, LiveChunk, Position,
-    Revision, Source, SourceError, Tail, TailError,
+    Revision, Source, SourceError, StateChunk, StateQuery, Tail, TailError,
 };
 
 use crate::WatchFilter;
 use crate::core::Core;
 use crate::history::shared::{ReadKey, ReadSpan};
+use crate::range::nodes;
 use crate::registry::prev_is_visible;
+use crate::store::Published;
 use crate::window::WindowQuery;
 
 /// Keys looked at in one step of a transfer, live or not.
@@ -82,6 +84,22 @@ impl RelaySource {
         Ok(vec![Arc::new(Frame { position, revision, events, facts, ..Frame::default() })])
     }
 
+    /// Whether this fanout can read up to `to` in these ranges; its compacted revision.
+    fn check_read(&self, ranges: &[KeyRange], to: Revision) -> Result<Revision, HistoryError> {
+        let unavailable = |reason: &str| Err(HistoryError::Unavailable(reason.to_owned()));
+        if !self.core.is_serving() {
+            return unavailable("the relay has no state yet");
+        }
+        if !self.core.scope.covers_all(ranges) {
+            return unavailable("the relay does not hold the range");
+        }
+        let published = self.core.published.load();
+        if to > published.revision() {
+            return unavailable("the relay has not reached the end of what is asked");
+        }
+        Ok(published.snapshot.compacted)
+    }
+
     /// History of everything that this fanout holds.
     fn read_all(&self, from: HistoryPoint, to: Revision, bytes_max: usize) -> Result<HistoryChunk, HistoryError> {
         self.read_history(self.core.scope.spans(), from, to, false, bytes_max)
@@ -126,23 +144,50 @@ impl History for RelaySource {
         with_prev: bool,
         bytes_max: usize,
     ) -> Result<HistoryChunk, HistoryError> {
-        let unavailable = |reason: &str| Err(HistoryError::Unavailable(reason.to_owned()));
-        if !self.core.is_serving() {
-            return unavailable("the relay has no state yet");
-        }
-        if !self.core.scope.covers_all(ranges) {
-            return unavailable("the relay does not hold the range");
-        }
-        let published = self.core.published.load().snapshot.clone();
-        if to > published.cursor.revision {
-            return unavailable("the relay has not reached the end of what is asked");
-        }
-        if from.revision < published.compacted {
-            return Err(HistoryError::Compacted(published.compacted));
+        let compacted = self.check_read(ranges, to)?;
+        if from.revision < compacted {
+            return Err(HistoryError::Compacted(compacted));
         }
         let ranges = if ranges.is_empty() { self.core.scope.spans() } else { ranges };
         self.read_history(ranges, from, to, with_prev, bytes_max)
     }
+
+    fn state_at(&self, query: &StateQuery) -> Result<StateChunk, HistoryError> {
+        let compacted = self.check_read(std::slice::from_ref(&query.range), query.at)?;
+        let published = self.core.published.load_full();
+        if query.at < compacted {
+            return Err(HistoryError::Compacted(compacted));
+        }
+        if self.core.window.floor() <= query.at {
+            let chunk = walk_state(&published, query);
+            // Checked after the walk: what was read under a floor that is still low enough is true.
+            if self.core.window.floor() <= query.at {
+                return Ok(chunk);
+            }
+        }
+        let chunk = self.core.source.state_at(query)?;
+        let compacted = self.core.published.load().snapshot.compacted;
+        if query.at < compacted { Err(HistoryError::Compacted(compacted)) } else { Ok(chunk) }
+    }
+}
+
+/// What was live, where memory reaches back to the revision.
+fn walk_state(published: &Published, query: &StateQuery) -> StateChunk {
+    let after = query.after.as_ref().map(Bytes::as_ref);
+    let nodes = nodes(published, &query.range, after, query.at);
+    let mut live = nodes.filter_map(|node| node.live_at(query.at)).peekable();
+    let (mut chunk, mut bytes) = (StateChunk::default(), 0);
+    while chunk.events.len() < query.keys_max && bytes < query.bytes_max {
+        let Some(event) = live.next() else { break };
+        bytes += event.bytes().len();
+        chunk.events.push(event);
+    }
+    if live.peek().is_some() {
+        let last = chunk.events.last().map(|event| Bytes::copy_from_slice(event.key()));
+        chunk.resume_after = last.or_else(|| query.after.clone());
+        chunk.rest = if query.count { live.count() } else { 0 };
+    }
+    chunk
 }
 
 impl Source for RelaySource {

@@ -44,6 +44,7 @@ fn query(rng: &mut StdRng, now: i64) -> RangeQuery {
         limit: if rng.random_bool(0.5) { rng.random_range(1..20) } else { 0 },
         sort: rng.random_bool(0.5).then_some((by, rng.random())),
         count_only: rng.random_bool(0.2),
+        keys_only: false,
         revision_bounds,
     }
 }

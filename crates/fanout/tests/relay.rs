@@ -16,7 +16,7 @@ use support::worlds::{Reader, part, range, run};
 use support::{Client, World, config, start, wait_until, watch};
 use tailwater_eventlog::{
     Cursor, EventKind, Fact, Frame, History, HistoryChunk, HistoryError, HistoryPoint, KeyRange, LiveChunk, MemberId,
-    Position, Revision, Source, SourceError, TailError, Term,
+    Position, Revision, Source, SourceError, StateChunk, StateQuery, TailError, Term,
 };
 use tailwater_fanout::{Fanout, FanoutConfig, RangeQuery, ReadError};
 
@@ -61,6 +61,18 @@ impl History for Choice {
         let begin = Instant::now();
         loop {
             match self.source().read(ranges, from, to, with_prev, bytes_max) {
+                Err(HistoryError::Unavailable(_)) if begin.elapsed() < Duration::from_secs(3) => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    fn state_at(&self, query: &StateQuery) -> Result<StateChunk, HistoryError> {
+        let begin = Instant::now();
+        loop {
+            match self.source().state_at(query) {
                 Err(HistoryError::Unavailable(_)) if begin.elapsed() < Duration::from_secs(3) => {
                     std::thread::sleep(Duration::from_millis(1));
                 }
@@ -128,6 +140,7 @@ fn query(range: KeyRange, revision: i64) -> RangeQuery {
         limit: 0,
         sort: None,
         count_only: false,
+        keys_only: false,
         revision_bounds: (0, 0, 0, 0),
     }
 }

@@ -11,7 +11,8 @@ use prost::Message;
 use tailwater_api::etcdserverpb::WatchResponse;
 use tailwater_eventlog::{
     Cursor, Envelope, Event, EventKind, Fact, Frame, History, HistoryChunk, HistoryError, HistoryEvent, HistoryId,
-    HistoryPoint, KeyRange, LeaseId, LiveChunk, Position, Revision, Source, SourceError, Tail, TailConfig, TailError,
+    HistoryPoint, KeyRange, LeaseId, LiveChunk, Position, Revision, Source, SourceError, StateChunk, StateQuery, Tail,
+    TailConfig, TailError,
 };
 use tailwater_fanout::{CreateWatch, Fanout, FanoutConfig, WatchFilter, WatchStream};
 
@@ -45,6 +46,10 @@ impl History for Memory {
             }
         }
         Ok(chunk)
+    }
+
+    fn state_at(&self, _: &StateQuery) -> Result<StateChunk, HistoryError> {
+        Err(HistoryError::Unavailable("nothing is listed in these tests".into()))
     }
 }
 
@@ -99,6 +104,7 @@ fn start(window_bytes_max: usize) -> (Arc<Memory>, Fanout) {
         window_bytes_max,
         stream_chunk_bytes: 4096,
         watch_memory_bytes_max: 1 << 20,
+        list_memory_bytes_max: 1 << 20,
         response_bytes_max: 1 << 20,
         fragment_bytes_max: 1 << 21,
         ..FanoutConfig::default()

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use http_body::Frame;
 use prost::Message;
 use tailwater_api::grpc;
+use tailwater_fanout::ListPermit;
 use tokio::time::Sleep;
 
 use crate::metrics::Observation;
@@ -28,6 +30,10 @@ pub(crate) trait Chunks: Send {
 pub(crate) enum Answer {
     /// One encoded message with its prefix.
     Message(Bytes),
+    /// The same of lists that count in the memory of lists until it has left.
+    Lists(Bytes, Vec<Arc<ListPermit>>),
+    /// It is leaving.
+    Leaving(#[expect(dead_code, reason = "kept until it is dropped")] Vec<Arc<ListPermit>>),
     /// A list.
     Range(Box<RangeChunks>),
     /// A stream.
@@ -83,6 +89,11 @@ impl CallBody {
                 };
                 return Poll::Ready(Ok(bytes));
             }
+            Answer::Lists(bytes, permits) => {
+                let (bytes, permits) = (std::mem::take(bytes), std::mem::take(permits));
+                self.answer = Answer::Leaving(permits);
+                return Poll::Ready(Ok(bytes));
+            }
             Answer::Range(chunks) => match chunks.next_chunk() {
                 Some(chunk) => return Poll::Ready(Ok(chunk)),
                 None => (0, String::new()),
@@ -91,7 +102,7 @@ impl CallBody {
                 Some(chunk) => return Poll::Ready(Ok(chunk)),
                 None => chunks.status(),
             },
-            Answer::Done => (0, String::new()),
+            Answer::Leaving(_) | Answer::Done => (0, String::new()),
         };
         self.answer = Answer::Done;
         Poll::Ready(Err(end))

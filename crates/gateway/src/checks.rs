@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tailwater_api::etcdserverpb as pb;
 use tailwater_eventlog::KeyRange;
 
-use crate::status::Fault;
+use crate::status::{Code, Fault};
 
 /// Checks a range request.
 ///
@@ -20,6 +20,28 @@ pub(crate) fn range(request: &pb::RangeRequest) -> Result<(), Fault> {
     let target = pb::range_request::SortTarget::try_from(request.sort_target);
     if order.is_err() || target.is_err() {
         return Err(Fault::InvalidSortOption);
+    }
+    Ok(())
+}
+
+/// Checks a range request that is answered in pieces, which come in key order and unfiltered.
+///
+/// # Errors
+/// Those of [`range`], and etcd's two refusals.
+pub(crate) fn range_stream(request: &pb::RangeRequest) -> Result<(), Fault> {
+    range(request)?;
+    let is_default = match pb::range_request::SortOrder::try_from(request.sort_order) {
+        Ok(pb::range_request::SortOrder::None) => true,
+        Ok(pb::range_request::SortOrder::Ascend) => request.sort_target == pb::range_request::SortTarget::Key as i32,
+        _ => false,
+    };
+    if !is_default {
+        return Err(Fault::Other(Code::Unimplemented, "RangeStream does not support custom sort orders".into()));
+    }
+    let bounds =
+        [request.min_mod_revision, request.max_mod_revision, request.min_create_revision, request.max_create_revision];
+    if bounds != [0; 4] {
+        return Err(Fault::Other(Code::Unimplemented, "RangeStream does not support revision filters".into()));
     }
     Ok(())
 }

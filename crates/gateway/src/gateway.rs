@@ -1,14 +1,15 @@
 //! What all calls share: the two planes, and the position that reads must not go behind.
 
-use std::sync::Arc;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::RwLock;
 use tailwater_api::etcdserverpb as pb;
 use tailwater_api::wire;
 use tailwater_api::write::command::Command;
 use tailwater_consensus::{Answer, ProposeError, WritePlane};
-use tailwater_eventlog::{EventLog, Position, Revision};
+use tailwater_eventlog::{EventLog, Position, Revision, StoreHash};
 use tailwater_fanout::Fanout;
 use tokio::sync::watch;
 
@@ -24,10 +25,15 @@ pub struct Gateway {
     shared: Arc<Shared>,
 }
 
+/// Asks a member for the hash of what it holds up to a revision; `None`: the newest.
+pub type HashForwarder =
+    Box<dyn Fn(Option<Revision>) -> Pin<Box<dyn Future<Output = Result<StoreHash, Fault>> + Send>> + Send + Sync>;
+
 struct Shared {
     write_plane: Arc<dyn WritePlane>,
     fanout: Fanout,
     storage: Option<EventLog>,
+    hashes: OnceLock<HashForwarder>,
     config: GatewayConfig,
     answered: AtomicU64,
     serving: watch::Sender<bool>,
@@ -56,6 +62,7 @@ impl Gateway {
                 write_plane,
                 fanout,
                 storage,
+                hashes: OnceLock::new(),
                 config,
                 answered,
                 serving,
@@ -65,6 +72,14 @@ impl Gateway {
                 render_metrics,
             }),
         }
+    }
+
+    /// Hands on from now on what is asked of a storage that this process does not have.
+    ///
+    /// # Panics
+    /// When it was called before.
+    pub fn forward_hashes(&self, forwarder: HashForwarder) {
+        assert!(self.shared.hashes.set(forwarder).is_ok(), "hashes are forwarded in one way");
     }
 
     /// Says not ready and not serving from now on; calls are still answered.
@@ -110,6 +125,10 @@ impl Gateway {
 
     pub(crate) fn storage(&self) -> Option<&EventLog> {
         self.shared.storage.as_ref()
+    }
+
+    pub(crate) fn hashes(&self) -> Option<&HashForwarder> {
+        self.shared.hashes.get()
     }
 
     pub(crate) fn calls(&self) -> &Calls {

@@ -184,6 +184,7 @@ async fn read_one(gateway: &Gateway, serializable: bool) -> Result<(), Fault> {
         limit: 1,
         sort: None,
         count_only: false,
+        keys_only: true,
         revision_bounds: (0, 0, 0, 0),
     };
     gateway.fanout().range(query).await?;

@@ -30,5 +30,5 @@ mod watch;
 
 pub use compactor::run_auto_compaction;
 pub use config::{AutoCompaction, GatewayConfig};
-pub use gateway::Gateway;
+pub use gateway::{Gateway, HashForwarder};
 pub use status::{Code, Fault};

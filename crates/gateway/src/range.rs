@@ -12,11 +12,13 @@ use tailwater_api::etcdserverpb as pb;
 use tailwater_api::etcdserverpb::range_request::{SortOrder, SortTarget};
 use tailwater_api::{grpc, wire};
 use tailwater_eventlog::{Event, KeyRange, Revision};
-use tailwater_fanout::{RangeAnswer, RangeQuery, SortBy};
+use tailwater_fanout::{ListPermit, RangeAnswer, RangeQuery, SortBy};
 
 use crate::Gateway;
 use crate::checks;
 use crate::status::{Code, Fault};
+
+mod stream;
 
 /// Small events are gathered up to this, so that one write carries many.
 const CHUNK_BYTES: usize = 48 * 1024;
@@ -27,6 +29,8 @@ const FIELD_HEADER: u32 = 1;
 const FIELD_KVS: u32 = 2;
 const FIELD_MORE: u32 = 3;
 const FIELD_COUNT: u32 = 4;
+/// The one field of `RangeStreamResponse`.
+const FIELD_RANGE_RESPONSE: u32 = 1;
 
 impl Gateway {
     /// `KV.Range`.
@@ -61,6 +65,7 @@ impl Gateway {
             limit: if plan.sort_after.is_some() { plan.limit + 1 } else { plan.limit },
             sort: plan.sort,
             count_only: request.count_only,
+            keys_only: request.keys_only,
             revision_bounds: (
                 request.min_mod_revision,
                 request.max_mod_revision,
@@ -125,22 +130,37 @@ fn sort(events: &mut [Arc<Event>], by: SortBy) {
 
 /// A `RangeResponse` that is not encoded yet.
 pub(crate) struct RangeMessage {
-    header: pb::ResponseHeader,
+    /// Only the last message of a list in pieces has one.
+    header: Option<pb::ResponseHeader>,
     events: Vec<Arc<Event>>,
     keys_only: bool,
     more: bool,
     count: i64,
+    permit: Option<Arc<ListPermit>>,
 }
 
 impl RangeMessage {
     pub(crate) fn new(header: pb::ResponseHeader, answer: RangeAnswer, keys_only: bool) -> Self {
-        Self { header, events: answer.events, keys_only, more: answer.more, count: answer.count }
+        Self {
+            header: Some(header),
+            events: answer.events,
+            keys_only,
+            more: answer.more,
+            count: answer.count,
+            permit: Some(answer.permit),
+        }
+    }
+
+    /// What the answer counts for; whoever holds its bytes holds this as long.
+    pub(crate) fn permit(&self) -> Option<Arc<ListPermit>> {
+        self.permit.clone()
     }
 
     /// Bytes of the encoded message.
     pub(crate) fn encoded_len(&self) -> usize {
         let kvs: usize = self.events.iter().map(|event| self.field_len(event)).sum();
-        wire::bytes_field_len(FIELD_HEADER, self.header.encoded_len())
+        let header = self.header.as_ref();
+        header.map_or(0, |header| wire::bytes_field_len(FIELD_HEADER, header.encoded_len()))
             + kvs
             + wire::uint_field_len(FIELD_MORE, u64::from(self.more))
             + wire::int_field_len(FIELD_COUNT, self.count)
@@ -160,13 +180,30 @@ impl RangeMessage {
     /// # Errors
     /// Above what gRPC can send in one message.
     pub(crate) fn into_chunks(self) -> Result<RangeChunks, Fault> {
-        let len = self.encoded_len();
+        self.framed(false)
+    }
+
+    /// The same for a `RangeStreamResponse` that holds the message.
+    ///
+    /// # Errors
+    /// See [`RangeMessage::into_chunks`].
+    pub(crate) fn into_wrapped_chunks(self) -> Result<RangeChunks, Fault> {
+        self.framed(true)
+    }
+
+    fn framed(mut self, is_wrapped: bool) -> Result<RangeChunks, Fault> {
+        let inner = self.encoded_len();
+        let len = if is_wrapped { wire::bytes_field_len(FIELD_RANGE_RESPONSE, inner) } else { inner };
         let len_max = i32::MAX as usize;
         if len > len_max {
             let text = format!("grpc: trying to send message larger than max ({len} vs. {len_max})");
             return Err(Fault::Other(Code::ResourceExhausted, text));
         }
-        Ok(RangeChunks { message: self, len, next: 0, state: ChunkState::Head })
+        let events = std::mem::take(&mut self.events).into_iter();
+        let wrapped = is_wrapped.then_some(inner);
+        // A message of a stream is small, and one that has begun must not keep the versions behind its bytes.
+        let piece_bytes = if is_wrapped { usize::MAX } else { CHUNK_BYTES };
+        Ok(RangeChunks { message: self, events, len, wrapped, piece_bytes, state: ChunkState::Head })
     }
 
     fn field_len(&self, event: &Event) -> usize {
@@ -174,8 +211,10 @@ impl RangeMessage {
     }
 
     fn write_head(&self, out: &mut BytesMut) {
-        wire::put_bytes_header(out, FIELD_HEADER, self.header.encoded_len());
-        self.header.encode(out).expect("the buffer grows");
+        if let Some(header) = &self.header {
+            wire::put_bytes_header(out, FIELD_HEADER, header.encoded_len());
+            header.encode(out).expect("the buffer grows");
+        }
     }
 
     fn write_field(&self, event: &Event, out: &mut BytesMut) {
@@ -213,11 +252,16 @@ fn write_key_only(event: &Event, out: &mut BytesMut) {
     wire::put_int_field(out, 6, envelope.lease.0);
 }
 
-/// A list on its way to the client. Chunks are made when the transport asks for them.
+/// A list on its way to the client. Chunks are made when the transport asks for them, and what has left is let go.
 pub(crate) struct RangeChunks {
+    /// Without its events.
     message: RangeMessage,
+    events: std::vec::IntoIter<Arc<Event>>,
     len: usize,
-    next: usize,
+    /// Bytes of the `RangeResponse` inside a `RangeStreamResponse`.
+    wrapped: Option<usize>,
+    /// A gathered piece is about this large.
+    piece_bytes: usize,
     state: ChunkState,
 }
 
@@ -234,27 +278,27 @@ impl RangeChunks {
         if self.state == ChunkState::Ended {
             return None;
         }
-        let left = &self.message.events[self.next..];
-        if let Some(event) = left.first()
-            && self.state == ChunkState::Events
+        if self.state == ChunkState::Events
+            && let Some(event) = self.events.as_slice().first()
             && self.is_shared(event)
         {
-            let bytes = event.bytes().clone();
-            self.next += 1;
-            return Some(bytes);
+            return self.events.next().map(|event| event.bytes().clone());
         }
-        let mut out = BytesMut::with_capacity(self.capacity(left));
+        let mut out = BytesMut::with_capacity(self.capacity(self.events.as_slice()));
         if self.state == ChunkState::Head {
             grpc::put_prefix(&mut out, self.len);
+            if let Some(inner) = self.wrapped {
+                wire::put_bytes_header(&mut out, FIELD_RANGE_RESPONSE, inner);
+            }
             self.message.write_head(&mut out);
             self.state = ChunkState::Events;
         }
-        while let Some(event) = self.message.events.get(self.next) {
-            if out.len() >= CHUNK_BYTES || self.is_shared(event) {
+        while let Some(event) = self.events.as_slice().first() {
+            if out.len() >= self.piece_bytes || self.is_shared(event) {
                 return Some(out.freeze());
             }
             self.message.write_field(event, &mut out);
-            self.next += 1;
+            self.events.next();
         }
         self.message.write_end(&mut out);
         self.state = ChunkState::Ended;
@@ -270,7 +314,7 @@ impl RangeChunks {
     fn capacity(&self, left: &[Arc<Event>]) -> usize {
         let mut sum = 128;
         for event in left {
-            if sum >= CHUNK_BYTES || self.is_shared(event) {
+            if sum >= self.piece_bytes || self.is_shared(event) {
                 break;
             }
             sum += self.message.field_len(event);

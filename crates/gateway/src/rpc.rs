@@ -133,6 +133,7 @@ impl Gateway {
     async fn dispatch(&self, method: &Method, message: bytes::Bytes) -> Result<Answer, Fault> {
         Ok(match method.path {
             RANGE => Answer::Range(Box::new(self.range(decode(message)?).await?)),
+            "/etcdserverpb.KV/RangeStream" => Answer::Stream(Box::new(self.range_stream(decode(message)?).await?)),
             "/etcdserverpb.KV/Put" => Answer::message(&self.put(decode(message)?).await?),
             "/etcdserverpb.KV/DeleteRange" => Answer::message(&self.delete_range(decode(message)?).await?),
             "/etcdserverpb.KV/Txn" => self.txn(decode(message)?).await?,

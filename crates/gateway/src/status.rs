@@ -228,6 +228,10 @@ impl From<ReadError> for Fault {
             ReadError::FutureRevision => Self::FutureRevision,
             ReadError::Compacted => Self::Compacted,
             ReadError::Stopped => Self::Stopped,
+            // Where etcd refuses a proposal it sends a client-side value, as Unknown; here the table's code fits.
+            ReadError::TooManyRequests => {
+                Self::Other(Code::ResourceExhausted, Self::TooManyRequests.status().1.to_owned())
+            }
             ReadError::OutOfScope => Self::Other(Code::Unavailable, format!("tailwater: {error}")),
             ReadError::History(error) => Self::Other(Code::Unknown, error.to_string()),
         }

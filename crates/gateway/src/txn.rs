@@ -81,7 +81,8 @@ impl Gateway {
             let header = pb::ResponseHeader { revision: revision.0, ..Default::default() };
             responses.push(RangeMessage::new(header, answer, range.keys_only));
         }
-        Ok(Answer::Message(encode(&self.header(revision), succeeded, &responses)))
+        let permits = responses.iter().filter_map(RangeMessage::permit).collect();
+        Ok(Answer::Lists(encode(&self.header(revision), succeeded, &responses), permits))
     }
 
     async fn holds(&self, compare: &pb::Compare, revision: Revision) -> Result<bool, Fault> {
@@ -91,6 +92,7 @@ impl Gateway {
             limit: 0,
             sort: None,
             count_only: false,
+            keys_only: false,
             revision_bounds: (0, 0, 0, 0),
         };
         let answer = self.fanout().range(query).await?;
@@ -171,6 +173,8 @@ fn encode(header: &pb::ResponseHeader, succeeded: bool, ranges: &[RangeMessage])
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tailwater_fanout::RangeAnswer;
 
     use super::*;
@@ -179,7 +183,13 @@ mod tests {
     fn bytes_equal_the_generated_encoding() {
         let header = pb::ResponseHeader { cluster_id: 1, member_id: 2, revision: 300, raft_term: 4 };
         let inner = pb::ResponseHeader { revision: 300, ..Default::default() };
-        let empty = |count| RangeAnswer { header_revision: Revision(300), events: vec![], more: false, count };
+        let empty = |count| RangeAnswer {
+            header_revision: Revision(300),
+            events: vec![],
+            more: false,
+            count,
+            permit: Arc::default(),
+        };
         let range = |count| pb::RangeResponse { header: Some(inner), kvs: vec![], more: false, count };
         let op = |count| pb::ResponseOp { response: Some(pb::response_op::Response::ResponseRange(range(count))) };
         for succeeded in [false, true] {

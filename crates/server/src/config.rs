@@ -65,6 +65,7 @@ pub(crate) struct Config {
     window_bytes: usize,
     stream_chunk_bytes: usize,
     watch_memory_bytes: usize,
+    list_memory_bytes: usize,
     slow_request: Duration,
 }
 
@@ -113,6 +114,7 @@ impl Config {
             window_bytes: flags.window_bytes,
             stream_chunk_bytes: at_least("stream-chunk-bytes", flags.stream_chunk_bytes, 4096)?,
             watch_memory_bytes: at_least("watch-memory-bytes", flags.watch_memory_bytes, flags.stream_chunk_bytes)?,
+            list_memory_bytes: flags.list_memory_bytes,
             slow_request: duration::parse(&flags.warning_unary_request_duration)
                 .map_err(|reason| format!("--warning-unary-request-duration: {reason}"))?,
         })
@@ -165,6 +167,7 @@ impl Config {
             window_bytes_max: self.window_bytes,
             stream_chunk_bytes: self.stream_chunk_bytes,
             watch_memory_bytes_max: self.watch_memory_bytes,
+            list_memory_bytes_max: self.list_memory_bytes,
             response_bytes_max: 1 << 20,
             fragment_bytes_max: self.request_bytes_max + 512 * 1024,
             progress_interval: self.progress_interval,
@@ -375,7 +378,7 @@ fn reported_version(text: &str) -> Result<String, String> {
     if parts.len() == 3 && parts[..2].iter().all(|part| part.parse::<u32>().is_ok()) {
         return Ok(text.to_owned());
     }
-    Err(format!("--reported-version: {text:?} must have the form major.minor.patch, as in 3.6.16"))
+    Err(format!("--reported-version: {text:?} must have the form major.minor.patch, as in 3.7.3"))
 }
 
 #[cfg(test)]

@@ -103,7 +103,7 @@ impl CorruptionCheck {
             let fetched = fetch_hash(url, self.directory.cluster_id(), revision, TIMEOUT, &LinkConfig::default()).await;
             match fetched {
                 Ok(hash) => return Some(hash),
-                Err(HashFailed::NotHeld(_)) => return None,
+                Err(HashFailed::Compacted(_) | HashFailed::NotReached(_)) => return None,
                 Err(error) => tracing::warn!(url, %error, "no hash of a member"),
             }
         }

@@ -22,6 +22,8 @@ pub(crate) fn node_load(fanout: &Fanout) -> NodeLoad {
         lag_revisions,
         keys,
         slowest,
+        streams_behind: _,
+        lag: _,
     } = fanout.load(SLOWEST_MAX);
     NodeLoad {
         streams: streams as u64,

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use tailwater_eventlog::{HistoryId, MemberId};
+use tailwater_eventlog::{HistoryId, MemberId, Revision};
 use tailwater_fanout::Fanout;
 use tailwater_gateway::{Code, Gateway};
 use tailwater_transport::{
@@ -21,7 +21,7 @@ use crate::host::{Host, bind_all, told_to_end};
 use crate::relay_side::{Describer, RelaySide};
 use crate::upstream::{self, Found, TELL_INTERVAL};
 use crate::write_route::{RouteKeeper, TierPlane};
-use crate::{process, telemetry};
+use crate::{hashes, process, telemetry};
 
 const WAITING: &str = "tailwater: waiting for an upstream";
 const TRANSFERRING: &str = "tailwater: the state is being transferred";
@@ -143,6 +143,11 @@ impl FanoutNode {
         let render = Box::new(self.front.render_metrics());
         let gateway = Gateway::new(write_plane, fanout.clone(), None, self.config.gateway(identity), render);
         gateway.set_unready(Some(TRANSFERRING));
+        let members = directory.clone();
+        gateway.forward_hashes(Box::new(move |at| {
+            let asked = hashes::ask(members.clone(), at.unwrap_or(Revision(0)));
+            Box::pin(async { asked.await.map_err(hashes::fault) })
+        }));
         let is_ready = Arc::new(AtomicBool::new(false));
         let relay = self.serve_peers(&fanout, &remote, &router, &directory, &is_ready)?;
         let (upstream, members) = (self.config.upstream.clone(), found.members.clone());

@@ -127,11 +127,14 @@ pub(crate) struct Flags {
     /// Bytes that one watch stream holds ready for its client
     #[arg(long, default_value_t = 64 << 10)]
     pub(crate) stream_chunk_bytes: usize,
-    /// Bytes that all watch streams together may hold
+    /// Bytes that all watch streams and lists in pieces together may hold
     #[arg(long, default_value_t = 256 << 20)]
     pub(crate) watch_memory_bytes: usize,
+    /// Bytes that big lists in one message may hold together; more of them are refused
+    #[arg(long, default_value_t = 256 << 20)]
+    pub(crate) list_memory_bytes: usize,
     /// The etcd version that is reported to clients
-    #[arg(long, default_value = "3.6.16")]
+    #[arg(long, default_value = "3.7.3")]
     pub(crate) reported_version: String,
     /// Duration after which a unary call is logged
     #[arg(long, default_value = "300ms")]

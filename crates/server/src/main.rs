@@ -9,6 +9,7 @@ mod fanout_node;
 mod flags;
 mod founding;
 mod front;
+mod hashes;
 mod host;
 mod ids;
 mod join;

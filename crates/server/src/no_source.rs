@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tailwater_eventlog::{
     Cursor, Fact, Frame, History, HistoryChunk, HistoryError, HistoryPoint, KeyRange, LiveChunk, Revision, Source,
-    SourceError, TailError,
+    SourceError, StateChunk, StateQuery, TailError,
 };
 
 const REASON: &str = "this member does not know the history yet";
@@ -23,6 +23,10 @@ impl History for NoSource {
         _with_prev: bool,
         _bytes_max: usize,
     ) -> Result<HistoryChunk, HistoryError> {
+        Err(HistoryError::Unavailable(REASON.to_owned()))
+    }
+
+    fn state_at(&self, _query: &StateQuery) -> Result<StateChunk, HistoryError> {
         Err(HistoryError::Unavailable(REASON.to_owned()))
     }
 }

@@ -12,6 +12,7 @@ use tailwater_transport::{
 use tokio::runtime::Handle;
 
 use crate::describe::node_load;
+use crate::hashes;
 
 /// What readers have to go away in when this process stops.
 const GRACE: Duration = Duration::from_secs(1);
@@ -79,6 +80,8 @@ impl RelaySide {
         let (fanout, words) = (describer.fanout.clone(), describer.clone());
         let tail = TailService::new(config, Box::new(move || fanout.source()), None, Box::new(move || words.word()));
         tail.describe_with(Box::new(move || describer.describe()));
+        let members = directory.clone();
+        tail.forward_hashes(Box::new(move |at| Box::pin(hashes::ask(members.clone(), at))));
         // Its own name, so that a node that means another one notices.
         let greeter = Greeter::new(MemberId(id.0), directory.clone());
         let write = WriteService::forwarding(router, greeter, WriteServiceConfig::default());

@@ -110,6 +110,7 @@ impl Plan {
             window_bytes_max: self.window_bytes_max,
             stream_chunk_bytes: self.chunk_bytes,
             watch_memory_bytes_max: 4 << 20,
+            list_memory_bytes_max: 4 << 20,
             response_bytes_max: 1 << 20,
             fragment_bytes_max: 2 << 10,
             progress_interval: self.progress_interval,

@@ -27,7 +27,7 @@ pub use port::{PeerPort, PortInfo, PortServer};
 pub use tail::metrics as tail_metrics;
 pub use tail::{
     CodecError, CopyConfig, CopyFailed, CoreWord, CoreWordTeller, DescribeFailed, Description, DescriptionTeller,
-    HashFailed, NodeDescription, NodeLoad, Reader, RemoteSource, RemoteSourceConfig, SlowStream, SourceFactory,
-    TailService, TailServiceConfig, Topology, copy_member_state, describe, fetch_hash,
+    HashFailed, HashForwarder, NodeDescription, NodeLoad, Reader, RemoteSource, RemoteSourceConfig, SlowStream,
+    SourceFactory, TailService, TailServiceConfig, Topology, copy_member_state, describe, fetch_hash,
 };
 pub use write::{Router, RouterConfig, WriteService, WriteServiceConfig};

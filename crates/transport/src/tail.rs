@@ -28,7 +28,9 @@ pub use describe::{DescribeFailed, describe};
 pub use description::{Description, NodeDescription, NodeLoad, SlowStream};
 pub use hash::{HashFailed, fetch_hash};
 pub use remote::{RemoteSource, RemoteSourceConfig};
-pub use server::{CoreWord, CoreWordTeller, DescriptionTeller, SourceFactory, TailService, TailServiceConfig};
+pub use server::{
+    CoreWord, CoreWordTeller, DescriptionTeller, HashForwarder, SourceFactory, TailService, TailServiceConfig,
+};
 pub use topology::{Reader, Topology};
 
 #[cfg(test)]

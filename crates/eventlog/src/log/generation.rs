@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use super::engine::{Engine, Family};
 use super::{LogState, Scan, StorageError, format};
 use crate::index::SharedTree;
-use crate::{Event, Revision};
+use crate::{Event, Revision, StateChunk, StateQuery};
 
 /// What a read of several steps keeps to. The files are closed with the last reference.
 pub(crate) struct Generation {
@@ -35,6 +35,11 @@ impl Generation {
     /// The numbers after the last write.
     pub(crate) fn state(&self) -> LogState {
         *self.state.lock()
+    }
+
+    /// What was live at an older revision; the caller looks for a compaction past it afterwards.
+    pub(crate) fn state_at(&self, query: &StateQuery) -> Result<StateChunk, StorageError> {
+        super::live::read_at(self, query)
     }
 
     /// See [`super::EventLog::event`].

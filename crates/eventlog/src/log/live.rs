@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Family, Generation, LiveChunk, StorageError, format};
-use crate::{Event, KeyRange, Revision};
+use crate::{Event, KeyRange, Revision, StateChunk, StateQuery};
 
 /// Keys looked up at once; with values of the largest size they are about 50 MB.
 const KEYS_PER_LOOKUP: usize = 32;
@@ -42,6 +42,34 @@ pub(super) fn read(
             return Ok(chunk);
         }
     }
+}
+
+/// What was live at an older revision. Rows that are gone were compacted meanwhile; the caller looks for that afterwards.
+pub(super) fn read_at(log: &Generation, query: &StateQuery) -> Result<StateChunk, StorageError> {
+    let tree = log.tree.lock().clone();
+    let mut versions = tree
+        .range_after(&query.range, query.after.as_ref().map(Bytes::as_ref))
+        .filter_map(|(key, history, _)| history.live_at(query.at).map(|version| (key, version.revision, version.sub)))
+        .peekable();
+    let mut chunk = StateChunk::default();
+    let (mut bytes, mut keys, mut per_lookup) = (0, 0, 1);
+    let mut last = None;
+    while keys < query.keys_max && bytes < query.bytes_max {
+        let wanted: Vec<Wanted<'_>> = versions.by_ref().take(per_lookup.min(query.keys_max - keys)).collect();
+        let Some((key, ..)) = wanted.last() else { break };
+        (last, keys) = (Some(*key), keys + wanted.len());
+        for event in lookup(log, &wanted)? {
+            bytes += event.bytes().len();
+            chunk.events.push(event);
+        }
+        // So that the last lookup brings at most about as much as all before it, whatever the values' size.
+        per_lookup = (2 * per_lookup).min(KEYS_PER_LOOKUP);
+    }
+    if versions.peek().is_some() {
+        chunk.resume_after = last.map(Bytes::copy_from_slice).or_else(|| query.after.clone());
+        chunk.rest = if query.count { versions.count() } else { 0 };
+    }
+    Ok(chunk)
 }
 
 fn lookup(log: &Generation, wanted: &[Wanted<'_>]) -> Result<Vec<Arc<Event>>, StorageError> {

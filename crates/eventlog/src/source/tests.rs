@@ -224,6 +224,42 @@ fn history_below_the_compacted_revision_is_refused_with_it() {
     assert_eq!(world.source.read(&[], point(6, 0), Revision(11), false, 9999).unwrap().events.len(), 6);
 }
 
+#[test]
+fn an_older_state_is_read_in_pieces_and_counted() {
+    let mut world = World::new(1);
+    for number in 0..200 {
+        let (key, other) = (format!("key/{:02}", number * 7 % 50), format!("key/{:02}", number * 11 % 50));
+        let value = "v".repeat(if number % 40 == 0 { 5000 } else { 10 + number });
+        world.record(&[(&key, (number % 5 != 0).then_some(&*value))]);
+        world.record(&[(&other, Some(&*value))]);
+    }
+    world.compact(150);
+    let range = KeyRange::Span("key/05".into(), "key/45".into());
+    for at in [150, 151, 222, 300, 401].map(Revision) {
+        let index = &world.writer.index;
+        let expected = index.range(&range, at, 0);
+        let mut query = StateQuery { range: range.clone(), after: None, at, keys_max: 9, bytes_max: 2000, count: true };
+        let (mut found, mut pieces) = (Vec::new(), 0);
+        loop {
+            let chunk = world.source.state_at(&query).unwrap();
+            found.extend(chunk.events.iter().map(|event| (event.key().to_vec(), event.revision())));
+            pieces += 1;
+            assert_eq!(found.len() + chunk.rest, expected.len(), "at {at}");
+            query.after = chunk.resume_after;
+            if query.after.is_none() {
+                break;
+            }
+        }
+        let expected: Vec<_> = expected.iter().map(|meta| (meta.key.to_vec(), meta.mod_revision)).collect();
+        assert_eq!(found, expected, "at {at}");
+        assert!(pieces > 3);
+    }
+    let count = StateQuery { range, after: None, at: Revision(149), keys_max: 0, bytes_max: 0, count: true };
+    assert!(matches!(world.source.state_at(&count), Err(HistoryError::Compacted(Revision(150)))));
+    let counted = world.source.state_at(&StateQuery { at: Revision(160), ..count }).unwrap();
+    assert!(counted.events.is_empty() && counted.rest > 0);
+}
+
 /// Readers that transfer and follow at any moment of writes, compactions and folds end with the writer's state.
 #[test]
 fn transfers_race_writes_compaction_and_folding() {

@@ -15,7 +15,8 @@ use prost::Message;
 use tailwater_api::etcdserverpb::WatchResponse;
 use tailwater_eventlog::{
     Cursor, Envelope, Event, EventKind, Fact, Frame, History, HistoryChunk, HistoryError, HistoryEvent, HistoryId,
-    HistoryPoint, KeyRange, LeaseId, LiveChunk, Position, Revision, Source, SourceError, Tail, TailConfig, TailError,
+    HistoryPoint, KeyRange, LeaseId, LiveChunk, Position, Revision, Source, SourceError, StateChunk, StateQuery, Tail,
+    TailConfig, TailError,
 };
 use tailwater_fanout::{CreateWatch, Fanout, FanoutConfig, WatchControl, WatchFilter, WatchStream};
 
@@ -195,6 +196,33 @@ impl History for World {
         }
         Ok(chunk)
     }
+
+    fn state_at(&self, query: &StateQuery) -> Result<StateChunk, HistoryError> {
+        let state = self.state.lock().unwrap();
+        if query.at.0 < state.compacted {
+            return Err(HistoryError::Compacted(Revision(state.compacted)));
+        }
+        let events = &state.events;
+        let mut live = BTreeMap::new();
+        for event in events.iter().filter(|e| e.revision() <= query.at && query.range.contains(e.key())) {
+            match event.kind() {
+                EventKind::Put => live.insert(event.key().to_vec(), event.clone()),
+                EventKind::Delete => live.remove(event.key()),
+            };
+        }
+        live.retain(|key, _| query.after.as_ref().is_none_or(|after| after.as_ref() < key.as_slice()));
+        let mut chunk = StateChunk::default();
+        let mut bytes = 0;
+        while chunk.events.len() < query.keys_max && bytes < query.bytes_max {
+            let Some((_, event)) = live.pop_first() else { break };
+            bytes += event.bytes().len();
+            chunk.events.push(event);
+        }
+        let last = chunk.events.last().map(|event| Bytes::copy_from_slice(event.key()));
+        chunk.resume_after = last.or(query.after.clone()).filter(|_| !live.is_empty());
+        chunk.rest = if query.count { live.len() } else { 0 };
+        Ok(chunk)
+    }
 }
 
 impl Source for World {
@@ -230,6 +258,7 @@ pub fn config() -> FanoutConfig {
         window_bytes_max: 1 << 20,
         stream_chunk_bytes: 4096,
         watch_memory_bytes_max: 1 << 20,
+        list_memory_bytes_max: 1 << 20,
         response_bytes_max: 1 << 20,
         fragment_bytes_max: 1 << 21,
         progress_interval: Duration::from_secs(600),

@@ -57,7 +57,7 @@ proptest! {
     ) {
         let header = pb::ResponseHeader { cluster_id: u64::MAX, member_id: 7, revision: 12, raft_term: 0 };
         let events: Vec<_> = kvs.iter().map(event).collect();
-        let answer = RangeAnswer { header_revision: Revision(12), events, more, count };
+        let answer = RangeAnswer { header_revision: Revision(12), events, more, count, permit: Arc::default() };
         let mut kvs = kvs;
         if keys_only {
             kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
@@ -77,11 +77,44 @@ proptest! {
     }
 }
 
+proptest! {
+    /// The messages of a list in pieces, merged, are the answer in one message.
+    #[test]
+    fn a_message_of_a_stream_holds_the_response(kvs in key_values(), keys_only in any::<bool>(), is_last in any::<bool>()) {
+        let header = pb::ResponseHeader { cluster_id: 3, member_id: 7, revision: 12, raft_term: 9 };
+        let message = RangeMessage {
+            header: is_last.then_some(header),
+            events: kvs.iter().map(event).collect(),
+            keys_only,
+            more: is_last,
+            count: if is_last { 77 } else { 0 },
+            permit: None,
+        };
+        let mut kvs = kvs;
+        if keys_only {
+            kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
+        }
+        let response =
+            pb::RangeResponse { header: message.header, kvs, more: message.more, count: message.count };
+        let expected = pb::RangeStreamResponse { range_response: Some(response) }.encode_to_vec();
+        let mut framed = Vec::new();
+        grpc::put_prefix(&mut framed, expected.len());
+        framed.extend_from_slice(&expected);
+        prop_assert_eq!(collect(message.into_wrapped_chunks().unwrap()), framed);
+    }
+}
+
 #[test]
 fn a_large_value_leaves_uncopied() {
     let kv = KeyValue { key: "k".into(), value: vec![1; SHARED_BYTES_MIN].into(), version: 1, ..Default::default() };
     let stored = event(&kv);
-    let answer = RangeAnswer { header_revision: Revision(2), events: vec![stored.clone()], more: false, count: 1 };
+    let answer = RangeAnswer {
+        header_revision: Revision(2),
+        events: vec![stored.clone()],
+        more: false,
+        count: 1,
+        permit: Arc::default(),
+    };
     let mut chunks = RangeMessage::new(pb::ResponseHeader::default(), answer, false).into_chunks().unwrap();
     chunks.next_chunk().unwrap();
     assert_eq!(chunks.next_chunk().unwrap().as_ptr(), stored.bytes().as_ptr());

@@ -9,7 +9,7 @@ const NOT_FOUND: &str = "404 page not found\n";
 #[test]
 fn every_path_answers_what_etcd_answers() {
     let server = Server::start(&[]);
-    let version = r#"{"etcdserver":"3.6.16","etcdcluster":"3.6.0","storage":"3.6.0"}"#;
+    let version = r#"{"etcdserver":"3.7.3","etcdcluster":"3.7.0","storage":"3.7.0"}"#;
     let ready = "[+]data_corruption ok\n[+]serializable_read ok\n[+]linearizable_read ok\n[+]non_learner ok\nok\n";
     let cases = [
         ("/health", 200, TEXT, HEALTHY),

@@ -7,5 +7,6 @@ mod flags;
 mod grpc;
 mod http;
 mod lifecycle;
+mod lists;
 mod stalled;
 mod support;

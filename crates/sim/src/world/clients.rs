@@ -374,6 +374,7 @@ impl World {
                 limit: *limit,
                 sort: None,
                 count_only: false,
+                keys_only: false,
                 revision_bounds: (0, 0, 0, 0),
             };
             let shown = running.shown;
@@ -407,7 +408,7 @@ impl World {
             ReadError::Compacted => at < self.oracle.truth.compacted(),
             // A linearizable read is at a node that has everything which its client can know of.
             ReadError::FutureRevision => *serializable || at > operation.floor,
-            ReadError::History(_) | ReadError::OutOfScope | ReadError::Stopped => false,
+            ReadError::History(_) | ReadError::OutOfScope | ReadError::TooManyRequests | ReadError::Stopped => false,
         };
         match fits {
             true => Ok(()),

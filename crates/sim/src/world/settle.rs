@@ -145,6 +145,7 @@ impl World {
                     limit: 0,
                     sort: None,
                     count_only: false,
+                    keys_only: false,
                     revision_bounds: (0, 0, 0, 0),
                 };
                 let answer = fanout.range_here(query).map_err(|error| unreadable(error.to_string()))?;

@@ -16,9 +16,12 @@ pub enum HashFailed {
     /// It can't be reached.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// It has not reached the revision, or has compacted it: there is nothing to compare.
+    /// It has compacted the revision: there is nothing to compare.
     #[error("no hash at that revision: {0}")]
-    NotHeld(String),
+    Compacted(String),
+    /// It has not reached the revision.
+    #[error("no hash at that revision: {0}")]
+    NotReached(String),
     /// It refused or failed.
     #[error("{0}")]
     Failed(tonic::Status),
@@ -27,7 +30,7 @@ pub enum HashFailed {
     Silent,
 }
 
-/// The hash of what the member at a peer URL holds up to `revision`.
+/// The hash of what the member at a peer URL holds up to `revision`, or, if that is 0, up to its newest.
 ///
 /// # Errors
 /// See [`HashFailed`].
@@ -43,7 +46,8 @@ pub async fn fetch_hash(
     let mut client = uplink::client(channel);
     let answer = tokio::time::timeout(timeout, client.hash(request)).await.map_err(|_| HashFailed::Silent)?;
     let answer = answer.map_err(|status| match status.code() {
-        Code::OutOfRange => HashFailed::NotHeld(status.message().to_owned()),
+        Code::OutOfRange => HashFailed::Compacted(status.message().to_owned()),
+        Code::NotFound => HashFailed::NotReached(status.message().to_owned()),
         _ => HashFailed::Failed(status),
     })?;
     let answer = answer.into_inner();

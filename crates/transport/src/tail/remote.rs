@@ -8,7 +8,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tailwater_eventlog::{
     Cursor, Fact, Frame, History, HistoryChunk, HistoryError, HistoryPoint, KeyRange, LiveChunk, MemberId, Position,
-    Revision, Source, SourceError, TailError,
+    Revision, Source, SourceError, StateChunk, StateQuery, TailError,
 };
 use tokio::runtime::{Builder, Handle, Runtime};
 
@@ -179,6 +179,10 @@ impl History for RemoteSource {
     ) -> Result<HistoryChunk, HistoryError> {
         let read = reading::Read { ranges, from, to, with_prev, bytes_max };
         self.shared.runtime.handle().block_on(reading::read(&self.shared, &read))
+    }
+
+    fn state_at(&self, query: &StateQuery) -> Result<StateChunk, HistoryError> {
+        self.shared.runtime.handle().block_on(reading::state_at(&self.shared, query))
     }
 }
 

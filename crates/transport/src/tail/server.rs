@@ -1,18 +1,22 @@
 //! The service: what is asked, whether it can be answered, and how many at a time.
 
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use prost::Message as _;
 use tailwater_api::tail as wire;
 use tailwater_api::tail::tail_server::{Tail, TailServer};
-use tailwater_eventlog::{CopyPoint, EventLog, FoldHold, HashError, KeyRange, MemberId, Revision, Scope, Source};
+use tailwater_eventlog::{
+    CopyPoint, EventLog, FoldHold, HashError, KeyRange, MemberId, Revision, Scope, Source, StoreHash,
+};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 
 use super::codec::{MESSAGE_BYTES_MAX, PROTOCOL_VERSION, cursor_in, range_in};
 use super::description::{Description, NodeDescription};
+use super::hash::HashFailed;
 use super::rate::ByteRate;
 use super::serving::{self, Messages, Serving};
 use super::topology::Topology;
@@ -77,6 +81,10 @@ pub type CoreWordTeller = Box<dyn Fn() -> CoreWord + Send + Sync>;
 /// Tells what this node is now, without its readers.
 pub type DescriptionTeller = Box<dyn Fn() -> Description + Send + Sync>;
 
+/// Asks elsewhere for the hash up to a revision; 0: the newest.
+pub type HashForwarder =
+    Box<dyn Fn(Revision) -> Pin<Box<dyn Future<Output = Result<StoreHash, HashFailed>> + Send>> + Send + Sync>;
+
 /// What a reader may announce of itself, in bytes.
 const ANNOUNCED_BYTES_MAX: usize = 64 << 10;
 
@@ -87,6 +95,7 @@ struct Inner {
     log: Option<EventLog>,
     word: CoreWordTeller,
     description: OnceLock<DescriptionTeller>,
+    hashes: OnceLock<HashForwarder>,
     topology: Topology,
     followers: Arc<Semaphore>,
     transfers: Arc<Semaphore>,
@@ -114,6 +123,7 @@ impl TailService {
             log,
             word,
             description: OnceLock::new(),
+            hashes: OnceLock::new(),
             topology: Topology::default(),
             followers: semaphore(config.followers_max),
             transfers: semaphore(config.transfers_max),
@@ -134,6 +144,14 @@ impl TailService {
     /// When it was called before.
     pub fn describe_with(&self, teller: DescriptionTeller) {
         assert!(self.inner.description.set(teller).is_ok(), "a node is described in one way");
+    }
+
+    /// Hands on from now on what is asked of a log that this node does not have.
+    ///
+    /// # Panics
+    /// When it was called before.
+    pub fn forward_hashes(&self, forwarder: HashForwarder) {
+        assert!(self.inner.hashes.set(forwarder).is_ok(), "hashes are forwarded in one way");
     }
 
     /// Who follows this node.
@@ -257,23 +275,24 @@ impl Tail for TailService {
     async fn hash(&self, request: Request<wire::HashRequest>) -> Result<Response<wire::HashResponse>, Status> {
         let request = request.into_inner();
         self.check(request.protocol_version, request.cluster_id)?;
+        let at = Revision(request.revision);
         let Some(log) = self.inner.log.clone() else {
-            return Err(Status::unimplemented("this node holds no log that could be hashed"));
+            let forwarder = self.inner.hashes.get();
+            let forwarder = forwarder.ok_or_else(|| Status::unimplemented("this node holds no log to be hashed"))?;
+            return forwarder(at).await.map(|hash| Response::new(hash_out(hash))).map_err(hash_refused);
         };
         // One at a time with the copies: both read everything.
         let permit = Arc::clone(&self.inner.copies).try_acquire_owned();
         let _permit = permit.map_err(|_| Status::resource_exhausted("too many copies and hashes under way"))?;
-        let hashed = tokio::task::spawn_blocking(move || log.hash(Some(Revision(request.revision)))).await;
+        let at = Some(at).filter(|at| *at != Revision(0));
+        let hashed = tokio::task::spawn_blocking(move || log.hash(at)).await;
         let hashed = hashed.map_err(|_| Status::unavailable("the source is shutting down"))?;
         let hash = hashed.map_err(|error| match error {
-            HashError::Compacted(_) | HashError::Future(_) => Status::out_of_range(error.to_string()),
+            HashError::Compacted(_) => Status::out_of_range(error.to_string()),
+            HashError::Future(_) => Status::not_found(error.to_string()),
             HashError::Storage(_) => Status::data_loss(error.to_string()),
         })?;
-        Ok(Response::new(wire::HashResponse {
-            hash: hash.hash,
-            compacted_revision: hash.compacted.0,
-            revision: hash.revision.0,
-        }))
+        Ok(Response::new(hash_out(hash)))
     }
 
     async fn describe(
@@ -295,6 +314,19 @@ fn covers(source: &dyn Source, ranges: &[KeyRange]) -> Result<(), Status> {
         Ok(())
     } else {
         Err(Status::failed_precondition("out of scope: this source does not hold every key that is asked for"))
+    }
+}
+
+fn hash_out(hash: StoreHash) -> wire::HashResponse {
+    wire::HashResponse { hash: hash.hash, compacted_revision: hash.compacted.0, revision: hash.revision.0 }
+}
+
+fn hash_refused(failed: HashFailed) -> Status {
+    match failed {
+        HashFailed::Compacted(text) => Status::out_of_range(text),
+        HashFailed::NotReached(text) => Status::not_found(text),
+        HashFailed::Failed(status) => status,
+        HashFailed::Connect(_) | HashFailed::Silent => Status::unavailable(failed.to_string()),
     }
 }
 

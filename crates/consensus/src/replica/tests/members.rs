@@ -301,7 +301,7 @@ fn a_removed_member_stays_until_another_one_is_known_to_do_without_it() {
 fn a_learner_that_was_away_when_it_was_removed_learns_it() {
     let mut cluster = Cluster::new(3);
     let leader = cluster.leader();
-    cluster.ask(leader, add(4, true));
+    assert_eq!(ids(cluster.ask(leader, add(4, true))).len(), 4);
     cluster.start(4, &all(4), joining);
     cluster.ticks(5);
     cluster.cut_off(4, true);

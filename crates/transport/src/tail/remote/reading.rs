@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tailwater_api::tail as wire;
-use tailwater_eventlog::{HistoryChunk, HistoryError, HistoryEvent, HistoryPoint, KeyRange, Revision};
+use tailwater_eventlog::{
+    EventKind, HistoryChunk, HistoryError, HistoryEvent, HistoryPoint, KeyRange, Revision, StateChunk, StateQuery,
+};
 use tonic::{Code, Status};
 
 use super::Shared;
@@ -43,12 +45,22 @@ impl From<CodecError> for Failed {
     }
 }
 
-/// Asks one source after the other, for as long as a source may be silent: who waits for this would have to go elsewhere.
+/// Events.
 pub(super) async fn read(shared: &Shared, read: &Read<'_>) -> Result<HistoryChunk, HistoryError> {
+    ask_around(shared, async |source| ask(shared, source, read).await).await
+}
+
+/// What was live at a revision.
+pub(super) async fn state_at(shared: &Shared, query: &StateQuery) -> Result<StateChunk, HistoryError> {
+    ask_around(shared, async |source| ask_state(shared, source, query).await).await
+}
+
+/// Asks one source after the other, for as long as a source may be silent: who waits for this would have to go elsewhere.
+async fn ask_around<T>(shared: &Shared, ask: impl AsyncFn(&Connected) -> Result<T, Failed>) -> Result<T, HistoryError> {
     let mut reason = "no source can be reached".to_owned();
     let until = Instant::now() + shared.config.silence_max;
     while let Some(source) = shared.uplink.connected_within(until.saturating_duration_since(Instant::now())).await {
-        match ask(shared, &source, read).await {
+        match ask(&source).await {
             Ok(chunk) => return Ok(chunk),
             Err(Failed::Compacted(at)) => return Err(HistoryError::Compacted(at)),
             // It is only behind.
@@ -82,6 +94,7 @@ async fn ask(shared: &Shared, source: &Connected, read: &Read<'_>) -> Result<His
         with_prev: read.with_prev,
         bytes_max: read.bytes_max as u64,
         cluster_id: shared.config.cluster_id,
+        state: None,
     };
     let silence_max = shared.config.bulk_silence_max;
     let in_time = |_| Failed::Silent;
@@ -106,6 +119,70 @@ async fn ask(shared: &Shared, source: &Connected, read: &Read<'_>) -> Result<His
             _ => Ok(chunk),
         };
     }
+}
+
+async fn ask_state(shared: &Shared, source: &Connected, query: &StateQuery) -> Result<StateChunk, Failed> {
+    let state = wire::StatePart {
+        after: query.after.clone().unwrap_or_default(),
+        keys_max: query.keys_max as u64,
+        count: query.count,
+    };
+    let request = wire::HistoryRequest {
+        protocol_version: PROTOCOL_VERSION,
+        ranges: vec![range_out(&query.range)],
+        from: query.at.0,
+        from_sub: 0,
+        to: query.at.0,
+        with_prev: false,
+        bytes_max: query.bytes_max as u64,
+        cluster_id: shared.config.cluster_id,
+        state: Some(state),
+    };
+    let silence_max = shared.config.bulk_silence_max;
+    let in_time = |_| Failed::Silent;
+    let mut client = source.client.clone();
+    let answer = tokio::time::timeout(silence_max, client.history(request)).await.map_err(in_time)??;
+    let mut messages = answer.into_inner();
+    let mut chunk = StateChunk::default();
+    loop {
+        let message = tokio::time::timeout(silence_max, messages.message()).await.map_err(in_time)??;
+        let message = message.ok_or(CodecError::Missing("end"))?;
+        add_live(&mut chunk, query, message.rows)?;
+        let Some(end) = message.end else { continue };
+        if end.compacted {
+            return Err(Failed::Compacted(Revision(end.compacted_revision)));
+        }
+        chunk.rest = usize::try_from(end.rest).map_err(|_| CodecError::Unknown("rest", end.rest))?;
+        chunk.resume_after = Some(end.resume_after).filter(|after| !after.is_empty());
+        // A reader that is sent back would never come to an end.
+        let last = chunk.events.last().map(|event| event.key());
+        return match &chunk.resume_after {
+            Some(after) if last.is_some_and(|last| last != after.as_ref()) => {
+                Err(CodecError::Order("a state goes on at another key".into()).into())
+            }
+            Some(_) if last.is_none() && query.keys_max > 0 => {
+                Err(CodecError::Order("a state goes on without a key".into()).into())
+            }
+            _ => Ok(chunk),
+        };
+    }
+}
+
+fn add_live(chunk: &mut StateChunk, query: &StateQuery, rows: Vec<Bytes>) -> Result<(), CodecError> {
+    for (at, row) in rows.into_iter().enumerate() {
+        let event = event_in(at, row)?;
+        let last = chunk.events.last().map(|event| event.key()).or(query.after.as_ref().map(Bytes::as_ref));
+        let is_next = event.kind() == EventKind::Put
+            && event.revision() <= query.at
+            && query.range.contains(event.key())
+            && chunk.events.len() < query.keys_max
+            && last.is_none_or(|last| last < event.key());
+        if !is_next {
+            return Err(CodecError::Order(format!("a key of the state at {}", query.at)));
+        }
+        chunk.events.push(Arc::new(event));
+    }
+    Ok(())
 }
 
 fn add(chunk: &mut HistoryChunk, read: &Read<'_>, rows: Vec<Bytes>, prevs: Vec<Bytes>) -> Result<(), CodecError> {

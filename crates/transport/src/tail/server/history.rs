@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use tailwater_api::tail as wire;
-use tailwater_eventlog::{HistoryChunk, HistoryError, HistoryPoint, KeyRange, Revision};
+use tailwater_eventlog::{
+    Event, HistoryChunk, HistoryError, HistoryPoint, KeyRange, Revision, Source, StateChunk, StateQuery,
+};
 use tonic::Status;
 
 use super::{Inner, covers};
@@ -28,8 +30,17 @@ pub(super) fn serve(
         return Err(sink.fail(Status::out_of_range("this source has not reached the end of what is asked")));
     }
     let bytes_max = usize::try_from(request.bytes_max.min(READ_BYTES_MAX)).unwrap_or(usize::MAX);
-    let end = match source.read(&ranges, from, to, request.with_prev, bytes_max) {
-        Ok(chunk) => send(chunk, request.with_prev, sink)?,
+    let sent = match request.state {
+        Some(part) => match ranges.as_slice() {
+            [range] => state_at(&*source, range, from.revision, bytes_max, part).map(|chunk| send_state(chunk, sink)),
+            _ => return Err(sink.fail(Status::invalid_argument("a state is read of one range"))),
+        },
+        None => source
+            .read(&ranges, from, to, request.with_prev, bytes_max)
+            .map(|chunk| send(chunk, request.with_prev, sink)),
+    };
+    let end = match sent {
+        Ok(end) => end?,
         Err(HistoryError::Compacted(at)) => {
             wire::HistoryEnd { compacted_revision: at.0, compacted: true, ..Default::default() }
         }
@@ -37,6 +48,42 @@ pub(super) fn serve(
         Err(error @ HistoryError::Unavailable(_)) => return Err(sink.fail(Status::unavailable(error.to_string()))),
     };
     sink.send(wire::HistoryResponse { end: Some(end), ..Default::default() })
+}
+
+fn state_at(
+    source: &dyn Source,
+    range: &KeyRange,
+    at: Revision,
+    bytes_max: usize,
+    part: wire::StatePart,
+) -> Result<StateChunk, HistoryError> {
+    source.state_at(&StateQuery {
+        range: range.clone(),
+        after: Some(part.after).filter(|after| !after.is_empty()),
+        at,
+        keys_max: usize::try_from(part.keys_max).unwrap_or(usize::MAX),
+        bytes_max,
+        count: part.count,
+    })
+}
+
+fn send_state(chunk: StateChunk, sink: &mut Sink<wire::HistoryResponse>) -> Result<wire::HistoryEnd, Gone> {
+    let mut message = wire::HistoryResponse::default();
+    let mut bytes = 0;
+    for event in chunk.events {
+        let row = Event::to_row(&event);
+        bytes += row.len();
+        message.rows.push(row.into());
+        if bytes >= PIECE_BYTES {
+            sink.send_rows(std::mem::take(&mut message), std::mem::take(&mut bytes))?;
+        }
+    }
+    sink.send_rows(message, bytes)?;
+    Ok(wire::HistoryEnd {
+        resume_after: chunk.resume_after.unwrap_or_default(),
+        rest: chunk.rest as u64,
+        ..Default::default()
+    })
 }
 
 fn send(
@@ -65,5 +112,6 @@ fn send(
         compacted: false,
         next: next.revision.0,
         next_sub: next.sub,
+        ..Default::default()
     })
 }

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use tailwater_api::tail as wire;
-use tailwater_eventlog::{History, HistoryError, HistoryPoint, KeyRange, MemberId, Source, SourceError, TailError};
+use tailwater_eventlog::{
+    History, HistoryError, HistoryPoint, KeyRange, MemberId, Source, SourceError, StateQuery, TailError,
+};
 
 use super::*;
 use crate::tail::codec;
@@ -157,6 +159,43 @@ fn history_is_the_same_and_refused_where_it_is_not_whole() {
     assert!(matches!(below, Err(HistoryError::Compacted(Revision(100)))), "{below:?}");
     let from = HistoryPoint { revision: Revision(200), sub: 0 };
     let ahead = remote.read(&[], from, Revision(9999), false, 1000);
+    assert!(matches!(ahead, Err(HistoryError::Unavailable(_))), "what is not there yet is not left out: {ahead:?}");
+}
+
+#[test]
+fn an_older_state_is_the_same_and_refused_where_it_is_gone() {
+    let mut writer = Writer::new();
+    writer.fill(300, 500);
+    writer.compact(100);
+    let node = Node::start(&writer, TailServiceConfig::default());
+    let (remote, local) = (remote(&[&node]), writer.source());
+    let state = |source: &dyn History, query: &StateQuery| {
+        let chunk = source.state_at(query)?;
+        Ok::<_, HistoryError>((chunk.events, chunk.resume_after, chunk.rest))
+    };
+    for (range, at, keys_max, bytes_max) in [
+        (KeyRange::all(), 100, usize::MAX, 3000),
+        (KeyRange::all(), 250, 3, 1 << 20),
+        (KeyRange::Span(Bytes::from_static(b"key/1"), Bytes::from_static(b"key/3")), 177, usize::MAX, 1 << 30),
+        (KeyRange::all(), 177, 0, 1000),
+    ] {
+        let at = Revision(at);
+        let mut query = StateQuery { range, after: None, at, keys_max, bytes_max, count: true };
+        loop {
+            let (there, here) = (state(&remote, &query).unwrap(), state(&local, &query).unwrap());
+            assert_eq!(there, here);
+            query.after = there.1;
+            if query.after.is_none() || keys_max == 0 {
+                break;
+            }
+        }
+    }
+    let mut query =
+        StateQuery { range: KeyRange::all(), after: None, at: Revision(99), keys_max: 9, bytes_max: 9, count: false };
+    let below = state(&remote, &query);
+    assert!(matches!(below, Err(HistoryError::Compacted(Revision(100)))), "{below:?}");
+    query.at = Revision(9999);
+    let ahead = state(&remote, &query);
     assert!(matches!(ahead, Err(HistoryError::Unavailable(_))), "what is not there yet is not left out: {ahead:?}");
 }
 
