@@ -9,10 +9,10 @@ use parking_lot::Mutex;
 use tailwater_eventlog::{Scope, Source, Tail};
 
 use crate::admission::ListMemory;
+use crate::commit_times::CommitTimes;
 use crate::delivery::{UNAVAILABLE, text};
 use crate::encode::NodeIds;
 use crate::history::HistoryQueue;
-use crate::commit_times::CommitTimes;
 use crate::metrics::Flow;
 use crate::registry::Registry;
 use crate::store::Published;
@@ -111,7 +111,8 @@ impl Core {
     /// Bytes of the next piece of a stream.
     pub(crate) fn chunk_bytes(&self) -> usize {
         let most = self.config.stream_chunk_bytes.max(CHUNK_BYTES_MIN);
-        let quarter = self.config.watch_memory_bytes_max / 4;
+        let quarter =
+            self.config.watch_memory_bytes_max.saturating_sub(self.memory.sockets.load(Ordering::Relaxed)) / 4;
         let held = self.memory.held.load(Ordering::Relaxed);
         if held <= quarter {
             return most;
@@ -134,6 +135,8 @@ pub(crate) struct StreamMemory {
     pub(crate) held: AtomicUsize,
     /// Chunks that groups share; written by the tail thread.
     pub(crate) shared: AtomicUsize,
+    /// What the operating system may hold for connections of clients.
+    pub(crate) sockets: AtomicUsize,
     /// By [`WatcherState`].
     watchers: [AtomicUsize; WatcherState::ALL.len()],
 }
@@ -183,7 +186,8 @@ impl StreamMemory {
 
     /// All watchers, and those that are behind.
     pub(crate) fn watchers(&self) -> (usize, usize) {
-        let count = |states: &mut dyn Iterator<Item = &WatcherState>| states.map(|state| self.watchers_in(*state)).sum();
+        let count =
+            |states: &mut dyn Iterator<Item = &WatcherState>| states.map(|state| self.watchers_in(*state)).sum();
         let mut all = WatcherState::ALL.iter();
         (count(&mut all), count(&mut WatcherState::ALL.iter().filter(|state| state.is_behind())))
     }

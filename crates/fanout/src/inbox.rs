@@ -103,12 +103,18 @@ impl Inbox {
         self.change(|_| {});
     }
 
-    /// Takes everything and leaves the waker for what comes later.
-    pub(crate) fn take(&self, waker: &Waker) -> Mail {
+    /// Leaves the waker for what comes later; whether the stream must end.
+    pub(crate) fn leave(&self, waker: &Waker) -> bool {
         let mut state = self.state.lock();
         if !state.waker.as_ref().is_some_and(|w| w.will_wake(waker)) {
             state.waker = Some(waker.clone());
         }
+        state.end.is_some()
+    }
+
+    /// Takes everything.
+    pub(crate) fn take(&self) -> Mail {
+        let mut state = self.state.lock();
         Mail { ready: std::mem::take(&mut state.ready), tick: std::mem::take(&mut state.tick), end: state.end.clone() }
     }
 
