@@ -338,12 +338,12 @@ impl Delivery {
     }
 
     /// The next piece for the client.
-    pub(crate) fn next(&mut self, mail: Mail) -> Next {
-        if let Some(end) = mail.end {
+    pub(crate) fn next(&mut self, mail: &mut Mail) -> Next {
+        if let Some(end) = mail.end.take() {
             self.close(Ended::by(&end));
             return Next::Ended(end);
         }
-        for watch_id in mail.ready {
+        for watch_id in mail.ready.drain(..) {
             self.enqueue(watch_id);
         }
         // Read before anything is drained: progress up to here is true once all of it was handed out.

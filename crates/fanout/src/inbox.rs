@@ -7,6 +7,9 @@ use tailwater_eventlog::Revision;
 
 use crate::StreamEnd;
 
+/// Room for so many watch ids is kept while there is no mail.
+const KEPT_MAX: usize = 8;
+
 #[derive(Debug, Default)]
 struct State {
     /// Watch ids, some of them perhaps twice.
@@ -73,8 +76,12 @@ impl Inbox {
     }
 
     /// Where the stream stands after a pull: the first revision that it has yet to be given, if any.
-    pub(crate) fn stands(&self, oldest: Option<Revision>) {
+    /// Gives the empty mail back, so that the next needs no memory of its own.
+    pub(crate) fn stands(&self, oldest: Option<Revision>, mail: Mail) {
         let mut state = self.state.lock();
+        if state.ready.capacity() == 0 && mail.ready.capacity() <= KEPT_MAX {
+            state.ready = mail.ready;
+        }
         // What came in meanwhile keeps what was noted with it.
         if oldest.is_some() || state.ready.is_empty() {
             state.oldest = oldest;

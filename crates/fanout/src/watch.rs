@@ -213,11 +213,11 @@ impl WatchStream {
         if !self.shared.inbox.leave(cx.waker()) && self.shared.held.is_full(self.shared.core.chunk_bytes()) {
             return Poll::Pending;
         }
-        let mail = self.shared.inbox.take();
+        let mut mail = self.shared.inbox.take();
         let (next, under_way) = {
             let mut delivery = self.shared.delivery.lock();
-            let next = delivery.next(mail);
-            self.shared.inbox.stands(delivery.oldest_wanted());
+            let next = delivery.next(&mut mail);
+            self.shared.inbox.stands(delivery.oldest_wanted(), mail);
             (next, delivery.under_way_bytes())
         };
         // Counted while the stream waits, too: what is under way is held until the client takes it.
