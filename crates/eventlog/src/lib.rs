@@ -43,7 +43,7 @@ pub use history::{History, HistoryChunk, HistoryError, HistoryEvent, HistoryPoin
 pub use index::{KeyIndex, KeyMeta};
 pub use log::{
     CopyError, CopyPoint, CopyStep, EventLog, EventLogConfig, FoldHold, FoldProgress, HashError, Installed, LiveChunk,
-    LogCopy, LogState, Staged, Staging, StateRow, StorageError, StoreHash, WriteBatch,
+    LogCopy, LogState, Staged, Staging, StateRow, StorageError, StoreHash, WriteBatch, lower_background_priority,
 };
 pub use range::KeyRange;
 pub use revision::{HistoryId, LeaseId, MemberId, Position, Revision, Term};

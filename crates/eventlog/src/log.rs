@@ -304,6 +304,15 @@ impl EventLog {
     }
 }
 
+/// From now on flushes and compactions of this process, whose threads RocksDB shares between all that is open, yield to
+/// the threads that somebody waits for, also on one busy core.
+///
+/// # Errors
+/// RocksDB has no environment to offer.
+pub fn lower_background_priority() -> Result<(), StorageError> {
+    engine::lower_background_priority()
+}
+
 /// The order of revisions is what everything above relies on, so a batch that breaks it stops the member.
 fn check_batch(before: &LogState, batch: &WriteBatch) {
     let after = &batch.log_state;

@@ -47,13 +47,13 @@ enum Event {
         gateway: At,
         to: usize,
         operation: u64,
-        ask: Ask,
+        ask: Box<Ask>,
     },
     /// Its answer reaches the gateway.
     Response {
         gateway: At,
         operation: u64,
-        reply: Reply,
+        reply: Box<Reply>,
     },
     /// A client has thought enough.
     Client(usize),
@@ -281,10 +281,10 @@ impl World {
                 Ok(())
             }
             Event::Request { gateway, to, operation, ask } => {
-                self.request(gateway, to, operation, ask);
+                self.request(gateway, to, operation, *ask);
                 Ok(())
             }
-            Event::Response { gateway, operation, reply } => self.response(gateway, operation, reply),
+            Event::Response { gateway, operation, reply } => self.response(gateway, operation, *reply),
             Event::Client(client) => self.client(client),
             Event::GiveUp { client, operation } => self.give_up(client, operation),
             Event::Watcher(watcher) => self.poll_watcher(watcher),

@@ -45,6 +45,8 @@ type Content = Arc<Mutex<Bytes>>;
 struct Bytes {
     visible: Vec<u8>,
     durable: Vec<u8>,
+    /// The two are known to be equal up to here.
+    same: usize,
 }
 
 enum NameChange {
@@ -118,7 +120,7 @@ impl SimDisk {
         let files = names.iter().map(|(name, content)| {
             let bytes = content.lock();
             let kept = tear(&bytes.durable, &bytes.visible, &mut rng);
-            (name.clone(), Arc::new(Mutex::new(Bytes { visible: kept.clone(), durable: kept })))
+            (name.clone(), Arc::new(Mutex::new(Bytes { visible: kept.clone(), durable: kept, same: 0 })))
         });
         let visible: BTreeMap<String, Content> = files.collect();
         let after = Self::new(state.mode);
@@ -138,7 +140,7 @@ impl SimDisk {
         let mut copy = |content: &Content| {
             let copied = copies.entry(Arc::as_ptr(content)).or_insert_with(|| {
                 let bytes = content.lock();
-                Arc::new(Mutex::new(Bytes { visible: bytes.visible.clone(), durable: bytes.durable.clone() }))
+                Arc::new(Mutex::new(Bytes { visible: bytes.visible.clone(), durable: bytes.durable.clone(), same: 0 }))
             });
             Arc::clone(copied)
         };
@@ -163,7 +165,7 @@ impl SimDisk {
         let Some(content) = state.visible.get(name) else { return false };
         let Ok(offset) = usize::try_from(offset) else { return false };
         let mut bytes = content.lock();
-        let Bytes { visible, durable } = &mut *bytes;
+        let Bytes { visible, durable, .. } = &mut *bytes;
         let flipped = [visible, durable].map(|side| side.get_mut(offset).map(|byte| *byte ^= 1 << (bit % 8)));
         flipped[0].is_some()
     }
@@ -177,7 +179,7 @@ impl SimDisk {
 
     /// Replaces or makes a file, durably.
     pub fn put(&self, name: &str, bytes: &[u8]) {
-        let content = Arc::new(Mutex::new(Bytes { visible: bytes.to_vec(), durable: bytes.to_vec() }));
+        let content = Arc::new(Mutex::new(Bytes { visible: bytes.to_vec(), durable: bytes.to_vec(), same: 0 }));
         let mut state = self.state.lock();
         state.durable.insert(name.to_owned(), Arc::clone(&content));
         state.visible.insert(name.to_owned(), content);
@@ -284,6 +286,7 @@ impl DiskFile for SimFile {
         let offset = usize::try_from(offset).map_err(|_| io::ErrorKind::FileTooLarge)?;
         let mut content = self.content.lock();
         let end = offset + bytes.len();
+        content.same = content.same.min(offset).min(content.visible.len());
         if content.visible.len() < end {
             content.visible.resize(end, 0);
         }
@@ -304,7 +307,10 @@ impl DiskFile for SimFile {
         state.step()?;
         if state.mode == SyncMode::Honest {
             let mut content = self.content.lock();
-            content.durable = content.visible.clone();
+            let Bytes { visible, durable, same } = &mut *content;
+            durable.truncate(*same);
+            durable.extend_from_slice(&visible[*same..]);
+            *same = visible.len();
         }
         Ok(())
     }
@@ -312,7 +318,9 @@ impl DiskFile for SimFile {
     fn truncate(&self, len: u64) -> io::Result<()> {
         self.disk.state.lock().step()?;
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
-        self.content.lock().visible.resize(len, 0);
+        let mut content = self.content.lock();
+        content.same = content.same.min(len).min(content.visible.len());
+        content.visible.resize(len, 0);
         Ok(())
     }
 }

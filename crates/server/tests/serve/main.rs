@@ -11,3 +11,4 @@ mod lists;
 mod route;
 mod stalled;
 mod support;
+mod tier;

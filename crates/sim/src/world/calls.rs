@@ -47,10 +47,10 @@ impl World {
         let twice = self.config.bug == Some(Bug::ProposedTwice) && self.random.chance(20);
         if twice {
             let delay = self.network.delay(&mut self.random);
-            self.schedule(delay, Event::Request { gateway, to, operation, ask: ask.clone() });
+            self.schedule(delay, Event::Request { gateway, to, operation, ask: Box::new(ask.clone()) });
         }
         let delay = self.network.delay(&mut self.random);
-        self.schedule(delay, Event::Request { gateway, to, operation, ask });
+        self.schedule(delay, Event::Request { gateway, to, operation, ask: Box::new(ask) });
         Ok(())
     }
 
@@ -104,7 +104,7 @@ impl World {
             } else {
                 self.network.delay(&mut self.random)
             };
-            self.schedule(delay, Event::Response { gateway, operation, reply });
+            self.schedule(delay, Event::Response { gateway, operation, reply: Box::new(reply) });
         }
     }
 
