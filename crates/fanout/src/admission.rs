@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::ReadError;
 
-/// Answers up to this are not counted.
+/// Answers up to this are not counted, and neither are those of one key.
 const SMALL_BYTES_MAX: usize = 64 << 10;
 
 /// The bytes of all big lists.

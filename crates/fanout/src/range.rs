@@ -99,8 +99,10 @@ impl Plan {
                 count: limit != usize::MAX,
             };
             let chunk = core.source.state_at(&query)?;
-            // These are copies, so they are counted as they come, not when all are there.
-            core.lists.grow(&mut permit, chunk.events.iter().map(|event| self.held(event)).sum())?;
+            // These are copies, so they are counted as they come, not when all are there. One key is no list.
+            if !events.is_empty() || chunk.events.len() > 1 || chunk.resume_after.is_some() {
+                core.lists.grow(&mut permit, chunk.events.iter().map(|event| self.held(event)).sum())?;
+            }
             events.extend(chunk.events);
             if events.len() == limit || chunk.resume_after.is_none() {
                 let count = signed(events.len() + chunk.rest);
@@ -162,7 +164,8 @@ impl Plan {
         if more {
             events.truncate(query.limit);
         }
-        if permit.is_new() {
+        // One key is no list, however large its value.
+        if permit.is_new() && events.len() > 1 {
             core.lists.grow(&mut permit, events.iter().map(|event| self.held(event)).sum())?;
         }
         let header_revision = self.published.revision();
