@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tailwater_eventlog::{
     Cursor, Envelope, Event, EventKind, Fact, Frame, History, HistoryChunk, HistoryError, HistoryId, HistoryPoint,
-    KeyRange, LeaseId, LiveChunk, Position, Revision, Source, SourceError, TailError,
+    KeyRange, LeaseId, LiveChunk, Position, Revision, Source, SourceError, StateChunk, StateQuery, TailError,
 };
 use tailwater_fanout::{Fanout, FanoutConfig};
 
@@ -57,6 +57,10 @@ impl History for Made {
         _: bool,
         _: usize,
     ) -> Result<HistoryChunk, HistoryError> {
+        Err(HistoryError::Unavailable("nobody asks".into()))
+    }
+
+    fn state_at(&self, _: &StateQuery) -> Result<StateChunk, HistoryError> {
         Err(HistoryError::Unavailable("nobody asks".into()))
     }
 }

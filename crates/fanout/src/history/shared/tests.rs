@@ -7,7 +7,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use tailwater_eventlog::{
     Cursor, Envelope, Event, EventKind, Fact, Frame, HistoryChunk, HistoryError, LeaseId, LiveChunk, SourceError,
-    TailError,
+    StateChunk, StateQuery, TailError,
 };
 
 use super::*;
@@ -63,6 +63,10 @@ impl History for Log {
             chunk.events.push(found.clone());
         }
         Ok(chunk)
+    }
+
+    fn state_at(&self, _: &StateQuery) -> Result<StateChunk, HistoryError> {
+        unreachable!("only history is read")
     }
 }
 
