@@ -57,7 +57,7 @@ fn answer_all(waiting: &Mutex<Waiting>) {
         let sockets: HashMap<(&str, &str), u64> = table.lines().skip(1).filter_map(row).collect();
         for ((local, remote), answer) in asked {
             // Who asked may have gone.
-            drop(answer.send(sockets.get(&(&*local, &*remote)).copied()));
+            answer.send(sockets.get(&(&*local, &*remote)).copied()).ok();
         }
     }
 }
