@@ -5,6 +5,8 @@
 #[path = "../../crates/fanout/tests/support/mod.rs"]
 mod support;
 
+mod relays;
+
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
@@ -16,7 +18,10 @@ use support::worlds::{Reader, run};
 use support::{Client, World, config, wait_until, watch};
 use tailwater_eventlog::{Fact, KeyRange, MemberId, Revision, Source};
 use tailwater_fanout::{Fanout, FanoutConfig, RangeQuery};
-use tailwater_transport::{CoreWord, RemoteSource, RemoteSourceConfig, TailService, TailServiceConfig};
+use tailwater_transport::{
+    CoreWord, CoreWordTeller, Description, RemoteSource, RemoteSourceConfig, SourceFactory, TailService,
+    TailServiceConfig,
+};
 use tokio::runtime::{Builder, Runtime};
 
 const SEEDS: u64 = 40;
@@ -36,13 +41,25 @@ impl Node {
 
     /// Waits until the port is free.
     fn start_at(address: SocketAddr, source: Arc<dyn Source>, word: CoreWord) -> Self {
+        Self::serve(address, Box::new(move || source.clone()), Box::new(move || word.clone()), None)
+    }
+
+    fn serve(
+        address: SocketAddr,
+        source: SourceFactory,
+        word: CoreWordTeller,
+        description: Option<Description>,
+    ) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let service = TailService::new(
             TailServiceConfig { heartbeat_interval: Duration::from_millis(20), ..TailServiceConfig::default() },
-            Box::new(move || source.clone()),
+            source,
             None,
-            Box::new(move || word.clone()),
+            word,
         );
+        if let Some(description) = description {
+            service.describe_with(Box::new(move || description.clone()));
+        }
         let mut listener = None;
         wait_until("the port is free", || {
             listener = runtime.block_on(tokio::net::TcpListener::bind(address)).ok();
@@ -76,11 +93,15 @@ fn core_word() -> CoreWord {
 }
 
 fn remote(urls: Vec<String>) -> RemoteSource {
-    let mut config = RemoteSourceConfig::new(urls, READER);
+    RemoteSource::new(remote_config(urls, READER)).unwrap()
+}
+
+fn remote_config(urls: Vec<String>, reader: MemberId) -> RemoteSourceConfig {
+    let mut config = RemoteSourceConfig::new(urls, reader);
     config.silence_max = Duration::from_millis(500);
     config.core_age_max = Duration::from_millis(300);
     config.link.backoff = (Duration::from_millis(1), Duration::from_millis(20));
-    RemoteSource::new(config).unwrap()
+    config
 }
 
 /// Two processes serve the world; at each disturbance one of them dies and comes back.

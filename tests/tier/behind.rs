@@ -84,7 +84,12 @@ async fn a_watch_far_back_is_soon_live() -> anyhow::Result<()> {
     if acceptance() {
         beside_etcd().await?;
     }
-    anyhow::ensure!(ours.after <= LIVE_MAX, "a watch {} revisions back was live after {:?}", ours.revisions, ours.after);
+    anyhow::ensure!(
+        ours.after <= LIVE_MAX,
+        "a watch {} revisions back was live after {:?}",
+        ours.revisions,
+        ours.after
+    );
     Ok(())
 }
 

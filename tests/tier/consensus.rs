@@ -40,8 +40,7 @@ async fn lease(here: &Channel, there: &Channel, watch: &mut Watch) -> anyhow::Re
     let [mut here_leases, mut there_leases] =
         [here, there].map(|channel| pb::lease_client::LeaseClient::new(channel.clone()));
     let granted = here_leases.lease_grant(pb::LeaseGrantRequest { ttl: 60, id: 0 }).await?.into_inner();
-    let leased =
-        pb::PutRequest { key: "/c/leased".into(), value: "x".into(), lease: granted.id, ..Default::default() };
+    let leased = pb::PutRequest { key: "/c/leased".into(), value: "x".into(), lease: granted.id, ..Default::default() };
     kv(there).put(leased).await?;
     let kept = tokio_stream::iter([pb::LeaseKeepAliveRequest { id: granted.id }]).chain(tokio_stream::pending());
     let mut kept = there_leases.lease_keep_alive(kept).await?.into_inner();

@@ -159,13 +159,7 @@ async fn watchers_of_killed_fanouts_lose_nothing() -> anyhow::Result<()> {
     let shape = Shape { prefix: PREFIX, groups, keys: 5, value_bytes: 256, mixed: true };
     let writers = channels(&tier.urls(&(0..tier.members.len() + tier.fanouts.len()).collect::<Vec<_>>()))?;
     let first = put(&tier.cluster.channel(0)?, "/w/000/first", "0").await?;
-    let amount = Amount {
-        watchers: scaled(50, 1000),
-        clients: scaled(10, 50),
-        prefix: PREFIX,
-        groups,
-        from: first,
-    };
+    let amount = Amount { watchers: scaled(50, 1000), clients: scaled(10, 50), prefix: PREFIX, groups, from: first };
     let (serving, members) = (tier.urls(&tier.fanouts[1..]), tier.urls(&tier.members));
     let watchers = Watchers::start(&program, &serving, &members, &amount).await?;
     let puts = Puts::start(writers, scaled(100, 400), shape);
@@ -195,7 +189,10 @@ async fn watchers_of_killed_fanouts_lose_nothing() -> anyhow::Result<()> {
     anyhow::ensure!(verdict.moves > 0, "no watcher ever lost its replica: this tested nothing");
     let median = report(&run.interruptions).context("drains have watchers")?;
     // A build for tests on a machine that does other things beside is only looked at roughly.
-    anyhow::ensure!(median <= scaled(2000, 1000), "after a drain watchers were live again after {median} ms in the median");
+    anyhow::ensure!(
+        median <= scaled(2000, 1000),
+        "after a drain watchers were live again after {median} ms in the median"
+    );
     run.tier.cluster.finish();
     Ok(())
 }

@@ -11,7 +11,7 @@ use crate::run::{Plan, Tier, say, scaled};
 
 /// There and back, half of it each way.
 const ROUND_TRIP: Duration = Duration::from_millis(80);
-/// What is local takes less than half a way there.
+/// What is local takes less than half of the way there. (A busy machine of two CPUs takes that long to do nothing.)
 const LOCAL_MAX: Duration = Duration::from_millis(20);
 
 /// Sets the way between the region's `relay` and each of `core`.
@@ -65,10 +65,10 @@ async fn events(writer: &Channel, reader: &Channel, count: usize) -> anyhow::Res
     for number in 0..count {
         let begin = Instant::now();
         let value = number.to_string();
-        let (answered, arrived) = tokio::join!(
-            async { put(writer, "/r/1", &value).await.map(|_| begin.elapsed()) },
-            async { watch.events().await.map(|_| begin.elapsed()) }
-        );
+        let (answered, arrived) =
+            tokio::join!(async { put(writer, "/r/1", &value).await.map(|_| begin.elapsed()) }, async {
+                watch.events().await.map(|_| begin.elapsed())
+            });
         answers.push(answered?);
         arrivals.push(arrived?);
     }
@@ -120,7 +120,10 @@ async fn a_region_reads_and_watches_locally() -> anyhow::Result<()> {
         anyhow::ensure!(time < LOCAL_MAX, "a {name} takes {time:?}: it is not local");
     }
     let most = ROUND_TRIP * 3 / 2;
-    anyhow::ensure!(linearizable >= ROUND_TRIP, "a linearizable read takes only {linearizable:?}: there is no distance");
+    anyhow::ensure!(
+        linearizable >= ROUND_TRIP,
+        "a linearizable read takes only {linearizable:?}: there is no distance"
+    );
     for (name, time) in [("linearizable read", linearizable), ("put", answer), ("event of an own put", own)] {
         anyhow::ensure!(time < most, "a {name} takes {time:?}, more than one round trip of {ROUND_TRIP:?}");
     }
@@ -138,7 +141,8 @@ async fn silence(tier: &Tier, relay: usize, region: &Channel, from: i64) -> anyh
         let serializable = reads(region, 3, true).await?;
         let (created, resumed) = watches(region, 3, from, 20).await?;
         for time in [serializable, created, resumed] {
-            anyhow::ensure!(time < LOCAL_MAX * 2, "cut off, the region reads in {time:?}");
+            // Whatever waits for the core waits until the link is opened again.
+            anyhow::ensure!(time < Duration::from_millis(500), "cut off, the region reads in {time:?}");
         }
     }
     tier.cluster.links().open_all();

@@ -89,12 +89,10 @@ async fn a_fanout_starts_beside_writes() -> anyhow::Result<()> {
     let (answered, failed) = puts.end().await?;
     same(&members[0], &tier.cluster.channel(slot)?, keys).await?;
     let failures: u64 = failed.values().sum();
-    say("| keys | updates of each | ready after s | writes meanwhile per s | writes | failed |\n|---|---|---|---|---|---|");
-    say(&format!(
-        "| {keys} | 10 | {:.2} | {} | {answered} | {failures} |",
-        ready.as_secs_f64(),
-        greatest / 2
-    ));
+    say(
+        "| keys | updates of each | ready after s | writes meanwhile per s | writes | failed |\n|---|---|---|---|---|---|",
+    );
+    say(&format!("| {keys} | 10 | {:.2} | {} | {answered} | {failures} |", ready.as_secs_f64(), greatest / 2));
     anyhow::ensure!(failed.is_empty(), "writes failed: {failed:?}");
     anyhow::ensure!(ready <= READY_MAX, "a fanout of {keys} keys was ready only after {ready:?}");
     tier.cluster.finish();

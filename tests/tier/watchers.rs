@@ -67,8 +67,7 @@ impl Verdict {
     /// # Errors
     /// The first violations.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
-        let wrong =
-            self.missed + self.duplicate + self.out_of_order + self.different + self.broken + self.ended;
+        let wrong = self.missed + self.duplicate + self.out_of_order + self.different + self.broken + self.ended;
         anyhow::ensure!(wrong == 0, "{self:#?}");
         Ok(())
     }

@@ -79,8 +79,8 @@ pub struct Envelope {
 
 /// One change of one key. Clones share the bytes.
 ///
-/// The struct is kept small because readers hold one per live key: what is asked for often is a field, the rest is
-/// read from its place in the bytes.
+/// The struct is kept small because readers hold one per live key: 56 bytes, which with reference counts make 80 of an
+/// allocator. What stands in the bytes is read from there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     bytes: Bytes,
@@ -89,14 +89,9 @@ pub struct Event {
     prev_revision: Revision,
     prev_sub: u32,
     sub: u32,
-    key_len: u32,
-    value_len: u32,
-    /// Where the key begins.
-    key_start: u8,
-    /// Bytes behind the value: the lease field, or nothing.
-    lease_len: u8,
-    kind: EventKind,
 }
+
+const _: () = assert!(size_of::<Event>() <= 56, "an event is held for each live key");
 
 /// A stored row that can't be read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -125,30 +120,22 @@ impl Event {
     #[must_use]
     pub fn put(envelope: Envelope, key: &[u8], value: &[u8]) -> Self {
         assert_eq!(envelope.kind, EventKind::Put, "a put is encoded from a put's envelope");
-        let lease_len = wire::int_field_len(KV_LEASE, envelope.lease.0);
+        assert!(u32::try_from(key.len() + value.len()).is_ok(), "requests are bounded far below 4 GiB");
         let key_value_len = bytes_field_len_or_none(KV_KEY, key.len())
             + wire::int_field_len(KV_CREATE_REVISION, envelope.create_revision.0)
             + wire::int_field_len(KV_MOD_REVISION, envelope.revision.0)
             + wire::int_field_len(KV_VERSION, envelope.version)
             + bytes_field_len_or_none(KV_VALUE, value.len())
-            + lease_len;
+            + wire::int_field_len(KV_LEASE, envelope.lease.0);
         let mut out = BytesMut::with_capacity(wire::bytes_field_len(EVENT_KV, key_value_len));
         wire::put_bytes_header(&mut out, EVENT_KV, key_value_len);
-        let key_end = put_key(&mut out, key);
+        put_key(&mut out, key);
         wire::put_int_field(&mut out, KV_CREATE_REVISION, envelope.create_revision.0);
         wire::put_int_field(&mut out, KV_MOD_REVISION, envelope.revision.0);
         wire::put_int_field(&mut out, KV_VERSION, envelope.version);
         wire::put_bytes_field(&mut out, KV_VALUE, value);
         wire::put_int_field(&mut out, KV_LEASE, envelope.lease.0);
-        let layout = Layout {
-            kind: EventKind::Put,
-            key_start: key_end - key.len(),
-            key_len: key.len(),
-            value_len: value.len(),
-            lease_len,
-            mod_revision: envelope.revision.0,
-        };
-        Self::from_layout(out.freeze(), &layout, envelope.sub, envelope.prev)
+        Self::from_parts(out.freeze(), envelope.revision, envelope.sub, envelope.prev)
     }
 
     /// Encodes a delete; the message holds the key and its mod_revision.
@@ -163,17 +150,9 @@ impl Event {
         let mut out = BytesMut::with_capacity(type_len + wire::bytes_field_len(EVENT_KV, key_value_len));
         wire::put_uint_field(&mut out, EVENT_TYPE, 1);
         wire::put_bytes_header(&mut out, EVENT_KV, key_value_len);
-        let key_end = put_key(&mut out, key);
+        put_key(&mut out, key);
         wire::put_int_field(&mut out, KV_MOD_REVISION, revision.0);
-        let layout = Layout {
-            kind: EventKind::Delete,
-            key_start: key_end - key.len(),
-            key_len: key.len(),
-            value_len: 0,
-            lease_len: 0,
-            mod_revision: revision.0,
-        };
-        Self::from_layout(out.freeze(), &layout, sub, prev)
+        Self::from_parts(out.freeze(), revision, sub, prev)
     }
 
     /// Takes over bytes that came from [`Event::bytes`] of another process, with what stands beside them.
@@ -181,24 +160,13 @@ impl Event {
     /// # Errors
     /// [`RowError::Malformed`] when the bytes are not what this type encodes.
     pub fn from_encoded(bytes: Bytes, sub: u32, prev: Option<(Revision, u32)>) -> Result<Self, RowError> {
-        let layout = Layout::parse(&bytes).map_err(RowError::Malformed)?;
-        Ok(Self::from_layout(bytes, &layout, sub, prev))
+        let mod_revision = Layout::parse(&bytes).map_err(RowError::Malformed)?.mod_revision;
+        Ok(Self::from_parts(bytes, Revision(mod_revision), sub, prev))
     }
 
-    fn from_layout(bytes: Bytes, layout: &Layout, sub: u32, prev: Option<(Revision, u32)>) -> Self {
+    fn from_parts(bytes: Bytes, revision: Revision, sub: u32, prev: Option<(Revision, u32)>) -> Self {
         let (prev_revision, prev_sub) = prev.unwrap_or_default();
-        Self {
-            bytes,
-            revision: Revision(layout.mod_revision),
-            prev_revision,
-            prev_sub,
-            sub,
-            key_len: u32::try_from(layout.key_len).expect("requests are bounded far below 4 GiB"),
-            value_len: u32::try_from(layout.value_len).expect("requests are bounded far below 4 GiB"),
-            key_start: u8::try_from(layout.key_start).expect("four tags or kinds and two varints precede the key"),
-            lease_len: u8::try_from(layout.lease_len).expect("a tag and a varint are at most 11 bytes"),
-            kind: layout.kind,
-        }
+        Self { bytes, revision, prev_revision, prev_sub, sub }
     }
 
     /// With bytes of its own: what came in a large buffer of many would hold all of it in memory.
@@ -210,17 +178,14 @@ impl Event {
     /// What is known without decoding. Put together from fields and from the bytes; the single getters are cheaper.
     #[must_use]
     pub fn envelope(&self) -> Envelope {
-        let (create_revision, version) = match self.kind {
-            EventKind::Put => layout::create_and_version(&self.bytes[self.key_end()..]),
-            EventKind::Delete => (0, 0),
-        };
+        let fields = Layout::of(&self.bytes);
         Envelope {
-            kind: self.kind,
+            kind: self.kind(),
             revision: self.revision,
             sub: self.sub,
-            create_revision: Revision(create_revision),
-            version,
-            lease: self.lease(),
+            create_revision: Revision(fields.create_revision),
+            version: fields.version,
+            lease: LeaseId(fields.lease),
             prev: self.prev(),
         }
     }
@@ -228,7 +193,7 @@ impl Event {
     /// Put or delete.
     #[must_use]
     pub fn kind(&self) -> EventKind {
-        self.kind
+        layout::kind(&self.bytes)
     }
 
     /// The revision it belongs to.
@@ -252,8 +217,7 @@ impl Event {
     /// See [`Envelope::lease`].
     #[must_use]
     pub fn lease(&self) -> LeaseId {
-        let field = &self.bytes[self.bytes.len() - usize::from(self.lease_len)..];
-        LeaseId(field.get(1..).map_or(0, layout::int_at_start))
+        LeaseId(Layout::of(&self.bytes).lease)
     }
 
     /// The encoded `mvccpb.Event` (without prev_kv). For a put: also a `RangeResponse.kvs` field, tag and length
@@ -266,26 +230,19 @@ impl Event {
     /// The encoded `mvccpb.KeyValue` inside [`Event::bytes`], without tag and length.
     #[must_use]
     pub fn key_value(&self) -> Bytes {
-        // The key's own tag and length stand between the message's begin and the key; an empty key has neither.
-        let key_header = bytes_field_len_or_none(KV_KEY, self.key_len as usize) - self.key_len as usize;
-        self.bytes.slice(usize::from(self.key_start) - key_header..)
+        self.bytes.slice(layout::key_value_start(&self.bytes)..)
     }
 
     /// The key.
     #[must_use]
     pub fn key(&self) -> &[u8] {
-        &self.bytes[usize::from(self.key_start)..self.key_end()]
+        &self.bytes[layout::key(&self.bytes)]
     }
 
     /// The value; empty for a delete.
     #[must_use]
     pub fn value(&self) -> &[u8] {
-        let end = self.bytes.len() - usize::from(self.lease_len);
-        &self.bytes[end - self.value_len as usize..end]
-    }
-
-    fn key_end(&self) -> usize {
-        usize::from(self.key_start) + self.key_len as usize
+        &self.bytes[Layout::of(&self.bytes).value]
     }
 
     /// The stored form: versioned, checksummed envelope, then the event bytes.
@@ -293,7 +250,7 @@ impl Event {
     pub fn to_row(&self) -> Vec<u8> {
         let mut row = Vec::with_capacity(ROW_HEAD_BYTES + self.bytes.len() + ROW_CHECKSUM_BYTES);
         row.put_u8(ROW_FORMAT);
-        row.put_u8(match self.kind {
+        row.put_u8(match self.kind() {
             EventKind::Put => 0,
             EventKind::Delete => 1,
         });
@@ -329,7 +286,7 @@ impl Event {
         let prev_sub = u32::from_le_bytes(array_at(&row, 14));
         let prev = (prev_revision != Revision(0)).then_some((prev_revision, prev_sub));
         let event = Self::from_encoded(row.slice(ROW_HEAD_BYTES..body_len), sub, prev)?;
-        match (row[1], event.kind) {
+        match (row[1], event.kind()) {
             (0, EventKind::Put) | (1, EventKind::Delete) => Ok(event),
             _ => Err(RowError::Malformed("kind differs from the event's type")),
         }
@@ -346,10 +303,8 @@ fn bytes_field_len_or_none(field: u32, len: usize) -> usize {
     if len == 0 { 0 } else { wire::bytes_field_len(field, len) }
 }
 
-/// Appends the key field and returns where the key ends.
-fn put_key(out: &mut BytesMut, key: &[u8]) -> usize {
+fn put_key(out: &mut BytesMut, key: &[u8]) {
     wire::put_bytes_field(out, KV_KEY, key);
-    out.len()
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use crate::KeyRange;
 
 mod iter;
+mod keys;
 mod node;
 
 pub use iter::TreeIter;

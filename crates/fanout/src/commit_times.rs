@@ -21,7 +21,8 @@ impl CommitTimes {
     /// `revision` was reached at `at`.
     pub(crate) fn note(&self, revision: Revision, at: Instant) {
         let mut moments = self.moments.lock();
-        if moments.back().is_some_and(|(last, since)| *last >= revision || at.saturating_duration_since(*since) < STEP) {
+        if moments.back().is_some_and(|(last, since)| *last >= revision || at.saturating_duration_since(*since) < STEP)
+        {
             return;
         }
         if moments.len() >= MOMENTS_MAX {

@@ -9,10 +9,10 @@ use parking_lot::Mutex;
 use tailwater_eventlog::{Scope, Source, Tail};
 
 use crate::admission::ListMemory;
+use crate::commit_times::CommitTimes;
 use crate::delivery::{UNAVAILABLE, text};
 use crate::encode::NodeIds;
 use crate::history::HistoryQueue;
-use crate::commit_times::CommitTimes;
 use crate::metrics::Flow;
 use crate::registry::Registry;
 use crate::store::Published;
@@ -183,7 +183,8 @@ impl StreamMemory {
 
     /// All watchers, and those that are behind.
     pub(crate) fn watchers(&self) -> (usize, usize) {
-        let count = |states: &mut dyn Iterator<Item = &WatcherState>| states.map(|state| self.watchers_in(*state)).sum();
+        let count =
+            |states: &mut dyn Iterator<Item = &WatcherState>| states.map(|state| self.watchers_in(*state)).sum();
         let mut all = WatcherState::ALL.iter();
         (count(&mut all), count(&mut WatcherState::ALL.iter().filter(|state| state.is_behind())))
     }

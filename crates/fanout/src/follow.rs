@@ -366,9 +366,8 @@ impl RecentChunks {
     }
 
     fn shrink(&mut self, bytes_max: usize, now: Instant) {
-        let is_due = |bytes: usize, shared: &mut Shared| {
-            bytes > bytes_max || now.duration_since(shared.since) >= CHUNK_LIFETIME
-        };
+        let is_due =
+            |bytes: usize, shared: &mut Shared| bytes > bytes_max || now.duration_since(shared.since) >= CHUNK_LIFETIME;
         while let Some(shared) = self.chunks.pop_front_if(|shared| is_due(self.bytes, shared)) {
             shared.group.drop_until(shared.last);
             self.bytes -= shared.bytes;

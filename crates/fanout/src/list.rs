@@ -203,7 +203,7 @@ impl ListStream {
                 last = Some(node);
             }
             if let Some(node) = last {
-                found.after = Some(Bytes::copy_from_slice(node.newest().event().key()));
+                found.after = Some(Bytes::copy_from_slice(node.newest().key()));
             }
             if is_cut {
                 return Some(found);

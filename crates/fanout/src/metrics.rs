@@ -96,15 +96,8 @@ pub(crate) enum Ended {
 }
 
 impl Ended {
-    const ALL: [Self; 7] = [
-        Self::Cancelled,
-        Self::Closed,
-        Self::Compacted,
-        Self::Refused,
-        Self::Drained,
-        Self::NoLeader,
-        Self::Overrun,
-    ];
+    const ALL: [Self; 7] =
+        [Self::Cancelled, Self::Closed, Self::Compacted, Self::Refused, Self::Drained, Self::NoLeader, Self::Overrun];
 
     /// What a stream's end means for its watchers.
     pub(crate) fn by(end: &StreamEnd) -> Self {
@@ -193,8 +186,7 @@ impl Flow {
             counter!(format!("{DELIVERY_SECONDS}_bucket"), "le" => label).absolute(sum);
         }
         counter!(format!("{DELIVERY_SECONDS}_count")).absolute(sum);
-        gauge!(format!("{DELIVERY_SECONDS}_sum"))
-            .set(Duration::from_micros(count(&self.delay_micros)).as_secs_f64());
+        gauge!(format!("{DELIVERY_SECONDS}_sum")).set(Duration::from_micros(count(&self.delay_micros)).as_secs_f64());
     }
 }
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tailwater_eventlog::{
-    Cursor, Event, Fact, Frame, History, HistoryChunk, HistoryError, HistoryPoint, KeyRange, LiveChunk, Position,
-    Revision, Source, SourceError, StateChunk, StateQuery, Tail, TailError,
+    Cursor, Event, EventKind, Fact, Frame, History, HistoryChunk, HistoryError, HistoryPoint, KeyRange, LiveChunk,
+    Position, Revision, Source, SourceError, StateChunk, StateQuery, Tail, TailError,
 };
 
 use crate::WatchFilter;
@@ -227,10 +227,9 @@ impl Source for RelaySource {
         let (mut chunk, mut bytes, mut seen) = (LiveChunk::default(), 0, self.seen.load(Ordering::Relaxed));
         let scope = &self.core.scope;
         for (looked, node) in published.keys.range_after(range, resume_after.map(Bytes::as_ref)).enumerate() {
-            let newest = node.newest();
-            let event = newest.event();
+            let event = node.newest();
             seen = seen.max(event.revision().0);
-            if newest.is_put() && scope.contains(event.key()) {
+            if event.kind() == EventKind::Put && scope.contains(event.key()) {
                 bytes += event.bytes().len();
                 chunk.events.push(event.clone());
             }

@@ -85,8 +85,7 @@ impl Store {
         let envelope = event.envelope();
         if let Some(node) = self.keys.get(event.key()) {
             let newest = node.newest();
-            let newest = newest.event().envelope();
-            if (newest.revision, newest.sub) >= (envelope.revision, envelope.sub) {
+            if (newest.revision(), newest.sub()) >= (envelope.revision, envelope.sub) {
                 return;
             }
         }
@@ -95,7 +94,7 @@ impl Store {
                 if let Some(node) = self.keys.get(event.key()) {
                     node.replace(event);
                 } else {
-                    self.keys.insert(event.key(), Arc::new(KeyNode::new(event.clone())), true);
+                    self.keys.insert(event.key(), Arc::new(KeyNode::single(event.clone())), true);
                 }
             }
             EventKind::Delete => self.keys.remove(event.key()),
@@ -106,23 +105,24 @@ impl Store {
     pub(crate) fn apply(&mut self, event: Arc<Event>) -> WindowEvent {
         let live = event.kind() == EventKind::Put;
         let key = event.key();
-        let (version, was_live) = match self.keys.get(key) {
+        let (version, node, was_live) = match self.keys.get(key) {
             Some(node) => {
                 let node = node.clone();
-                let was_live = node.newest().is_put();
-                node.push(event.clone());
+                let was_live = node.newest().kind() == EventKind::Put;
+                let version = node.push(event.clone());
                 if was_live != live {
                     self.keys.set_live(key, live);
                 }
-                (node.newest(), was_live)
+                (version, node, was_live)
             }
             None => {
-                let node = Arc::new(KeyNode::new(event.clone()));
+                let (node, version) = KeyNode::new(event.clone());
+                let node = Arc::new(node);
                 self.keys.insert(key, node.clone(), live);
-                (node.newest(), false)
+                (version, node, false)
             }
         };
-        WindowEvent { version, live_change: i8::from(live) - i8::from(was_live) }
+        WindowEvent { version, node, live_change: i8::from(live) - i8::from(was_live) }
     }
 
     /// A fact of the tail.
@@ -173,11 +173,9 @@ impl Store {
         while let Some(segment) = window.evict(bytes_max, self.snapshot.compacted) {
             for event in &segment.events {
                 if event.version.is_put() {
-                    continue;
-                }
-                let key = event.version.event().key();
-                if self.keys.get(key).is_some_and(|node| Arc::ptr_eq(&node.newest(), &event.version)) {
-                    self.keys.remove(key);
+                    event.node.collapse(&event.version);
+                } else if event.node.is_newest(&event.version) {
+                    self.keys.remove(event.version.event().key());
                 }
             }
         }

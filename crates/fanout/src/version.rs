@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwapOption;
 use tailwater_eventlog::{Event, EventKind, Revision};
 
 /// One version of a key and the way to the one before.
@@ -64,44 +64,98 @@ impl Drop for Version {
     }
 }
 
-/// A key in the tree.
+/// A key in the tree. Most keys have one version and no history in memory: those hold it at once, without a chain.
+///
+/// Invariant: one of the two is there at any time that the writer is not in between; both only while it is.
 #[derive(Debug)]
 pub(crate) struct KeyNode {
-    head: ArcSwap<Version>,
+    /// The only version, of a key without a chain.
+    single: ArcSwapOption<Event>,
+    /// The newest of several, or of one that is in the window.
+    head: ArcSwapOption<Version>,
+}
+
+/// What a reader finds of a key.
+enum Found {
+    Single(Arc<Event>),
+    Chain(Arc<Version>),
 }
 
 impl KeyNode {
-    pub(crate) fn new(event: Arc<Event>) -> Self {
-        Self { head: ArcSwap::from_pointee(Version { event, older: ArcSwapOption::empty() }) }
+    /// Without history.
+    pub(crate) fn single(event: Arc<Event>) -> Self {
+        Self { single: ArcSwapOption::new(Some(event)), head: ArcSwapOption::empty() }
     }
 
-    /// Adds a newer version on top of the others.
-    pub(crate) fn push(&self, event: Arc<Event>) {
-        let older = ArcSwapOption::new(Some(self.head.load_full()));
-        self.head.store(Arc::new(Version { event, older }));
+    /// With its first version, which is returned.
+    pub(crate) fn new(event: Arc<Event>) -> (Self, Arc<Version>) {
+        let version = Arc::new(Version { event, older: ArcSwapOption::empty() });
+        (Self { single: ArcSwapOption::empty(), head: ArcSwapOption::new(Some(version.clone())) }, version)
+    }
+
+    fn load(&self) -> Found {
+        loop {
+            if let Some(head) = self.head.load_full() {
+                return Found::Chain(head);
+            }
+            if let Some(single) = self.single.load_full() {
+                return Found::Single(single);
+            }
+            // The writer has put a chain in the place of the single version since the first look.
+        }
+    }
+
+    /// Adds a newer version on top of the others, and returns it.
+    pub(crate) fn push(&self, event: Arc<Event>) -> Arc<Version> {
+        let older = match self.load() {
+            Found::Chain(head) => head,
+            Found::Single(event) => Arc::new(Version { event, older: ArcSwapOption::empty() }),
+        };
+        let version = Arc::new(Version { event, older: ArcSwapOption::new(Some(older)) });
+        // In this order: a reader that finds neither looks again.
+        self.head.store(Some(version.clone()));
+        self.single.store(None);
+        version
     }
 
     /// Replaces everything by one version, for a state that has no history yet.
     pub(crate) fn replace(&self, event: Arc<Event>) {
-        self.head.store(Arc::new(Version { event, older: ArcSwapOption::empty() }));
+        self.single.store(Some(event));
+        self.head.store(None);
     }
 
-    pub(crate) fn newest(&self) -> Arc<Version> {
-        self.head.load_full()
+    /// Gives up the chain when this is its newest version and nothing older is needed any more.
+    pub(crate) fn collapse(&self, version: &Arc<Version>) {
+        if self.is_newest(version) {
+            self.replace(version.event.clone());
+        }
+    }
+
+    /// Whether this is the newest version.
+    pub(crate) fn is_newest(&self, version: &Arc<Version>) -> bool {
+        self.head.load().as_ref().is_some_and(|head| Arc::ptr_eq(head, version))
+    }
+
+    /// The newest event.
+    pub(crate) fn newest(&self) -> Arc<Event> {
+        match self.load() {
+            Found::Chain(head) => head.event.clone(),
+            Found::Single(event) => event,
+        }
     }
 
     /// The put visible at `at`.
     pub(crate) fn live_at(&self, at: Revision) -> Option<Arc<Event>> {
-        let head = self.head.load();
-        if head.revision() <= at {
-            return head.is_put().then(|| head.event.clone());
-        }
-        let mut older = head.older.load_full();
-        while let Some(version) = older {
-            if version.revision() <= at {
-                return version.is_put().then(|| version.event.clone());
+        let is_put = |event: &Event| event.kind() == EventKind::Put;
+        let mut version = match self.load() {
+            Found::Single(event) => return (event.revision() <= at && is_put(&event)).then_some(event),
+            Found::Chain(head) => Some(head),
+        };
+        while let Some(current) = version {
+            if current.revision() <= at {
+                return current.is_put().then(|| current.event.clone());
             }
-            older = version.older.load_full();
+            version = current.older.load_full();
         }
         None
     }
@@ -128,12 +182,50 @@ mod tests {
 
     #[test]
     fn a_put_that_creates_has_none_before_it() {
-        let node = KeyNode::new(put(2, 0, 2));
-        node.push(Arc::new(Event::delete(Revision(3), 0, b"k", Some((Revision(2), 0)))));
-        assert_eq!(node.newest().before().map(|event| event.revision()), Some(Revision(2)));
-        node.push(put(3, 1, 3));
-        assert!(node.newest().before().is_none());
-        node.push(put(4, 0, 3));
-        assert_eq!(node.newest().before().map(|event| event.revision()), Some(Revision(3)));
+        let node = KeyNode::single(put(2, 0, 2));
+        let deleted = node.push(Arc::new(Event::delete(Revision(3), 0, b"k", Some((Revision(2), 0)))));
+        assert_eq!(deleted.before().map(|event| event.revision()), Some(Revision(2)));
+        assert!(node.push(put(3, 1, 3)).before().is_none());
+        assert_eq!(node.push(put(4, 0, 3)).before().map(|event| event.revision()), Some(Revision(3)));
+    }
+
+    #[test]
+    fn a_key_is_found_with_and_without_a_chain() {
+        let node = KeyNode::single(put(2, 0, 2));
+        let found = |node: &KeyNode, at| node.live_at(Revision(at)).map(|event| event.revision().0);
+        assert_eq!((found(&node, 1), found(&node, 2), found(&node, 9)), (None, Some(2), Some(2)));
+        let version = node.push(put(5, 0, 2));
+        assert_eq!((found(&node, 4), found(&node, 5)), (Some(2), Some(5)));
+        version.cut();
+        node.collapse(&version);
+        assert_eq!((found(&node, 4), found(&node, 5), node.newest().revision()), (None, Some(5), Revision(5)));
+        assert!(!node.is_newest(&version) && node.head.load().is_none());
+        // A version that is not the newest changes nothing.
+        node.push(put(6, 0, 2));
+        node.collapse(&version);
+        assert_eq!((found(&node, 5), found(&node, 6)), (Some(5), Some(6)));
+    }
+
+    #[test]
+    fn readers_find_a_version_while_the_chain_comes_and_goes() {
+        let node = Arc::new(KeyNode::single(put(2, 0, 2)));
+        let reader = std::thread::spawn({
+            let node = node.clone();
+            move || {
+                let mut last = 2;
+                while last < 5000 {
+                    let found = node.newest().revision().0;
+                    assert!(found >= last);
+                    assert!(node.live_at(Revision(9999)).is_some());
+                    last = found;
+                }
+            }
+        });
+        for revision in 3..=5000 {
+            let version = node.push(put(revision, 0, 2));
+            version.cut();
+            node.collapse(&version);
+        }
+        reader.join().expect("the reader finds what it looks for");
     }
 }

@@ -16,7 +16,7 @@ use tailwater_eventlog::{HistoryEvent, HistoryPoint, KeyRange, Revision};
 
 use crate::WatchFilter;
 use crate::encode::event_field_len;
-use crate::version::Version;
+use crate::version::{KeyNode, Version};
 
 /// What a key's version, window entry and tree node cost beside the event's own bytes, roughly.
 const ENTRY_BYTES: usize = 192;
@@ -27,6 +27,8 @@ const SCAN_EVENTS_MAX: usize = 8192;
 #[derive(Debug)]
 pub(crate) struct WindowEvent {
     pub(crate) version: Arc<Version>,
+    /// Where it belongs.
+    pub(crate) node: Arc<KeyNode>,
     /// What it did to the number of live keys: 1, 0 or -1.
     pub(crate) live_change: i8,
 }

@@ -365,3 +365,35 @@ fn a_source_that_is_behind_does_not_take_readers_back() {
     assert_eq!(fanout.range_here(query(KeyRange::all(), 42)).unwrap().count, 41);
     fanout.stop();
 }
+
+/// A fanout has died, and all who watched there resume here, some of them through a relay.
+#[test]
+fn watchers_that_resume_together_read_history_together() {
+    let world = World::new();
+    for i in 0..2000 {
+        world.put(&format!("k{}", i % 100), &[b'v'; 100]);
+    }
+    let relay = start(&world, FanoutConfig { window_bytes_max: 4000, ..config() });
+    let child = Fanout::start(FanoutConfig { window_bytes_max: 4000, ..config() }, relay.source());
+    world.settle(&child);
+    let before = world.reads.load(Ordering::SeqCst);
+    let mut clients: Vec<_> = (0..500)
+        .map(|i| {
+            let mut client = Client::new(&world, if i % 2 == 0 { &relay } else { &child });
+            client.create(watch(KeyRange::all(), 1000 + i64::from(i * 37 % 50)));
+            client
+        })
+        .collect();
+    let begin = Instant::now();
+    while !clients.iter().all(Client::is_complete) {
+        clients.iter_mut().for_each(|client| {
+            client.poll();
+        });
+        assert!(begin.elapsed() < Duration::from_secs(60));
+    }
+    let reads = world.reads.load(Ordering::SeqCst) - before;
+    assert!((1..=40).contains(&reads), "{reads} reads for 500 watchers");
+    drop(clients);
+    child.stop();
+    relay.stop();
+}

@@ -1,20 +1,27 @@
 //! Where the parts of an event stand in its bytes.
 
+use std::ops::Range;
+
+use tailwater_api::wire;
+
 use super::{
     EVENT_KV, EVENT_TYPE, EventKind, KV_CREATE_REVISION, KV_KEY, KV_LEASE, KV_MOD_REVISION, KV_VALUE, KV_VERSION,
 };
-use tailwater_api::wire;
+
+/// Why bytes of an event are as they must be.
+const CHECKED: &str = "the bytes were encoded here or checked when read";
+/// How the type of an event begins; one byte, and so is its value.
+#[expect(clippy::cast_possible_truncation, reason = "a small field's tag is one byte")]
+const TYPE_TAG: u8 = (EVENT_TYPE << 3 | wire::VARINT) as u8;
 
 /// What a walk over the bytes finds.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Layout {
-    pub(super) kind: EventKind,
-    pub(super) key_start: usize,
-    pub(super) key_len: usize,
-    pub(super) value_len: usize,
-    /// Bytes of the lease field, its tag included; the last of the message.
-    pub(super) lease_len: usize,
     pub(super) mod_revision: i64,
+    pub(super) create_revision: i64,
+    pub(super) version: i64,
+    pub(super) lease: i64,
+    pub(super) value: Range<usize>,
 }
 
 impl Layout {
@@ -31,12 +38,11 @@ impl Layout {
         if kv_len != bytes.len() - rest.at {
             return Err("key-value does not end with the event");
         }
-        let key = rest.bytes_field(KV_KEY)?;
+        rest.bytes_field(KV_KEY)?;
         let create_revision = rest.uint_field(KV_CREATE_REVISION)?;
         let mod_revision = signed(rest.uint_field(KV_MOD_REVISION)?);
         let version = rest.uint_field(KV_VERSION)?;
         let value = rest.bytes_field(KV_VALUE)?;
-        let before_lease = rest.at;
         let lease = rest.uint_field(KV_LEASE)?;
         if rest.at != bytes.len() {
             return Err("unknown field or wrong order");
@@ -45,28 +51,38 @@ impl Layout {
             return Err("a delete with more than key and revision");
         }
         Ok(Self {
-            kind,
-            key_start: key.0,
-            key_len: key.1,
-            value_len: value.1,
-            lease_len: bytes.len() - before_lease,
             mod_revision,
+            create_revision: signed(create_revision),
+            version: signed(version),
+            lease: signed(lease),
+            value: value.0..value.0 + value.1,
         })
+    }
+
+    /// Of bytes that were encoded here or checked before.
+    pub(super) fn of(bytes: &[u8]) -> Self {
+        Self::parse(bytes).expect(CHECKED)
     }
 }
 
-/// Create revision and version of a put; `fields` are its bytes behind the key.
-pub(super) fn create_and_version(fields: &[u8]) -> (i64, i64) {
-    let mut rest = Reader { bytes: fields, at: 0 };
-    let mut field = |number| rest.uint_field(number).expect("the bytes were encoded here or checked when read");
-    let create_revision = field(KV_CREATE_REVISION);
-    field(KV_MOD_REVISION);
-    (signed(create_revision), signed(field(KV_VERSION)))
+/// The kind, of checked bytes: that of a put is left out, since it is zero.
+pub(super) fn kind(bytes: &[u8]) -> EventKind {
+    if bytes[0] == TYPE_TAG { EventKind::Delete } else { EventKind::Put }
 }
 
-/// The varint at the begin of `bytes`, as an int64.
-pub(super) fn int_at_start(bytes: &[u8]) -> i64 {
-    signed(Reader { bytes, at: 0 }.varint().expect("the bytes were encoded here or checked when read"))
+/// Where the key-value begins, behind its tag and length, of checked bytes.
+pub(super) fn key_value_start(bytes: &[u8]) -> usize {
+    let at = if bytes[0] == TYPE_TAG { 2 } else { 0 };
+    let mut rest = Reader { bytes, at };
+    rest.bytes_header(EVENT_KV).expect(CHECKED);
+    rest.at
+}
+
+/// Where the key stands, of checked bytes: asked most often, so nothing behind it is looked at.
+pub(super) fn key(bytes: &[u8]) -> Range<usize> {
+    let mut rest = Reader { bytes, at: key_value_start(bytes) };
+    let (start, len) = rest.bytes_field(KV_KEY).expect(CHECKED);
+    start..start + len
 }
 
 #[expect(clippy::cast_possible_wrap, reason = "int64 is encoded as its two's complement")]

@@ -72,7 +72,7 @@ impl<'a, V> Iterator for TreeIter<'a, V> {
                 self.leaf = self.next_leaf();
                 continue;
             }
-            let key = leaf.keys[place].as_ref();
+            let key = leaf.keys.get(place);
             if self.range.ends_before(key) {
                 self.leaf = None;
                 return None;

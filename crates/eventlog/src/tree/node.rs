@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use super::keys::Keys;
+
 /// Entries of a leaf, and children of a branch. A leaf keeps its live flags in one 64-bit word.
 pub(super) const WIDTH_MAX: usize = 64;
 /// A node that gets narrower tries to merge with a neighbour.
@@ -34,7 +36,7 @@ pub(super) enum Node<V> {
 
 #[derive(Clone)]
 pub(super) struct Leaf<V> {
-    pub(super) keys: Vec<Key>,
+    pub(super) keys: Keys,
     pub(super) values: Vec<V>,
     /// Bit i: whether entry i is live. Bits behind the last entry are 0.
     live: u64,
@@ -54,7 +56,7 @@ fn low_bits(count: usize) -> u64 {
 
 impl<V> Leaf<V> {
     pub(super) fn find(&self, key: &[u8]) -> Result<usize, usize> {
-        self.keys.binary_search_by(|probe| probe.as_ref().cmp(key))
+        self.keys.find(key)
     }
 
     pub(super) fn is_live(&self, place: usize) -> bool {
@@ -70,7 +72,7 @@ impl<V> Leaf<V> {
     }
 
     fn insert_at(&mut self, place: usize, key: &[u8], value: V, live: bool) {
-        self.keys.insert(place, key.into());
+        self.keys.insert(place, key);
         self.values.insert(place, value);
         let low = low_bits(place);
         self.live = self.live & low | (self.live & !low) << 1;
@@ -93,7 +95,6 @@ impl<V> Leaf<V> {
             live: self.live.checked_shr(bits).unwrap_or(0),
         };
         self.live &= low_bits(at);
-        self.keys.shrink_to_fit();
         self.values.shrink_to_fit();
         right
     }
@@ -118,7 +119,7 @@ impl<V> Branch<V> {
 
 impl<V> Child<V> {
     pub(super) fn empty() -> Self {
-        Self::leaf(Leaf { keys: Vec::new(), values: Vec::new(), live: 0 })
+        Self::leaf(Leaf { keys: Keys::default(), values: Vec::new(), live: 0 })
     }
 
     fn leaf(leaf: Leaf<V>) -> Self {
@@ -130,6 +131,14 @@ impl<V> Child<V> {
         let len = children.iter().map(|child| child.len).sum();
         let live = children.iter().map(|child| child.live).sum();
         Self { node: Arc::new(Node::Branch(Branch { separators, children })), len, live }
+    }
+
+    /// Whether the two are leaves whose keys are better kept apart.
+    fn is_large_with(&self, other: &Self) -> bool {
+        match (self.node.as_ref(), other.node.as_ref()) {
+            (Node::Leaf(one), Node::Leaf(other)) => one.keys.is_large_with(other.keys.bytes()),
+            _ => false,
+        }
     }
 
     fn width(&self) -> usize {
@@ -199,19 +208,20 @@ fn upsert_leaf<V>(leaf: &mut Leaf<V>, key: &[u8], change: &mut Change<'_, V>) ->
     };
     let (value, live) = change(None);
     let value = value.expect("a missing key needs a value to be added");
-    if leaf.keys.len() < WIDTH_MAX {
+    let width = leaf.keys.len();
+    if width < WIDTH_MAX && !leaf.keys.is_large_with(key.len()) {
         leaf.insert_at(place, key, value, live);
         return None;
     }
     // Keys that come in order leave full leaves behind them; others leave halves.
-    let at = if place == WIDTH_MAX { WIDTH_MAX } else { WIDTH_MAX / 2 };
+    let at = if place == width { width } else { width / 2 };
     let mut right = leaf.split_off(at);
     if place >= at {
         right.insert_at(place - at, key, value, live);
     } else {
         leaf.insert_at(place, key, value, live);
     }
-    Some((Arc::clone(&right.keys[0]), Child::leaf(right)))
+    Some((right.keys.get(0).into(), Child::leaf(right)))
 }
 
 fn upsert_branch<V: Clone>(branch: &mut Branch<V>, key: &[u8], change: &mut Change<'_, V>) -> Option<(Key, Child<V>)> {
@@ -240,7 +250,8 @@ fn mend<V: Clone>(branch: &mut Branch<V>, place: usize) {
         return;
     }
     let left = place.saturating_sub(1);
-    if branch.children[left].width() + branch.children[left + 1].width() > MERGED_MAX {
+    let (one, other) = (&branch.children[left], &branch.children[left + 1]);
+    if one.width() + other.width() > MERGED_MAX || one.is_large_with(other) {
         return;
     }
     let right = branch.children.remove(left + 1);
@@ -253,7 +264,7 @@ fn merge<V: Clone>(left: &mut Child<V>, separator: Key, right: Child<V>) {
     match (Arc::make_mut(&mut left.node), right_node) {
         (Node::Leaf(left), Node::Leaf(right)) => {
             left.live |= right.live << left.keys.len();
-            left.keys.extend(right.keys);
+            left.keys.append(&right.keys);
             left.values.extend(right.values);
         }
         (Node::Branch(left), Node::Branch(right)) => {

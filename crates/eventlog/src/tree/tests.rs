@@ -121,3 +121,18 @@ fn hundred_thousand_keys_inserted_in_order_and_removed_leave_nothing() {
     }
     assert!(tree.is_empty() && tree.live_len() == 0 && tree.range(&KeyRange::all()).next().is_none());
 }
+
+#[test]
+fn large_keys_make_small_leaves_and_stay_in_order() {
+    let mut tree = CountedTree::new();
+    let key = |n: usize| [format!("{n:04}").into_bytes(), vec![b'x'; n * 7919 % 40_000]].concat();
+    for n in 0..300 {
+        tree.insert(&key(n * 77 % 300), n, true);
+    }
+    let keys: Vec<_> = tree.range(&KeyRange::all()).map(|(key, ..)| key.to_vec()).collect();
+    assert_eq!(keys, (0..300).map(key).collect::<Vec<_>>());
+    for n in 0..300 {
+        assert!(tree.remove(&key(n * 91 % 300)).is_some());
+    }
+    assert!(tree.is_empty());
+}

@@ -32,6 +32,18 @@ impl Progress {
     }
 }
 
+impl Watcher {
+    /// Whether everything up to `revision`, which is published, was handed out. What is promised is behind the watcher
+    /// from then on: it is not read for again, and it may be compacted.
+    fn pass(&mut self, revision: Revision) -> bool {
+        let drained = self.group.is_drained(self.next, revision);
+        if drained {
+            self.next = self.next.max(revision.next());
+        }
+        drained
+    }
+}
+
 impl Delivery {
     /// As in etcd, nothing is said for a stream that has no watcher, or one whose start is not reached.
     pub(super) fn may_tell_progress(&self, published: Revision) -> bool {
@@ -45,8 +57,10 @@ impl Delivery {
             if wanted > published.revision() {
                 return;
             }
-            let lags = |(_, watcher): &(i64, &mut Watcher)| !watcher.group.is_drained(watcher.next, wanted);
-            let behind = self.watchers.range_from(from).find(lags).map(|(watch_id, _)| watch_id);
+            let behind = self
+                .watchers
+                .range_from(from)
+                .find_map(|(watch_id, watcher)| (!watcher.pass(wanted)).then_some(watch_id));
             if let Some(watch_id) = behind {
                 self.progress.wanted = Some((wanted, watch_id));
                 // One that was long silent may have to scan what its group no longer knows.
@@ -67,7 +81,7 @@ impl Delivery {
         for (watch_id, watcher) in self.watchers.range_from(i64::MIN) {
             let silent = !std::mem::take(&mut watcher.sent);
             let wanted = watcher.progress_notify && silent && watcher.has_started(revision);
-            if wanted && watcher.group.is_drained(watcher.next, revision) {
+            if wanted && watcher.pass(revision) {
                 self.answers.push_back(answer(published, watch_id));
             }
         }

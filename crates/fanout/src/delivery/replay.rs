@@ -224,8 +224,7 @@ impl Delivery {
         if message.orphaned {
             return;
         }
-        let watcher =
-            self.watchers.get_mut(message.watch_id).expect("a watcher that goes leaves its message orphaned");
+        let watcher = self.watchers.get_mut(message.watch_id).expect("a watcher that goes leaves its message orphaned");
         watcher.next = message.revision.next();
         watcher.sent |= message.has_begun();
     }
@@ -256,14 +255,7 @@ impl Delivery {
     fn fetch(&mut self, wanted: &Wanted) -> Result<Fetch, StreamEnd> {
         let Wanted { watch_id, from, to, with_prev, bytes_max, .. } = *wanted;
         let (range, filter) = (wanted.group.key().range(), wanted.group.key().filter());
-        let query = WindowQuery {
-            ranges: std::slice::from_ref(&range),
-            filter,
-            from,
-            to,
-            with_prev,
-            bytes_max,
-        };
+        let query = WindowQuery { ranges: std::slice::from_ref(&range), filter, from, to, with_prev, bytes_max };
         if let Some(piece) = self.core.window.read(&query) {
             return Ok(Fetch::Read(piece, to));
         }

@@ -5,7 +5,7 @@ pub mod worlds;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -79,6 +79,8 @@ pub struct World {
     tail: Tail,
     /// The next `follow` says that the tail has left the reader behind.
     pub behind: AtomicBool,
+    /// Reads of history that it has answered.
+    pub reads: AtomicUsize,
 }
 
 impl World {
@@ -90,7 +92,7 @@ impl World {
         let cursor = Cursor { history: HistoryId(history), revision: Revision(1), position: Position(1) };
         let tail = Tail::new(TailConfig { hot_bytes_max: 1 << 27 }, cursor, vec![]);
         let state = State { revision: 1, position: 1, ..State::default() };
-        Arc::new(Self { state: Mutex::new(state), tail, behind: AtomicBool::new(false) })
+        Arc::new(Self { state: Mutex::new(state), tail, behind: AtomicBool::new(false), reads: AtomicUsize::new(0) })
     }
 
     /// One record; deletes of what is not there are left out. Returns the revision that is reached.
@@ -173,6 +175,7 @@ impl History for World {
         with_prev: bool,
         bytes_max: usize,
     ) -> Result<HistoryChunk, HistoryError> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
         let state = self.state.lock().unwrap();
         let compacted = Revision(state.compacted);
         if from.revision < compacted {

@@ -60,23 +60,53 @@ impl Server {
         server
     }
 
+    /// Serves without a data directory and without a peer URL: a node that is no member.
+    pub(crate) fn start_bare(flags: &[&str]) -> Self {
+        let own = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let url = format!("http://127.0.0.1:{port}");
+        let mut arguments =
+            vec!["serve".into(), format!("--listen-client-urls={url}"), format!("--advertise-client-urls={url}")];
+        arguments.extend(flags.iter().map(|&flag| flag.to_owned()));
+        let mut server = Self::spawn(port, own.path().join("log"), &arguments);
+        server.wait_ready();
+        server._own = Some(own);
+        server
+    }
+
     /// Serves with data in `home`/data.
     pub(crate) fn start_in(home: &Path, flags: &[&str]) -> Self {
-        let (port, metrics_port) = (free_port(), free_port());
-        let log = home.join("log");
+        let port = free_port();
         let mut arguments = serve_flags(port, &home.join("data"));
-        arguments.push(format!("--listen-metrics-urls=http://127.0.0.1:{metrics_port}"));
+        arguments.extend(flags.iter().map(|&flag| flag.to_owned()));
+        let mut server = Self::spawn(port, home.join("log"), &arguments);
+        server.wait_ready();
+        server
+    }
+
+    /// Starts a process that is to serve clients on `port`; it is not waited for.
+    pub(crate) fn spawn(port: u16, log: PathBuf, arguments: &[String]) -> Self {
+        let metrics_port = free_port();
         let mut command = tailwater(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
-        command.args(flags).stderr(std::fs::File::create(&log).unwrap());
+        command.arg(format!("--listen-metrics-urls=http://127.0.0.1:{metrics_port}"));
+        command.stderr(std::fs::File::create(&log).unwrap());
         let child = command.spawn().unwrap();
-        let mut server = Self { child, port, metrics_port, log, _own: None };
+        Self { child, port, metrics_port, log, _own: None }
+    }
+
+    /// Waits until it serves.
+    pub(crate) fn wait_ready(&mut self) {
+        self.wait_for("ready to serve client requests");
+    }
+
+    /// Waits until its log says `text`.
+    pub(crate) fn wait_for(&mut self, text: &str) {
         let begun = Instant::now();
-        while !server.log().contains("ready to serve client requests") {
-            assert!(server.child.try_wait().unwrap().is_none(), "it ended: {}", server.log());
-            assert!(begun.elapsed() < PATIENCE, "it does not serve: {}", server.log());
+        while !self.log().contains(text) {
+            assert!(self.child.try_wait().unwrap().is_none(), "it ended: {}", self.log());
+            assert!(begun.elapsed() < PATIENCE, "it does not say {text:?}: {}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
-        server
     }
 
     pub(crate) fn log(&self) -> String {

@@ -150,8 +150,8 @@ impl RemoteSource {
     /// A read has waited long for `position`: when the source of now has said that it is not there, and there are others,
     /// it is left.
     pub fn leave_if_behind(&self, position: Position) {
-        if self.shared.uplink.has_others() && self.following.lock().is_behind(position) {
-            self.shared.uplink.leave_current("it is behind what reads wait for");
+        if self.shared.uplink.has_others() {
+            self.following.lock().leave_if_behind(&self.shared, position);
         }
     }
 

@@ -113,8 +113,16 @@ struct Node {
 
 impl Node {
     fn start(writer: &Writer, config: TailServiceConfig) -> Self {
+        Self::start_with(writer, config, || CoreWord { path: vec![1], age: Duration::ZERO })
+    }
+
+    /// One that hears of the core as `word` tells.
+    fn start_with(
+        writer: &Writer,
+        config: TailServiceConfig,
+        word: impl Fn() -> CoreWord + Send + Sync + 'static,
+    ) -> Self {
         let source = writer.source();
-        let word = || CoreWord { path: vec![1], age: Duration::ZERO };
         let log = Some(writer.log.clone());
         let service = TailService::new(config, Box::new(move || Arc::new(source.clone())), log, Box::new(word));
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

@@ -21,6 +21,9 @@ const STABLE: Duration = Duration::from_secs(5);
 /// Between two log lines about sources that can't be reached.
 const TELL_INTERVAL: Duration = Duration::from_secs(30);
 
+/// Between two looks at the others while a better source is wanted.
+const SEEK_PAUSE: Duration = Duration::from_millis(500);
+
 /// A connection that is up.
 #[derive(Clone)]
 pub(super) struct Connected {
@@ -33,16 +36,27 @@ pub(super) struct Connected {
 /// Ends with the last reference.
 pub(super) struct Uplink {
     connected: watch::Sender<Option<Connected>>,
+    /// Number of the connection that a better one is looked for; 0: none is.
+    unloved: watch::Sender<u64>,
     sources: usize,
     task: AbortHandle,
 }
 
 impl Uplink {
     pub(super) fn start(runtime: &Handle, urls: Vec<String>, config: LinkConfig, wishes: Wishes) -> Self {
-        let connected = watch::Sender::new(None);
+        let (connected, unloved) = (watch::Sender::new(None), watch::Sender::new(0));
         let sources = urls.len();
-        let task = runtime.spawn(keep(urls, config, wishes, connected.clone())).abort_handle();
-        Self { connected, sources, task }
+        let keeper = Keeper {
+            urls,
+            config,
+            wishes,
+            connected: connected.clone(),
+            unloved: unloved.subscribe(),
+            at: 0,
+            number: 0,
+        };
+        let task = runtime.spawn(keeper.run()).abort_handle();
+        Self { connected, unloved, sources, task }
     }
 
     /// Whether there is another source to go to.
@@ -65,11 +79,18 @@ impl Uplink {
         tokio::time::timeout(timeout, self.connected()).await.ok()
     }
 
-    /// Leaves the source of now, whichever it is.
-    pub(super) fn leave_current(&self, reason: &str) {
-        let current = self.connected.borrow().clone();
-        if let Some(current) = current {
-            self.leave(&current, reason);
+    /// Whether this connection is the one of now.
+    pub(super) fn is_current(&self, connected: &Connected) -> bool {
+        self.connected.borrow().as_ref().is_some_and(|current| current.number == connected.number)
+    }
+
+    /// Whether another source would be better than that of this connection. As long as it would, others are looked at,
+    /// and one that is better becomes the one of now. Until then there is this one, which is better than none.
+    pub(super) fn seek(&self, connected: &Connected, reason: Option<&str>) {
+        let wanted = reason.map_or(0, |_| connected.number);
+        let is_new = self.unloved.send_if_modified(|unloved| std::mem::replace(unloved, wanted) != wanted);
+        if is_new && let Some(reason) = reason {
+            tracing::info!(source = connected.url, reason, "looking for a better source of the tail");
         }
     }
 
@@ -154,46 +175,108 @@ impl Wishes {
 
 /// Connects to one source after the other. What is worth less than others may be is passed over, until all others were
 /// tried.
-async fn keep(urls: Vec<String>, config: LinkConfig, wishes: Wishes, connected: watch::Sender<Option<Connected>>) {
-    let mut backoff = Backoff::new(config.backoff.0, config.backoff.1);
-    let (mut number, mut told) = (0, None);
-    // How many of the urls were tried since one was good.
-    let mut tried = 0;
-    for url in urls.iter().cycle() {
-        tried += 1;
-        match connect(url, &config).await {
-            Ok(channel) => {
-                let client = client(channel);
-                match wishes.judge(client.clone()).await {
-                    Worth::Last(reason) if tried <= urls.len() && urls.len() > 1 => {
-                        tracing::debug!(source = url, reason, "passing over a source of the tail");
-                        continue;
+struct Keeper {
+    urls: Vec<String>,
+    config: LinkConfig,
+    wishes: Wishes,
+    connected: watch::Sender<Option<Connected>>,
+    unloved: watch::Receiver<u64>,
+    /// Which of the urls is next.
+    at: usize,
+    /// Of the newest connection.
+    number: u64,
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        let mut backoff = Backoff::new(self.config.backoff.0, self.config.backoff.1);
+        let mut told = None;
+        // How many of the urls were tried since one was good.
+        let mut tried = 0;
+        loop {
+            let url = self.urls[self.at].clone();
+            self.at = (self.at + 1) % self.urls.len();
+            tried += 1;
+            match connect(&url, &self.config).await {
+                Ok(channel) => {
+                    let client = client(channel);
+                    match self.wishes.judge(client.clone()).await {
+                        Worth::Last(reason) if tried <= self.urls.len() && self.urls.len() > 1 => {
+                            tracing::debug!(source = url, reason, "passing over a source of the tail");
+                            continue;
+                        }
+                        Worth::Never(reason) => {
+                            tracing::debug!(source = url, reason, "passing over a source of the tail");
+                            // One by one they are as fast as connections are made.
+                            tokio::time::sleep(backoff.pause()).await;
+                            continue;
+                        }
+                        Worth::Good | Worth::Last(_) => tried = 0,
                     }
-                    Worth::Never(reason) => {
-                        tracing::debug!(source = url, reason, "passing over a source of the tail");
-                        // One by one they are as fast as connections are made.
-                        tokio::time::sleep(backoff.pause()).await;
-                        continue;
+                    let since = Instant::now();
+                    self.hold(url, client).await;
+                    if since.elapsed() >= STABLE {
+                        backoff.reset();
                     }
-                    Worth::Good | Worth::Last(_) => tried = 0,
                 }
-                number += 1;
-                tracing::debug!(source = url, "connected to a source of the tail");
-                let since = Instant::now();
-                let mut left = connected.subscribe();
-                connected.send_replace(Some(Connected { number, url: url.clone(), client }));
-                // The sender is held by this task, so it does not end.
-                drop(left.wait_for(Option::is_none).await);
-                if since.elapsed() >= STABLE {
-                    backoff.reset();
+                Err(error) if told.is_none_or(|told: Instant| told.elapsed() >= TELL_INTERVAL) => {
+                    told = Some(Instant::now());
+                    tracing::warn!(source = url, %error, "a source of the tail can't be reached");
                 }
+                Err(error) => tracing::debug!(source = url, %error, "a source of the tail can't be reached"),
             }
-            Err(error) if told.is_none_or(|told: Instant| told.elapsed() >= TELL_INTERVAL) => {
-                told = Some(Instant::now());
-                tracing::warn!(source = url, %error, "a source of the tail can't be reached");
-            }
-            Err(error) => tracing::debug!(source = url, %error, "a source of the tail can't be reached"),
+            tokio::time::sleep(backoff.pause()).await;
         }
-        tokio::time::sleep(backoff.pause()).await;
+    }
+
+    /// Until the source is left. While a better one is wanted, the others are looked at.
+    async fn hold(&mut self, mut url: String, client: TailClient<Channel>) {
+        self.give_out(&url, client);
+        let mut left = self.connected.subscribe();
+        // The sender is held by this task, so it does not end.
+        let mut is_left = std::pin::pin!(async move { drop(left.wait_for(Option::is_none).await) });
+        loop {
+            let number = self.number;
+            let mut unloved = self.unloved.clone();
+            let better = async {
+                // An error means that nobody reads any more; then this task ends with the uplink.
+                if unloved.wait_for(|unloved| *unloved == number).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                let better = self.better_than(&url).await;
+                if better.is_none() {
+                    tokio::time::sleep(SEEK_PAUSE).await;
+                }
+                better
+            };
+            tokio::select! {
+                () = &mut is_left => return,
+                better = better => if let Some((at, client)) = better {
+                    url.clone_from(&self.urls[at]);
+                    self.at = (at + 1) % self.urls.len();
+                    ::metrics::counter!(metrics::SOURCES_LEFT).increment(1);
+                    tracing::info!(source = url, "going to a better source of the tail");
+                    self.give_out(&url, client);
+                },
+            }
+        }
+    }
+
+    fn give_out(&mut self, url: &str, client: TailClient<Channel>) {
+        self.number += 1;
+        tracing::debug!(source = url, "connected to a source of the tail");
+        self.connected.send_replace(Some(Connected { number: self.number, url: url.to_owned(), client }));
+    }
+
+    /// The first of the others that is good.
+    async fn better_than(&self, url: &str) -> Option<(usize, TailClient<Channel>)> {
+        for (at, other) in self.urls.iter().enumerate().filter(|(_, other)| *other != url) {
+            let Ok(channel) = connect(other, &self.config).await else { continue };
+            let client = client(channel);
+            if self.wishes.judge(client.clone()).await == Worth::Good {
+                return Some((at, client));
+            }
+        }
+        None
     }
 }

@@ -68,11 +68,14 @@ enum Told {
 }
 
 impl Following {
-    /// Whether the source has given out everything that it has, and that is not up to `position`.
-    pub(super) fn is_behind(&self, position: Position) -> bool {
-        match &self.stage {
-            Stage::Open(open) => open.quiet >= 2 && open.assembly.cursor().position < position,
-            Stage::Idle | Stage::Opening(_) => false,
+    /// Leaves a source that has given out everything that it has, when that is not up to `position`.
+    pub(super) fn leave_if_behind(&mut self, shared: &Shared, position: Position) {
+        if let Stage::Open(open) = &self.stage
+            && open.quiet >= 2
+            && open.assembly.cursor().position < position
+        {
+            shared.uplink.leave(&open.source, "it is behind what reads wait for");
+            self.stage = Stage::Idle;
         }
     }
 
@@ -80,6 +83,8 @@ impl Following {
     pub(super) async fn frames(&mut self, shared: &Shared, cursor: Cursor) -> Result<Vec<Arc<Frame>>, TailError> {
         loop {
             match &mut self.stage {
+                // A better source was found meanwhile.
+                Stage::Open(open) if !shared.uplink.is_current(&open.source) => self.stage = Stage::Idle,
                 Stage::Open(open) if open.assembly.cursor() == cursor => {
                     let told = open.next(shared).await;
                     self.term = self.term.max(open.assembly.term());
@@ -211,15 +216,16 @@ impl Open {
         let is_old = word.age > age_max;
         ::metrics::gauge!(metrics::CORE_AGE_SECONDS).set(word.age.as_secs_f64());
         *shared.word.lock() = Some((word, Instant::now()));
-        // Without another to go to, an old word is better than none.
-        if !shared.uplink.has_others() {
-            return None;
+        if shared.uplink.has_others() {
+            let is_leaderless = self.leaderless.is_some_and(|since| since.elapsed() > age_max);
+            let reason = match (is_old, is_leaderless) {
+                (true, _) => Some("it has not heard of the core for long"),
+                (false, true) => Some("it has known no leader for long"),
+                (false, false) => None,
+            };
+            // Without a better one to go to, an old word is better than none.
+            shared.uplink.seek(&self.source, reason);
         }
-        let is_leaderless = self.leaderless.is_some_and(|since| since.elapsed() > age_max);
-        if is_old {
-            Some("it has not heard of the core for long".into())
-        } else {
-            is_leaderless.then(|| "it has known no leader for long".into())
-        }
+        None
     }
 }

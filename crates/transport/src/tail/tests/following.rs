@@ -1,5 +1,7 @@
 //! A remote source against a local one, over loopback.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bytes::Bytes;
 use tailwater_api::tail as wire;
 use tailwater_eventlog::{
@@ -61,6 +63,43 @@ fn a_record_far_larger_than_a_message_comes_whole_and_small_ones_in_order() {
     writer.fill(1, 10);
     assert_eq!(follow_to(&remote, cursor, writer.tail.end()).1.len(), 1);
     assert!(remote.core_word().is_some_and(|word| word.path == [1, 50]));
+}
+
+#[test]
+fn a_source_with_an_old_word_is_kept_until_there_is_a_better_one() {
+    let mut writer = Writer::new();
+    writer.fill(10, 10);
+    let old = Node::start_with(&writer, TailServiceConfig::default(), || CoreWord {
+        path: vec![1],
+        age: Duration::from_secs(60),
+    });
+    let word = || CoreWord { path: vec![2], age: Duration::ZERO };
+    let other = Node::start_with(&writer, TailServiceConfig::default(), word);
+    let ready = Arc::new(AtomicBool::new(false));
+    let told = ready.clone();
+    other.service.describe_with(Box::new(move || {
+        let node = NodeDescription { path: vec![2], ready: told.load(Ordering::SeqCst), ..Default::default() };
+        Description { node, leader: Some(MemberId(9)), ..Default::default() }
+    }));
+    let remote = remote(&[&old, &other]);
+    let path = || remote.core_word().map(|word| word.path).unwrap_or_default();
+    let (mut cursor, begun) = (begin(), Instant::now());
+    while begun.elapsed() < Duration::from_millis(1500) {
+        writer.fill(1, 10);
+        let (reached, events) = follow_to(&remote, cursor, writer.tail.end());
+        assert!(!events.is_empty());
+        cursor = reached;
+        assert_eq!(path(), [1, 50]);
+        assert!(remote.silence().is_some_and(|silence| silence < Duration::from_secs(1)));
+    }
+    ready.store(true, Ordering::SeqCst);
+    wait_until("the better source is followed", || {
+        writer.fill(1, 10);
+        let (reached, events) = follow_to(&remote, cursor, writer.tail.end());
+        assert!(!events.is_empty());
+        cursor = reached;
+        path() == [2, 50]
+    });
 }
 
 #[test]
@@ -205,7 +244,8 @@ fn a_reader_of_ranges_is_told_how_far_the_log_is_when_nothing_matches() {
     writer.fill(100, 10);
     let node = Node::start(&writer, TailServiceConfig::default());
     let mut config = RemoteSourceConfig::new(vec![node.url()], MemberId(50));
-    config.ranges = vec![KeyRange::Span(Bytes::from_static(b"other/"), Bytes::from_static(b"other0"))];
+    let range = KeyRange::Span(Bytes::from_static(b"other/"), Bytes::from_static(b"other0"));
+    config.ranges = vec![range.clone()];
     let remote = RemoteSource::new(config).unwrap();
     let (_, events) = follow_to(&remote, begin(), writer.tail.end());
     assert!(events.is_empty());
@@ -215,7 +255,7 @@ fn a_reader_of_ranges_is_told_how_far_the_log_is_when_nothing_matches() {
     assert_eq!(cursor, writer.tail.end());
     assert_eq!(events.iter().map(|event| event.key()).collect::<Vec<_>>(), [b"other/1"]);
     ask(|| remote.transfer_begin());
-    let chunk = ask(|| remote.transfer(&KeyRange::all(), None, 1 << 20));
+    let chunk = ask(|| remote.transfer(&range, None, 1 << 20));
     assert_eq!(chunk.events.iter().map(|event| event.key()).collect::<Vec<_>>(), [b"other/1"]);
 }
 
@@ -237,9 +277,9 @@ async fn a_reader_that_does_not_read_costs_its_source_one_message() {
         let mut weak = Vec::new();
         for n in 0..40 {
             writer.write(&[(&format!("key/{n}"), Some(&value))]);
-            let frames = writer
-                .tail
-                .read(Cursor { position: Position(writer.tail.end().position.0 - 1), ..writer.tail.end() }, 1);
+            let Cursor { position, revision, history } = writer.tail.end();
+            let before = Cursor { position: Position(position.0 - 1), revision: Revision(revision.0 - 1), history };
+            let frames = writer.tail.read(before, 1);
             weak.push(Arc::downgrade(&frames.unwrap()[0].events[0]));
             std::thread::sleep(Duration::from_millis(5));
         }
