@@ -8,7 +8,7 @@ TARGET ?= $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 DATA_DIR ?= default.tailwater
 export CARGO_TARGET_DIR := $(TARGET)
 
-.PHONY: help prepare build run cluster test lint acceptance bench reference sim
+.PHONY: help prepare build run cluster test lint acceptance bench bench-tier reference sim
 
 help: ## What there is to run.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,3 +47,8 @@ reference: ## The real etcd and etcdctl that the tests compare with (needs Go).
 bench: build reference ## A table beside a real etcd: the server on CPU 0, the load on CPU 1; about 4 minutes.
 	cargo build --release -p tailwater-bench
 	"$(TARGET)/release/tailwater-bench" compare --tailwater "$(TARGET)/release/tailwater" --etcd "$(TARGET)/reference/etcd" --pin
+
+bench-tier: build reference ## What watchers, stalled clients, lists and fanouts cost and take, beside a real etcd; over an hour.
+	cargo build --release -p tailwater-bench
+	for experiment in isolation bound memory lists topology; do echo "## $$experiment"; \
+	  "$(TARGET)/release/tailwater-bench" $$experiment --tailwater "$(TARGET)/release/tailwater" --etcd "$(TARGET)/reference/etcd" --pin; done

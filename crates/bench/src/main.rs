@@ -9,6 +9,7 @@ mod load;
 mod server;
 mod stalled;
 mod table;
+mod tier;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -70,6 +71,19 @@ enum Command {
     Stalled(stalled::Arguments),
     /// What a watch that starts far back, and a compaction, cost the writers.
     Lagging(lagging::Arguments),
+    /// What watchers cost writes: live, stalled and far behind, beside etcd.
+    Isolation(tier::isolation::Arguments),
+    /// What stalled watches and lists hold while much passes them.
+    Bound(tier::bound::Arguments),
+    /// Memory per stream, per watch and per key, beside etcd.
+    Memory(tier::memory::Arguments),
+    /// What long lists cost writes, and how much memory they take, beside etcd.
+    Lists(tier::lists::Arguments),
+    /// What the leader spends on fanouts below it.
+    Topology(tier::topology::Arguments),
+    /// Watch clients in a process of their own; used by the experiments above.
+    #[command(hide = true)]
+    Clients(tier::clients::Arguments),
     /// Reads a watch once it is told on its input how far; used by `stalled`.
     #[command(hide = true)]
     Follow {
@@ -118,6 +132,12 @@ async fn main() -> anyhow::Result<()> {
         }
         Command::Stalled(arguments) => stalled::run(arguments).await,
         Command::Lagging(arguments) => lagging::run(arguments).await,
+        Command::Isolation(arguments) => tier::isolation::run(arguments).await,
+        Command::Bound(arguments) => tier::bound::run(arguments).await,
+        Command::Memory(arguments) => tier::memory::run(arguments).await,
+        Command::Lists(arguments) => tier::lists::run(arguments).await,
+        Command::Topology(arguments) => tier::topology::run(arguments).await,
+        Command::Clients(arguments) => tier::clients::run(arguments).await,
         Command::Follow { endpoint, start } => stalled::follow_process(&endpoint, start).await,
     }
 }

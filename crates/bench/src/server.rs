@@ -10,10 +10,11 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
 /// Which server, and how it is started.
+#[derive(Clone, Debug)]
 pub(crate) struct Program {
     /// Stands in the table.
     pub(crate) name: &'static str,
-    path: PathBuf,
+    pub(crate) path: PathBuf,
     subcommand: Option<&'static str>,
 }
 
@@ -55,6 +56,10 @@ impl Usage {
 pub(crate) struct Running {
     /// The client URL of the one, or of the leader.
     pub(crate) endpoint: String,
+    /// The client URLs of all, the leader's first.
+    pub(crate) endpoints: Vec<String>,
+    /// The peer URLs of all, the leader's first.
+    pub(crate) peers: Vec<String>,
     /// The leader first.
     children: Vec<Child>,
     _data: TempDir,
@@ -70,7 +75,7 @@ pub(crate) fn pin_self() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn free_port() -> anyhow::Result<u16> {
+pub(crate) fn free_port() -> anyhow::Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
@@ -111,7 +116,15 @@ impl Running {
             }
         }
         children.swap(0, leader);
-        Ok(Self { endpoint: places[leader].client.clone(), children, _data: dir })
+        let mut places = places;
+        places.swap(0, leader);
+        Ok(Self {
+            endpoint: places[0].client.clone(),
+            endpoints: places.iter().map(|place| place.client.clone()).collect(),
+            peers: places.iter().map(|place| place.peer.clone()).collect(),
+            children,
+            _data: dir,
+        })
     }
 
     /// Of all members together, from /proc; the processes must live.
@@ -124,6 +137,11 @@ impl Running {
             sum.written_bytes += one.written_bytes;
         }
         Ok(sum)
+    }
+
+    /// Of the leader alone.
+    pub(crate) fn leader_usage(&self) -> anyhow::Result<Usage> {
+        usage_of(&self.children[0])
     }
 
     /// Resident memory now, bytes; of a group, the leader's.
@@ -174,7 +192,7 @@ fn spawn(
 }
 
 /// Whether the member leads.
-async fn wait_until_it_answers(program: &Program, endpoint: &str) -> anyhow::Result<bool> {
+pub(crate) async fn wait_until_it_answers(program: &Program, endpoint: &str) -> anyhow::Result<bool> {
     let begin = Instant::now();
     loop {
         match ask_for_leader(endpoint).await {
@@ -197,7 +215,7 @@ async fn ask_for_leader(endpoint: &str) -> anyhow::Result<bool> {
     Ok(status.leader == own)
 }
 
-fn usage_of(child: &Child) -> anyhow::Result<Usage> {
+pub(crate) fn usage_of(child: &Child) -> anyhow::Result<Usage> {
     let id = child.id().context("the server has ended")?;
     let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
     // Fields 14 and 15 (proc(5)), counted behind the command name, which may hold spaces.
@@ -211,7 +229,8 @@ fn usage_of(child: &Child) -> anyhow::Result<Usage> {
     })
 }
 
-fn field(path: &str, name: &str) -> anyhow::Result<u64> {
+/// The number behind `name` in a file of /proc.
+pub(crate) fn field(path: &str, name: &str) -> anyhow::Result<u64> {
     let text = std::fs::read_to_string(path)?;
     let line = text.lines().find(|line| line.starts_with(name)).with_context(|| format!("{path} has no {name}"))?;
     Ok(line[name.len()..].split_whitespace().next().context("a value")?.parse()?)

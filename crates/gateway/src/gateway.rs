@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::GatewayConfig;
 use crate::metrics::Calls;
+use crate::route::position::Place;
 use crate::status::Fault;
 
 /// The etcd API in front of both planes; clones share it. Nothing here outlives a restart.
@@ -180,6 +181,19 @@ impl Gateway {
             position = position.max(self.shared.write_plane.barrier().await?);
         }
         self.reach(position).await
+    }
+
+    /// Waits until what a gateway in front has answered is visible here. Places of another history don't count.
+    pub(crate) async fn reach_place(&self, place: Place) -> Result<(), Fault> {
+        if self.fanout().snapshot().cursor.history != place.history {
+            return Ok(());
+        }
+        self.reach(place.position).await
+    }
+
+    /// What answers of this gateway have shown.
+    pub(crate) fn place(&self) -> Place {
+        Place { history: self.fanout().snapshot().cursor.history, position: self.answered() }
     }
 
     /// Waits until `position` is visible here.

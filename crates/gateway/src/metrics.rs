@@ -33,6 +33,10 @@ pub(crate) const HEALTHCHECK: &str = "etcd_server_healthcheck";
 pub(crate) const HEALTHCHECKS: &str = "etcd_server_healthchecks_total";
 /// Proposals that were not applied: no leader, no answer in time, or the server stops. A refusal is an answer.
 pub(crate) const PROPOSALS_FAILED: &str = "etcd_server_proposals_failed_total";
+/// Calls that a gateway without a store has passed on; label outcome (forwarded, refused).
+pub(crate) const FORWARDED: &str = "tailwater_gateway_calls_total";
+/// Replicas that a gateway without a store has heard of; label state (known, ready).
+pub(crate) const REPLICAS: &str = "tailwater_gateway_replicas";
 /// Seconds that lists take until their first byte is there; label success.
 pub(crate) const RANGE_SECONDS: &str = "etcd_server_range_duration_seconds";
 /// Different client versions that are counted apart; later ones count as "other", so that a client can't make labels.

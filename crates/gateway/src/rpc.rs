@@ -14,6 +14,7 @@ use crate::body::{Answer, CallBody};
 use crate::lease::KeepAliveCall;
 use crate::methods::{self, Kind, Method};
 use crate::metrics::Observation;
+use crate::route::position::{POSITION, POSITION_MIN, Place};
 use crate::status::{Code, Fault};
 use crate::watch::WatchCall;
 
@@ -79,6 +80,9 @@ impl Gateway {
                 let limit = limit.filter(|_| method.kind != Kind::Unary);
                 let mut response = Response::new(Body::new(CallBody::new(answer, limit, observation)));
                 mark_as_grpc(response.headers_mut());
+                if head.headers.contains_key(POSITION_MIN) {
+                    response.headers_mut().insert(POSITION, self.place().to_header());
+                }
                 response
             }
             Err(fault) => {
@@ -111,6 +115,10 @@ impl Gateway {
         let is_learner = snapshot.members.iter().any(|member| member.id == own && member.is_learner);
         if is_learner && !SERVED_BY_LEARNERS.contains(&method.path) {
             return Err(Fault::NotSupportedForLearner);
+        }
+        // Another replica may have shown this client more than what is visible here.
+        if let Some(place) = headers.get(POSITION_MIN).and_then(Place::parse) {
+            self.reach_place(place).await?;
         }
         if method.kind == Kind::BidiStream {
             return Ok(Answer::Stream(match method.path {
@@ -188,7 +196,7 @@ fn mark_as_grpc(headers: &mut HeaderMap) {
 }
 
 /// An answer that consists of its status alone.
-fn refusal(fault: &Fault) -> Response<Body> {
+pub(crate) fn refusal(fault: &Fault) -> Response<Body> {
     let (code, text) = fault.status();
     let mut response = Response::new(Body::empty());
     *response.headers_mut() = grpc::trailers(code as i32, text);
@@ -197,7 +205,7 @@ fn refusal(fault: &Fault) -> Response<Body> {
 }
 
 /// The refusal of a request that isn't gRPC as the transport knows it.
-fn http_refusal(status: StatusCode, text: String) -> Response<Body> {
+pub(crate) fn http_refusal(status: StatusCode, text: String) -> Response<Body> {
     let mut response = refusal(&Fault::Other(Code::Internal, text));
     *response.status_mut() = status;
     response

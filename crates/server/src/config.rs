@@ -77,6 +77,12 @@ impl Config {
     pub(crate) fn from_flags(flags: &Flags) -> Result<Self, String> {
         let roles = Roles::parse(&flags.roles)?;
         let upstream = upstream(roles, flags)?;
+        if roles == Roles::Gateway && !flags.prefixes.is_empty() {
+            return Err("--prefixes is for fanouts; a gateway holds nothing and forwards to those that do".into());
+        }
+        if roles == Roles::Gateway && flags.listen_peer_urls.is_some() {
+            return Err("--listen-peer-urls is of no use with --roles=gateway, which no other node follows".into());
+        }
         let ranges = roles::ranges(&flags.prefixes)?;
         let Urls { listen_clients, client_urls, listen_peers, peer_urls } = Urls::from_flags(roles, flags)?;
         let founding = if roles.is_member() { Some(Founding::from_flags(flags, &peer_urls)?) } else { None };
@@ -211,6 +217,11 @@ impl Config {
             cluster_id,
             ..Default::default()
         }
+    }
+
+    /// Largest message that is read from a client.
+    pub(crate) fn message_bytes_max(&self) -> usize {
+        self.request_bytes_max + 512 * 1024
     }
 
     /// HTTP/2 buffers at most so much of one response.

@@ -49,10 +49,10 @@ pub(crate) struct Flags {
     /// Client URLs to tell others; needed with --listen-client-urls [default: http://localhost:2379]
     #[arg(long)]
     pub(crate) advertise_client_urls: Option<String>,
-    /// What this process does: "all", "consensus", or "fanout,gateway"
+    /// What this process does: "all", "consensus", "fanout,gateway", or "gateway"
     #[arg(long, default_value = "all")]
     pub(crate) roles: String,
-    /// Peer URLs of members or fanouts that a fanout follows, the preferred first
+    /// Peer URLs of members or fanouts that a fanout follows, or a gateway finds replicas by, the preferred first
     #[arg(long, default_value = "")]
     pub(crate) upstream: String,
     /// Prefixes that a fanout holds, separated by commas [default: every key]

@@ -6,7 +6,7 @@ use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use metrics_exporter_prometheus::PrometheusHandle;
 use parking_lot::RwLock;
-use tailwater_gateway::{Code, Gateway};
+use tailwater_gateway::{Code, Forwarder, Gateway};
 use tailwater_transport::Description;
 
 use crate::process;
@@ -18,6 +18,8 @@ const TEXT: &str = "text/plain; charset=utf-8";
 #[derive(Clone)]
 pub(crate) struct Front {
     gateway: Arc<RwLock<Option<Gateway>>>,
+    /// Takes calls where there is no gateway with a store.
+    forwarder: Arc<OnceLock<Forwarder>>,
     /// Answers while there is no gateway: for a member that serves no clients, always.
     plain: Arc<dyn Plain>,
     description: Arc<OnceLock<Describe>>,
@@ -41,7 +43,7 @@ pub(crate) trait Plain: Send + Sync {
 
 impl Front {
     pub(crate) fn new(plain: Arc<dyn Plain>, metrics: PrometheusHandle) -> Self {
-        Self { gateway: Arc::default(), plain, description: Arc::default(), metrics }
+        Self { gateway: Arc::default(), forwarder: Arc::default(), plain, description: Arc::default(), metrics }
     }
 
     /// Answers `/status` from now on.
@@ -57,6 +59,14 @@ impl Front {
         *self.gateway.write() = Some(gateway);
     }
 
+    /// Passes calls on from now on.
+    ///
+    /// # Panics
+    /// When it was called before.
+    pub(crate) fn forward(&self, forwarder: Forwarder) {
+        assert!(self.forwarder.set(forwarder).is_ok(), "a process forwards in one way");
+    }
+
     /// The body of `/metrics`.
     pub(crate) fn render_metrics(&self) -> impl Fn() -> String + Send + Sync + 'static {
         let metrics = self.metrics.clone();
@@ -69,9 +79,12 @@ impl Front {
             return self.status();
         }
         let gateway = self.gateway.read().clone();
-        match gateway {
-            Some(gateway) => gateway.serve(request).await,
-            None => self.serve_plain(&request),
+        if let Some(gateway) = gateway {
+            return gateway.serve(request).await;
+        }
+        match self.forwarder.get() {
+            Some(forwarder) if is_call(&request) => forwarder.call(request).await,
+            _ => self.serve_plain(&request),
         }
     }
 
@@ -88,8 +101,7 @@ impl Front {
     }
 
     fn serve_plain(&self, request: &Request<Body>) -> Response<Body> {
-        let content_type = request.headers().get(header::CONTENT_TYPE);
-        if content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc")) {
+        if is_call(request) {
             return self.refuse_call();
         }
         match request.uri().path() {
@@ -133,6 +145,11 @@ impl Front {
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         response
     }
+}
+
+fn is_call(request: &Request<Body>) -> bool {
+    let content_type = request.headers().get(header::CONTENT_TYPE);
+    content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
 fn is_status(request: &Request<Body>) -> bool {

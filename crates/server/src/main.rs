@@ -4,11 +4,13 @@ mod config;
 mod corruption;
 mod data_dir;
 mod describe;
+mod discovery;
 mod duration;
 mod fanout_node;
 mod flags;
 mod founding;
 mod front;
+mod gateway_node;
 mod hashes;
 mod host;
 mod ids;
@@ -33,7 +35,9 @@ use crate::config::Config;
 use crate::data_dir::DataDir;
 use crate::fanout_node::FanoutNode;
 use crate::flags::Parsed;
+use crate::gateway_node::GatewayNode;
 use crate::member::MemberNode;
+use crate::roles::Roles;
 
 fn main() -> ExitCode {
     let flags = match flags::parse(std::env::args().skip(1).collect(), |name| std::env::var(name).ok()) {
@@ -57,6 +61,12 @@ fn main() -> ExitCode {
 
 /// Builds the node, runs it until a signal or a failure, and drains it.
 fn serve(config: Config) -> anyhow::Result<()> {
+    if config.roles == Roles::Gateway {
+        let node = GatewayNode::build(&config)?;
+        let outcome = node.run();
+        node.drain();
+        return outcome;
+    }
     if !config.roles.is_member() {
         let node = FanoutNode::build(&config)?;
         let outcome = node.run();

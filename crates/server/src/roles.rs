@@ -11,6 +11,8 @@ pub(crate) enum Roles {
     Consensus,
     /// No member: follows a tail and serves clients from memory.
     Fanout,
+    /// Neither: forwards calls to those that serve them.
+    Gateway,
 }
 
 impl Roles {
@@ -26,7 +28,8 @@ impl Roles {
             ["all"] | ["consensus", "fanout", "gateway"] => Ok(Self::All),
             ["consensus"] => Ok(Self::Consensus),
             ["fanout", "gateway"] => Ok(Self::Fanout),
-            _ => Err(format!("--roles: {text:?} must be all, consensus or fanout,gateway")),
+            ["gateway"] => Ok(Self::Gateway),
+            _ => Err(format!("--roles: {text:?} must be all, consensus, gateway or fanout,gateway")),
         }
     }
 
@@ -37,7 +40,7 @@ impl Roles {
 
     /// Whether this process serves the etcd API.
     pub(crate) fn serves_clients(self) -> bool {
-        matches!(self, Self::All | Self::Fanout)
+        matches!(self, Self::All | Self::Fanout | Self::Gateway)
     }
 
     /// As it is announced.
@@ -46,6 +49,7 @@ impl Roles {
             Self::All => &["consensus", "fanout", "gateway"],
             Self::Consensus => &["consensus"],
             Self::Fanout => &["fanout", "gateway"],
+            Self::Gateway => &["gateway"],
         };
         names.iter().map(|&name| name.to_owned()).collect()
     }
@@ -91,6 +95,7 @@ mod tests {
         assert_eq!(Roles::parse("gateway,consensus, fanout"), Ok(Roles::All));
         assert_eq!(Roles::parse("consensus"), Ok(Roles::Consensus));
         assert_eq!(Roles::parse("gateway,fanout"), Ok(Roles::Fanout));
+        assert_eq!(Roles::parse("gateway"), Ok(Roles::Gateway));
         for wrong in ["", "fanout", "consensus,gateway", "all,fanout", "relay"] {
             assert!(Roles::parse(wrong).expect_err(wrong).starts_with("--roles: "), "{wrong}");
         }

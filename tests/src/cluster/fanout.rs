@@ -72,6 +72,12 @@ impl Cluster {
         Ok(slot)
     }
 
+    /// A key that `slot` holds, if it is there.
+    pub(super) fn key_within(&self, slot: usize) -> String {
+        let scope = self.members[slot].fanout.as_ref().and_then(|fanout| fanout.prefixes.first());
+        scope.cloned().unwrap_or_else(|| "a".to_owned())
+    }
+
     /// What tells the fanout in `slot` from a member; none when a member is there.
     pub(super) fn fanout_arguments(&self, slot: usize) -> anyhow::Result<Option<Vec<String>>> {
         let member = &self.members[slot];

@@ -8,6 +8,7 @@ mod grpc;
 mod http;
 mod lifecycle;
 mod lists;
+mod route;
 mod stalled;
 mod support;
 mod tier;

@@ -60,6 +60,20 @@ impl Server {
         server
     }
 
+    /// Serves without a data directory and without a peer URL: a node that is no member.
+    pub(crate) fn start_bare(flags: &[&str]) -> Self {
+        let own = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let url = format!("http://127.0.0.1:{port}");
+        let mut arguments =
+            vec!["serve".into(), format!("--listen-client-urls={url}"), format!("--advertise-client-urls={url}")];
+        arguments.extend(flags.iter().map(|&flag| flag.to_owned()));
+        let mut server = Self::spawn(port, own.path().join("log"), &arguments);
+        server.wait_ready();
+        server._own = Some(own);
+        server
+    }
+
     /// Serves with data in `home`/data.
     pub(crate) fn start_in(home: &Path, flags: &[&str]) -> Self {
         let port = free_port();

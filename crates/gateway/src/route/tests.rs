@@ -1,0 +1,1 @@
+//! Forwarding to replicas in this process.
