@@ -216,6 +216,40 @@ async fn one_watch_stream_is_served_by_several_replicas() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fanout_sends_on_what_it_does_not_hold() {
+    let tier = Tier::start(&["/a/", "/b/"]);
+    let (member, a, b) = (id_of(&tier.member).await, id_of(&tier.fanouts[0]).await, id_of(&tier.fanouts[1]).await);
+    let mut kv = tier.fanouts[0].kv().await;
+    let mut last = 0;
+    for key in ["/a/1", "/b/1", "/c/1"] {
+        last = kv.put(put(key, "v")).await.unwrap().into_inner().header.unwrap().revision;
+    }
+    let begun = Instant::now();
+    while !kv.range(prefix("/b/")).await.is_ok_and(|answer| answer.get_ref().header.unwrap().member_id == b) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the other fanout is not found");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for (range, expected) in [("/a/", a), ("/b/", b), ("/c/", member), ("/", member)] {
+        // Not behind what was written here, wherever it is answered.
+        let range = pb::RangeRequest { serializable: true, ..prefix(range) };
+        let header = kv.range(range).await.unwrap().into_inner().header.unwrap();
+        assert_eq!(header.member_id, expected);
+        assert!(header.revision >= last);
+    }
+    let mut watch = Watch::open(&tier.fanouts[0]).await;
+    for range in ["/a/", "/b/", "/"] {
+        watch.create(prefix(range), 0).await;
+        assert!(watch.next().await.created);
+    }
+    let written = kv.put(put("/b/1", "w")).await.unwrap().into_inner().header.unwrap().revision;
+    let mut seen = vec![watch.next().await, watch.next().await];
+    seen.sort_by_key(|response| response.watch_id);
+    let seen: Vec<_> =
+        seen.iter().map(|seen| (seen.watch_id, seen.events[0].kv.clone().unwrap().mod_revision)).collect();
+    assert_eq!(seen, [(1, written), (2, written)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_client_has_seen_it_sees_at_every_replica() {
     let tier = Tier::start(&["/", "/", "/"]);
     let mut kv = tier.gateway.kv().await;
