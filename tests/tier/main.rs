@@ -9,6 +9,7 @@ mod behind;
 mod client;
 mod consensus;
 mod exact;
+mod experiments;
 mod kills;
 mod load;
 mod region;

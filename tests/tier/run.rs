@@ -102,6 +102,14 @@ impl Plan {
         Self { setup: Some(setup), ..self }
     }
 
+    /// The right to run something that starts its processes by itself.
+    ///
+    /// # Errors
+    /// Never, as nobody takes the right away.
+    pub(crate) async fn turn() -> anyhow::Result<SemaphorePermit<'static>> {
+        TURNS.acquire_many(TIERS).await.context("nobody closes it")
+    }
+
     /// Starts it and waits until all serve; none when this can't run here, which has been said then.
     ///
     /// # Errors

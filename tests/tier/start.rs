@@ -76,7 +76,9 @@ async fn a_fanout_starts_beside_writes() -> anyhow::Result<()> {
     debug_assert_eq!(standing(), Standing::Fanouts);
     let keys = number("TIER_KEYS", scaled(20_000, 1_000_000));
     let members = channels(&tier.urls(&tier.members))?;
-    fill(&members, keys, 11).await?;
+    // Once made, then updated.
+    let updates = scaled(3, 10);
+    fill(&members, keys, updates + 1).await?;
     let shape = Shape { prefix: "/load/", groups: 10, keys: 100, value_bytes: VALUE_BYTES, mixed: false };
     let greatest = greatest_rate(&members, scaled(Duration::from_secs(1), Duration::from_secs(5)), &shape).await?;
     let puts = Puts::start(members.clone(), greatest / 2, shape);
@@ -92,7 +94,7 @@ async fn a_fanout_starts_beside_writes() -> anyhow::Result<()> {
     say(
         "| keys | updates of each | ready after s | writes meanwhile per s | writes | failed |\n|---|---|---|---|---|---|",
     );
-    say(&format!("| {keys} | 10 | {:.2} | {} | {answered} | {failures} |", ready.as_secs_f64(), greatest / 2));
+    say(&format!("| {keys} | {updates} | {:.2} | {} | {answered} | {failures} |", ready.as_secs_f64(), greatest / 2));
     anyhow::ensure!(failed.is_empty(), "writes failed: {failed:?}");
     anyhow::ensure!(ready <= READY_MAX, "a fanout of {keys} keys was ready only after {ready:?}");
     tier.cluster.finish();

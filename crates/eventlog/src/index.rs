@@ -75,7 +75,7 @@ impl KeyIndex {
     /// The live version of `key` at `at` (inclusive). `at` must not be below the compacted revision.
     #[must_use]
     pub fn get(&self, key: &[u8], at: Revision) -> Option<KeyMeta> {
-        self.tree.lock().get(key)?.live_at(at).map(|version| version.meta(key))
+        self.tree.lock().get(key)?.live_at(at).map(|version| version.meta(key.to_vec()))
     }
 
     /// The newest live version, with what was written in this very revision included.
@@ -89,7 +89,8 @@ impl KeyIndex {
     pub fn range(&self, range: &KeyRange, at: Revision, limit: usize) -> Vec<KeyMeta> {
         let tree = self.tree.lock();
         let entries = if at >= self.newest { tree.live_range_after(range, None) } else { tree.range(range) };
-        let live = entries.filter_map(|(key, history, _)| history.live_at(at).map(|version| version.meta(key)));
+        let live =
+            entries.filter_map(|(key, history, _)| history.live_at(at).map(|version| version.meta(key.to_vec())));
         live.take(if limit == 0 { usize::MAX } else { limit }).collect()
     }
 
@@ -116,10 +117,10 @@ impl KeyIndex {
             visited += 1;
             last = Some(key);
             if history.has_outdated(compacted) {
-                outdated.push(Bytes::copy_from_slice(key));
+                outdated.push(key.to_vec());
             }
         }
-        let after = last.map(Bytes::copy_from_slice);
+        let after = last.map(|last| Bytes::from(last.to_vec()));
         for key in outdated {
             let emptied = tree.get_mut(&key).is_some_and(|history| history.compact(compacted));
             if emptied {

@@ -50,4 +50,4 @@ pub use revision::{HistoryId, LeaseId, MemberId, Position, Revision, Term};
 pub use scope::Scope;
 pub use source::{LocalSource, Source, SourceError};
 pub use tail::{Frame, Tail, TailConfig, TailError};
-pub use tree::{CountedTree, TreeIter};
+pub use tree::{CountedTree, TreeIter, TreeKey};

@@ -130,7 +130,7 @@ mod tests {
     fn keys() -> Vec<Vec<u8>> {
         let mut keys = vec![vec![]];
         for len in 1..=3 {
-            keys.extend((0..3usize.pow(len)).map(|n| (0..len).map(|d| (n / 3usize.pow(d) % 3) as u8).collect()));
+            keys.extend((0..3u8.pow(len)).map(|n| (0..len).map(|d| n / 3u8.pow(d) % 3).collect()));
         }
         keys
     }

@@ -17,6 +17,7 @@ mod keys;
 mod node;
 
 pub use iter::TreeIter;
+pub use keys::TreeKey;
 use node::{Child, Node};
 
 /// Copy-on-write ordered tree from byte keys to `V`, where each entry is live or not and live ones are counted.

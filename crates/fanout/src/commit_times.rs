@@ -26,12 +26,7 @@ impl CommitTimes {
             return;
         }
         if moments.len() >= MOMENTS_MAX {
-            // The older half loses every other moment, so that what is long ago is known less and less exactly.
-            let mut index = 0;
-            moments.retain(|_| {
-                index += 1;
-                index > MOMENTS_MAX / 2 || index % 2 == 0
-            });
+            thin(&mut moments, at);
         }
         moments.push_back((revision, at));
     }
@@ -42,6 +37,21 @@ impl CommitTimes {
         let at = moments.partition_point(|(reached, _)| *reached < revision);
         moments.get(at).map_or(Duration::ZERO, |(_, at)| now.saturating_duration_since(*at))
     }
+}
+
+/// Leaves moments as far apart as a 64th of their age: about 64 for each factor of e, so 2,048 are never too few.
+fn thin(moments: &mut VecDeque<(Revision, Instant)>, now: Instant) {
+    let mut thinned: VecDeque<(Revision, Instant)> = VecDeque::with_capacity(MOMENTS_MAX);
+    for (index, moment) in moments.iter().enumerate() {
+        let next = moments.get(index + 1);
+        let is_close = |(_, before): &(Revision, Instant), (_, after): &(Revision, Instant)| {
+            after.saturating_duration_since(*before) < now.saturating_duration_since(moment.1) / 64
+        };
+        if !thinned.back().zip(next).is_some_and(|(before, after)| is_close(before, after)) {
+            thinned.push_back(*moment);
+        }
+    }
+    *moments = thinned;
 }
 
 #[cfg(test)]
@@ -57,7 +67,9 @@ mod tests {
         }
         assert!(times.moments.lock().len() <= MOMENTS_MAX);
         let ago = |revision| times.since(Revision(revision), second(100_000)).as_secs();
-        assert_eq!((ago(100_000), ago(99_000), ago(100_001)), (0, 1000, 0));
-        assert!((30_000..=50_000).contains(&ago(50_000)), "{}", ago(50_000));
+        assert_eq!((ago(100_000), ago(100_001)), (0, 0));
+        assert!((980..=1000).contains(&ago(99_000)), "{}", ago(99_000));
+        assert!((48_000..=50_000).contains(&ago(50_000)), "{}", ago(50_000));
+        assert!((96_000..=99_999).contains(&ago(1)), "{}", ago(1));
     }
 }

@@ -111,7 +111,8 @@ impl Core {
     /// Bytes of the next piece of a stream.
     pub(crate) fn chunk_bytes(&self) -> usize {
         let most = self.config.stream_chunk_bytes.max(CHUNK_BYTES_MIN);
-        let quarter = self.config.watch_memory_bytes_max / 4;
+        let quarter =
+            self.config.watch_memory_bytes_max.saturating_sub(self.memory.sockets.load(Ordering::Relaxed)) / 4;
         let held = self.memory.held.load(Ordering::Relaxed);
         if held <= quarter {
             return most;
@@ -134,6 +135,8 @@ pub(crate) struct StreamMemory {
     pub(crate) held: AtomicUsize,
     /// Chunks that groups share; written by the tail thread.
     pub(crate) shared: AtomicUsize,
+    /// What the operating system may hold for connections of clients.
+    pub(crate) sockets: AtomicUsize,
     /// By [`WatcherState`].
     watchers: [AtomicUsize; WatcherState::ALL.len()],
 }

@@ -179,7 +179,7 @@ impl Delivery {
             self.keep_id(watch_id);
             return self.answer(head);
         }
-        self.progress.added(watch_id);
+        self.progress.added(watch_id, create.start);
         self.add(watch_id, create, &published);
     }
 
@@ -294,6 +294,7 @@ impl Delivery {
     fn remove(&mut self, watch_id: i64) -> bool {
         let Some(watcher) = self.watchers.remove(watch_id) else { return false };
         self.release(watch_id, &watcher);
+        self.progress.removed(watch_id);
         let mut finishes = false;
         if let Some(message) = self.message.as_mut().filter(|message| message.watch_id == watch_id) {
             message.orphaned = true;
@@ -337,12 +338,12 @@ impl Delivery {
     }
 
     /// The next piece for the client.
-    pub(crate) fn next(&mut self, mail: Mail) -> Next {
-        if let Some(end) = mail.end {
+    pub(crate) fn next(&mut self, mail: &mut Mail) -> Next {
+        if let Some(end) = mail.end.take() {
             self.close(Ended::by(&end));
             return Next::Ended(end);
         }
-        for watch_id in mail.ready {
+        for watch_id in mail.ready.drain(..) {
             self.enqueue(watch_id);
         }
         // Read before anything is drained: progress up to here is true once all of it was handed out.

@@ -276,7 +276,8 @@ impl State {
     /// A group's only watcher needs nothing below `next` any more.
     fn forget(&mut self, next: Revision) {
         let (Members::One(..), Some(recent)) = (&self.members, &self.recent) else { return };
-        let last = recent.chunks.back().map(Chunk::last).max(recent.dropped.last().map(|(_, last)| *last));
+        // Dropped ranges are sorted by where they begin, and may overlap.
+        let last = recent.dropped.iter().map(|(_, last)| *last).chain(recent.chunks.back().map(Chunk::last)).max();
         let last = last.max(recent.measured.map(|measured| measured.revision));
         if last.is_none_or(|last| last < next) {
             // A second watcher that begins further back finds nothing here, and reads the window.
@@ -407,6 +408,30 @@ impl ChunkBuilder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn range(first: i64, last: i64) -> Option<(Revision, Revision)> {
+        Some((Revision(first), Revision(last)))
+    }
+
+    fn take(group: &Group, next: i64, to: i64) -> Take {
+        group.take(Revision(next), Revision(to), 1000, &mut Vec::new())
+    }
+
+    #[test]
+    fn a_group_of_one_forgets_only_what_its_watcher_has() {
+        let key = GroupKey::new(&tailwater_eventlog::KeyRange::Key("k".into()), crate::WatchFilter::default(), false);
+        let group = Group::new(key, Revision(10), 0, &Arc::new(Inbox::new(1)));
+        assert_eq!(take(&group, 11, 20), Take::Drained);
+        // Ranges may overlap: the one that begins last ends before another.
+        group.append(Vec::new(), range(15, 30));
+        group.append(Vec::new(), range(18, 18));
+        assert_eq!(take(&group, 20, 30), Take::Missed(Revision(20)));
+        assert_eq!(take(&group, 31, 40), Take::Drained);
+        assert!(group.state.lock().recent.is_none());
+        // What it has forgotten, another watcher reads elsewhere.
+        assert_eq!(take(&group, 30, 40), Take::Missed(Revision(30)));
+        assert_eq!(take(&group, 31, 40), Take::Drained);
+    }
 
     #[test]
     fn a_group_of_one_is_small() {

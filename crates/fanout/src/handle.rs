@@ -16,8 +16,8 @@ use crate::follow::{Follower, Reached};
 use crate::range::Plan;
 use crate::source::RelaySource;
 use crate::{
-    FanoutConfig, FanoutLoad, ListQuery, ListStream, RangeAnswer, RangeQuery, ReadError, StreamEnd, WatchControl,
-    WatchStream, metrics,
+    FanoutConfig, FanoutLoad, ListQuery, ListStream, RangeAnswer, RangeQuery, ReadError, SocketShare, StreamEnd,
+    WatchControl, WatchStream, metrics,
 };
 
 /// Threads that read history for streams that are behind the window.
@@ -176,6 +176,17 @@ impl Fanout {
     #[must_use]
     pub fn open_stream_for(&self, peer: Option<SocketAddr>) -> (WatchControl, WatchStream) {
         crate::watch::open(&self.core, peer)
+    }
+
+    /// The send buffer of a new connection of a client, counted towards the bound of what is held for clients.
+    #[must_use]
+    pub fn share_for_socket(&self) -> SocketShare {
+        SocketShare::take(&self.core)
+    }
+
+    /// Ends every stream of a connection, so that its client resumes elsewhere.
+    pub fn end_streams_of(&self, peer: SocketAddr) {
+        self.core.wakeups.end_streams_of(peer, &StreamEnd::Status(UNAVAILABLE, text::STOPPED.into()));
     }
 
     /// What this fanout carries now, with at most `slowest_max` of the streams that are furthest behind. Costs a short

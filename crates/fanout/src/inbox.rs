@@ -7,6 +7,9 @@ use tailwater_eventlog::Revision;
 
 use crate::StreamEnd;
 
+/// Room for so many watch ids is kept while there is no mail.
+const KEPT_MAX: usize = 8;
+
 #[derive(Debug, Default)]
 struct State {
     /// Watch ids, some of them perhaps twice.
@@ -73,8 +76,12 @@ impl Inbox {
     }
 
     /// Where the stream stands after a pull: the first revision that it has yet to be given, if any.
-    pub(crate) fn stands(&self, oldest: Option<Revision>) {
+    /// Gives the empty mail back, so that the next needs no memory of its own.
+    pub(crate) fn stands(&self, oldest: Option<Revision>, mail: Mail) {
         let mut state = self.state.lock();
+        if state.ready.capacity() == 0 && mail.ready.capacity() <= KEPT_MAX {
+            state.ready = mail.ready;
+        }
         // What came in meanwhile keeps what was noted with it.
         if oldest.is_some() || state.ready.is_empty() {
             state.oldest = oldest;
@@ -103,12 +110,18 @@ impl Inbox {
         self.change(|_| {});
     }
 
-    /// Takes everything and leaves the waker for what comes later.
-    pub(crate) fn take(&self, waker: &Waker) -> Mail {
+    /// Leaves the waker for what comes later; whether the stream must end.
+    pub(crate) fn leave(&self, waker: &Waker) -> bool {
         let mut state = self.state.lock();
         if !state.waker.as_ref().is_some_and(|w| w.will_wake(waker)) {
             state.waker = Some(waker.clone());
         }
+        state.end.is_some()
+    }
+
+    /// Takes everything.
+    pub(crate) fn take(&self) -> Mail {
+        let mut state = self.state.lock();
         Mail { ready: std::mem::take(&mut state.ready), tick: std::mem::take(&mut state.tick), end: state.end.clone() }
     }
 

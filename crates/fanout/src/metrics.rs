@@ -51,6 +51,8 @@ pub const LIST_BYTES: &str = "tailwater_fanout_list_bytes";
 pub const LIST_BYTES_MAX: &str = "tailwater_fanout_list_bytes_max";
 /// Counter: lists refused because others held the memory.
 pub const LISTS_REFUSED_TOTAL: &str = "tailwater_fanout_lists_refused_total";
+/// Gauge: bytes that the operating system may hold for connections of clients; a part of the bound.
+pub const SOCKET_BYTES: &str = "tailwater_fanout_socket_bytes";
 /// Gauge: groups of equal watchers.
 pub const GROUPS: &str = "tailwater_fanout_groups";
 /// Gauge: the newest published revision.
@@ -199,6 +201,7 @@ pub(crate) fn report(core: &Core) {
     set(PENDING_EVENTS_TOTAL, 0);
     set(STREAM_BYTES, load.held_bytes);
     set(STREAM_BYTES_MAX, load.held_bytes_max);
+    set(SOCKET_BYTES, core.memory.sockets.load(Ordering::Relaxed));
     set(STREAMS_BEHIND, load.streams_behind);
     set(GROUPS, core.registry.lock().groups());
     gauge!(LAG_REVISIONS).set(u32::try_from(load.lag_revisions).unwrap_or(u32::MAX));

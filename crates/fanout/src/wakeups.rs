@@ -1,6 +1,7 @@
 //! The delivery worker: wakes the streams that a published batch concerns, so that the tail thread need not.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -59,6 +60,14 @@ impl Wakeups {
     pub(crate) fn behind(&self) -> Vec<(Revision, Weak<Shared>)> {
         let streams = self.streams.lock();
         streams.values().filter_map(|stream| Some((stream.inbox.oldest()?, stream.shared.clone()))).collect()
+    }
+
+    /// Ends the streams of one client connection.
+    pub(crate) fn end_streams_of(&self, peer: SocketAddr, end: &StreamEnd) {
+        let is_of = |stream: &&Stream| stream.shared.upgrade().is_some_and(|shared| shared.peer == Some(peer));
+        // Collected first: who is woken may want this lock.
+        let inboxes: Vec<_> = self.streams.lock().values().filter(is_of).map(|stream| stream.inbox.clone()).collect();
+        inboxes.iter().for_each(|inbox| inbox.end(end.clone()));
     }
 
     /// Wakes a watcher once `revision` is published; the caller checks again after this call.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -69,13 +69,65 @@ pub(crate) struct Shared {
     inbox: Arc<Inbox>,
     /// Held for one request or one piece; never by the tail thread or the delivery worker.
     delivery: Mutex<Delivery>,
-    /// Bytes of the last piece, which the transport holds until it asks for the next, and of those that must follow.
-    held: AtomicUsize,
+    held: Arc<Held>,
+    /// Bytes of the pieces that must follow the one that was handed out last.
+    under_way: AtomicUsize,
+}
+
+/// What the transport holds of a stream: pieces that were handed out and have not left for the socket's buffer yet. How
+/// many it takes ahead is its own affair, so each piece tells when it is dropped.
+struct Held {
+    core: Arc<Core>,
+    inbox: Arc<Inbox>,
+    bytes: AtomicUsize,
+    /// The stream waits for room.
+    is_waiting: AtomicBool,
+}
+
+/// A piece in the transport's hands.
+struct HeldPiece {
+    piece: Bytes,
+    held: Arc<Held>,
+}
+
+impl AsRef<[u8]> for HeldPiece {
+    fn as_ref(&self) -> &[u8] {
+        &self.piece
+    }
+}
+
+impl Drop for HeldPiece {
+    fn drop(&mut self) {
+        let (held, bytes) = (&self.held, self.piece.len());
+        held.core.memory.held.fetch_sub(bytes, Ordering::Relaxed);
+        // Before the flag is read: a stream sets it before it looks.
+        held.bytes.fetch_sub(bytes, Ordering::SeqCst);
+        if held.is_waiting.swap(false, Ordering::SeqCst) {
+            held.inbox.wake();
+        }
+    }
+}
+
+impl Held {
+    fn hand_out(self: &Arc<Self>, piece: Bytes) -> Bytes {
+        self.core.memory.held.fetch_add(piece.len(), Ordering::Relaxed);
+        self.bytes.fetch_add(piece.len(), Ordering::SeqCst);
+        Bytes::from_owner(HeldPiece { piece, held: self.clone() })
+    }
+
+    /// Whether the transport holds so much that it gets no more; then the stream is woken when there is room.
+    fn is_full(&self, bytes_max: usize) -> bool {
+        if self.bytes.load(Ordering::Relaxed) < bytes_max {
+            return false;
+        }
+        self.is_waiting.store(true, Ordering::SeqCst);
+        self.bytes.load(Ordering::SeqCst) >= bytes_max
+    }
 }
 
 impl Shared {
     pub(crate) fn held_bytes(&self) -> usize {
-        self.held.load(Ordering::Relaxed)
+        self.held.bytes.load(Ordering::Relaxed) + self.under_way.load(Ordering::Relaxed)
     }
 
     /// The range of the watcher that is furthest behind; `None` without any.
@@ -83,10 +135,10 @@ impl Shared {
         self.delivery.lock().furthest_behind()
     }
 
-    fn hold(&self, bytes: usize) {
+    fn set_under_way(&self, bytes: usize) {
         let memory = &self.core.memory;
         memory.held.fetch_add(bytes, Ordering::Relaxed);
-        memory.held.fetch_sub(self.held.swap(bytes, Ordering::Relaxed), Ordering::Relaxed);
+        memory.held.fetch_sub(self.under_way.swap(bytes, Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// Frees everything that the stream holds; may be called twice.
@@ -154,25 +206,24 @@ pub struct WatchStream {
 impl WatchStream {
     /// The next piece. `None` after [`StreamEnd`]; [`WatchStream::status`] then says how it ended.
     pub fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        self.shared.hold(0);
         if self.ended.is_some() {
             return Poll::Ready(None);
         }
         // The waker is left before anything is looked at: what comes later wakes it.
-        let mail = self.shared.inbox.take(cx.waker());
+        if !self.shared.inbox.leave(cx.waker()) && self.shared.held.is_full(self.shared.core.chunk_bytes()) {
+            return Poll::Pending;
+        }
+        let mut mail = self.shared.inbox.take();
         let (next, under_way) = {
             let mut delivery = self.shared.delivery.lock();
-            let next = delivery.next(mail);
-            self.shared.inbox.stands(delivery.oldest_wanted());
+            let next = delivery.next(&mut mail);
+            self.shared.inbox.stands(delivery.oldest_wanted(), mail);
             (next, delivery.under_way_bytes())
         };
         // Counted while the stream waits, too: what is under way is held until the client takes it.
-        self.shared.hold(under_way);
+        self.shared.set_under_way(under_way);
         match next {
-            Next::Piece(piece) => {
-                self.shared.hold(piece.len() + under_way);
-                Poll::Ready(Some(piece))
-            }
+            Next::Piece(piece) => Poll::Ready(Some(self.shared.held.hand_out(piece))),
             Next::Idle => Poll::Pending,
             Next::Again => {
                 cx.waker().wake_by_ref();
@@ -198,7 +249,7 @@ impl WatchStream {
 
 impl Drop for WatchStream {
     fn drop(&mut self) {
-        self.shared.hold(0);
+        self.shared.set_under_way(0);
         self.shared.core.memory.streams.fetch_sub(1, Ordering::Relaxed);
         self.shared.close(Ended::Closed);
     }
@@ -211,8 +262,14 @@ pub(crate) fn open(core: &Arc<Core>, peer: Option<SocketAddr>) -> (WatchControl,
     let inbox = Arc::new(Inbox::new(id));
     core.memory.streams.fetch_add(1, Ordering::Relaxed);
     let delivery = Mutex::new(Delivery::new(core.clone(), inbox.clone()));
-    let held = AtomicUsize::new(0);
-    let shared = Arc::new(Shared { core: core.clone(), peer, inbox: inbox.clone(), delivery, held });
+    let held = Held {
+        core: core.clone(),
+        inbox: inbox.clone(),
+        bytes: AtomicUsize::new(0),
+        is_waiting: AtomicBool::new(false),
+    };
+    let (held, under_way) = (Arc::new(held), AtomicUsize::new(0));
+    let shared = Arc::new(Shared { core: core.clone(), peer, inbox: inbox.clone(), delivery, held, under_way });
     let first_tick = core.now() + core.progress_interval();
     core.wakeups.add_stream(id, inbox.clone(), Arc::downgrade(&shared), first_tick);
     // Looked at after the stream is known to the worker: whoever comes later ends it there.

@@ -1,5 +1,6 @@
-//! What delivery allocates. Measured: 2 allocations per response, however many events it holds, since a group's
-//! events are encoded once; so far fewer than one per event when a response holds a batch.
+//! What delivery allocates. Measured: 3 allocations per response, however many events it holds, since a group's events
+//! are encoded once: two for its bytes, one to notice when the transport is done with them. So far fewer than one per
+//! event when a response holds a batch.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "tests")]
 #![expect(unsafe_code, reason = "an allocator that counts")]
 
@@ -79,6 +80,6 @@ fn delivery_allocates_little_and_by_response_rather_than_by_event() {
     let events = 4 * BATCH * STREAMS;
     eprintln!("{allocations} allocations for {pieces} pieces and {events} events");
     assert!(allocations < events, "{allocations} allocations for {events} events");
-    assert!(allocations <= 3 * pieces, "{allocations} allocations for {pieces} pieces");
+    assert!(allocations <= 3 * pieces + pieces / 100, "{allocations} allocations for {pieces} pieces");
     fanout.stop();
 }

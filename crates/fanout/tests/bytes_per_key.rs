@@ -16,8 +16,8 @@ use tailwater_fanout::{Fanout, FanoutConfig};
 
 const KEYS: i64 = 100_000;
 const VALUE_BYTES: i64 = 512;
-/// Beside the value: key (36 bytes), the other fields of the event, and all that finds it.
-const PER_KEY_MAX: i64 = 250;
+/// Beside the value: key (36 bytes), the other fields of the event, and all that finds it; 215 were measured.
+const PER_KEY_MAX: i64 = 235;
 const WINDOW_BYTES: i64 = 4 << 20;
 
 fn resident_bytes() -> i64 {
@@ -116,6 +116,6 @@ fn a_key_costs_a_bounded_number_of_bytes_beside_its_value() {
     }
     let changed = per_key(resident_bytes() - WINDOW_BYTES);
     eprintln!("{changed} bytes per key after changes");
-    assert!(changed <= PER_KEY_MAX + 50, "{changed} bytes per key");
+    assert!(changed <= PER_KEY_MAX + 15, "{changed} bytes per key");
     fanout.stop();
 }

@@ -1,5 +1,6 @@
 //! What all calls share: the two planes, and the position that reads must not go behind.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -10,7 +11,7 @@ use tailwater_api::wire;
 use tailwater_api::write::command::Command;
 use tailwater_consensus::{Answer, ProposeError, WritePlane};
 use tailwater_eventlog::{EventLog, Position, Revision, StoreHash};
-use tailwater_fanout::Fanout;
+use tailwater_fanout::{Fanout, SocketShare};
 use tokio::sync::watch;
 
 use crate::GatewayConfig;
@@ -85,6 +86,18 @@ impl Gateway {
     /// When it was called before.
     pub fn forward_hashes(&self, forwarder: HashForwarder) {
         assert!(self.shared.hashes.set(forwarder).is_ok(), "hashes are forwarded in one way");
+    }
+
+    /// The send buffer of a client's new connection.
+    #[must_use]
+    pub fn share_for_socket(&self) -> SocketShare {
+        self.fanout().share_for_socket()
+    }
+
+    /// Ends the watches of a client's connection with UNAVAILABLE, so that it resumes them on another. Requests carry their
+    /// connection's address as an extension.
+    pub fn end_streams_of(&self, peer: SocketAddr) {
+        self.fanout().end_streams_of(peer);
     }
 
     /// Says not ready and not serving from now on; calls are still answered.

@@ -1,8 +1,10 @@
 //! From an HTTP request to a method and back: the front of every gRPC call.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::body::Body;
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use prost::Message;
 use tailwater_api::{etcdserverpb as pb, grpc};
@@ -76,10 +78,10 @@ impl Gateway {
         let mut observation = Observation::start(self.clone(), method);
         let answer = match limit {
             Some(limit) if method.kind == Kind::Unary => {
-                let answer = self.answer(&method, &head.headers, body, &mut observation);
+                let answer = self.answer(&method, &head, body, &mut observation);
                 tokio::time::timeout(limit, answer).await.unwrap_or(Err(Fault::DeadlineExceeded))
             }
-            _ => self.answer(&method, &head.headers, body, &mut observation).await,
+            _ => self.answer(&method, &head, body, &mut observation).await,
         };
         match answer {
             Ok(answer) => {
@@ -103,10 +105,11 @@ impl Gateway {
     async fn answer(
         &self,
         method: &Method,
-        headers: &HeaderMap,
+        head: &Parts,
         body: Body,
         observation: &mut Observation,
     ) -> Result<Answer, Fault> {
+        let headers = &head.headers;
         self.count_client(method, headers)?;
         refuse_encoding(headers)?;
         if let Some(reason) = self.unready().filter(|_| !SERVED_UNREADY.contains(&method.path)) {
@@ -129,7 +132,10 @@ impl Gateway {
         }
         if method.kind == Kind::BidiStream {
             return Ok(Answer::Stream(match method.path {
-                "/etcdserverpb.Watch/Watch" => Box::new(WatchCall::open(self.clone(), *method, body, requires_leader)),
+                "/etcdserverpb.Watch/Watch" => {
+                    let peer = head.extensions.get::<SocketAddr>().copied();
+                    Box::new(WatchCall::open(self.clone(), *method, body, requires_leader, peer))
+                }
                 _ => Box::new(KeepAliveCall::open(self.clone(), *method, body)),
             }));
         }

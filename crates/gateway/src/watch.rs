@@ -4,6 +4,7 @@
 //! receive holds back itself and nothing else, and no stream needs a task or a queue of its own.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -56,8 +57,14 @@ struct LeaderWatch {
 
 impl WatchCall {
     /// Opens the stream.
-    pub(crate) fn open(gateway: Gateway, method: Method, body: axum::body::Body, requires_leader: bool) -> Self {
-        let (control, stream) = gateway.fanout().open_stream();
+    pub(crate) fn open(
+        gateway: Gateway,
+        method: Method,
+        body: axum::body::Body,
+        requires_leader: bool,
+        peer: Option<SocketAddr>,
+    ) -> Self {
+        let (control, stream) = gateway.fanout().open_stream_for(peer);
         let leader = requires_leader.then(|| {
             let mut interval = tokio::time::interval(gateway.config().election_timeout);
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);

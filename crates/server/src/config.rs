@@ -10,6 +10,7 @@ use tailwater_fanout::FanoutConfig;
 use tailwater_gateway::{AutoCompaction, GatewayConfig};
 use tailwater_transport::NodeDescription;
 
+use crate::connection::ConnectionLimits;
 use crate::data_dir::{DataDir, Identity};
 use crate::duration;
 use crate::flags::Flags;
@@ -65,6 +66,10 @@ pub(crate) struct Config {
     window_bytes: usize,
     stream_chunk_bytes: usize,
     watch_memory_bytes: usize,
+    connection_age_max: Duration,
+    connection_age_grace: Duration,
+    /// What clients have to go away in when the server stops.
+    pub(crate) drain_grace: Duration,
     list_memory_bytes: usize,
     slow_request: Duration,
 }
@@ -121,6 +126,9 @@ impl Config {
             stream_chunk_bytes: at_least("stream-chunk-bytes", flags.stream_chunk_bytes, 4096)?,
             watch_memory_bytes: at_least("watch-memory-bytes", flags.watch_memory_bytes, flags.stream_chunk_bytes)?,
             list_memory_bytes: flags.list_memory_bytes,
+            connection_age_max: time("max-connection-age", &flags.max_connection_age)?,
+            connection_age_grace: time("max-connection-age-grace", &flags.max_connection_age_grace)?,
+            drain_grace: time("drain-grace", &flags.drain_grace)?,
             slow_request: duration::parse(&flags.warning_unary_request_duration)
                 .map_err(|reason| format!("--warning-unary-request-duration: {reason}"))?,
         })
@@ -224,10 +232,18 @@ impl Config {
         self.request_bytes_max + 512 * 1024
     }
 
-    /// HTTP/2 buffers at most so much of one response.
-    pub(crate) fn send_buffer_bytes(&self) -> usize {
-        self.stream_chunk_bytes
+    /// For connections of clients.
+    pub(crate) fn connections(&self) -> ConnectionLimits {
+        ConnectionLimits {
+            send_buffer_bytes: self.stream_chunk_bytes,
+            age_max: self.connection_age_max,
+            age_grace: self.connection_age_grace,
+        }
     }
+}
+
+fn time(flag: &str, text: &str) -> Result<Duration, String> {
+    duration::parse(text).map_err(|reason| format!("--{flag}: {reason}"))
 }
 
 /// The URLs of a list flag; only http is served by this build.

@@ -256,6 +256,8 @@ impl FanoutNode {
             }
             let now = match (started.fanout.is_ready(), is_quiet) {
                 (false, _) => Some(TRANSFERRING),
+                // The tail that follows a transfer is not there yet.
+                (true, true) if unready == Some(TRANSFERRING) => unready,
                 (true, true) => Some(NOT_LIVE),
                 (true, false) => None,
             };

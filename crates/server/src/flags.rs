@@ -133,6 +133,15 @@ pub(crate) struct Flags {
     /// Bytes that big lists in one message may hold together; more of them are refused
     #[arg(long, default_value_t = 256 << 20)]
     pub(crate) list_memory_bytes: usize,
+    /// Duration after which a connection of a client is asked to end, 10 % more or less, so that new replicas get load; 0: never
+    #[arg(long, default_value = "0s")]
+    pub(crate) max_connection_age: String,
+    /// Duration that the calls of such a connection have left to end
+    #[arg(long, default_value = "10s")]
+    pub(crate) max_connection_age_grace: String,
+    /// Duration that clients have to go away in when the server stops
+    #[arg(long, default_value = "5s")]
+    pub(crate) drain_grace: String,
     /// The etcd version that is reported to clients
     #[arg(long, default_value = "3.7.3")]
     pub(crate) reported_version: String,

@@ -1,11 +1,13 @@
 //! What listeners serve: the gateway once there is one, before that why there is none.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use metrics_exporter_prometheus::PrometheusHandle;
 use parking_lot::RwLock;
+use tailwater_fanout::SocketShare;
 use tailwater_gateway::{Code, Forwarder, Gateway};
 use tailwater_transport::Description;
 
@@ -71,6 +73,18 @@ impl Front {
     pub(crate) fn render_metrics(&self) -> impl Fn() -> String + Send + Sync + 'static {
         let metrics = self.metrics.clone();
         move || metrics.render() + &process::render()
+    }
+
+    /// The send buffer of a new connection, where there is a bound to count it towards.
+    pub(crate) fn share_for_socket(&self) -> Option<SocketShare> {
+        self.gateway.read().as_ref().map(Gateway::share_for_socket)
+    }
+
+    /// Ends the watches of a client's connection.
+    pub(crate) fn end_streams_of(&self, peer: SocketAddr) {
+        if let Some(gateway) = &*self.gateway.read() {
+            gateway.end_streams_of(peer);
+        }
     }
 
     /// Answers a client's request.

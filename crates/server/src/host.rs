@@ -9,19 +9,23 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::connection::{ConnectionLimits, Draining};
 use crate::front::Front;
 use crate::listener::{Connections, Surface, bind};
 
-/// What clients have to go away in when the server stops.
-const GRACE: Duration = Duration::from_secs(5);
+/// Connections are told to end so far apart when the server stops, and all of them within a second.
+const DRAIN_STEP: Duration = Duration::from_millis(10);
+const DRAIN_MAX: Duration = Duration::from_secs(1);
 
 /// Sockets and runtimes.
 pub(crate) struct Host {
     /// Bound before anything else is started, so that a taken port is the first thing to be known.
     client_listeners: Vec<std::net::TcpListener>,
     metrics_listeners: Vec<std::net::TcpListener>,
-    send_buffer_bytes: usize,
-    draining: watch::Sender<bool>,
+    limits: ConnectionLimits,
+    /// What clients have to go away in when the server stops.
+    drain_grace: Duration,
+    draining: watch::Sender<Draining>,
     connections: TaskTracker,
     /// Signals, publication, compaction and metrics: small, and never behind a client's request.
     pub(crate) control: Runtime,
@@ -38,8 +42,9 @@ impl Host {
         Ok(Self {
             client_listeners: bind_all(&config.client_addresses)?,
             metrics_listeners: bind_all(&config.metrics_addresses)?,
-            send_buffer_bytes: config.send_buffer_bytes(),
-            draining: watch::channel(false).0,
+            limits: config.connections(),
+            drain_grace: config.drain_grace,
+            draining: watch::channel(Draining::No).0,
             connections: TaskTracker::new(),
             control: Builder::new_multi_thread().worker_threads(1).thread_name("control").enable_all().build()?,
             clients: Builder::new_multi_thread().thread_name("clients").enable_all().build()?,
@@ -51,12 +56,8 @@ impl Host {
     /// # Errors
     /// A listener can't be used.
     pub(crate) fn listen(&self, front: &Front) -> anyhow::Result<()> {
-        let connections = Connections::new(
-            front.clone(),
-            self.send_buffer_bytes,
-            self.draining.subscribe(),
-            self.connections.clone(),
-        );
+        let connections =
+            Connections::new(front.clone(), self.limits, self.draining.subscribe(), self.connections.clone());
         for listener in &self.client_listeners {
             let listener = listener.try_clone()?;
             tracing::warn!(
@@ -74,13 +75,18 @@ impl Host {
         Ok(())
     }
 
-    /// Stops accepting and lets clients go; `end_streams` is called once connections have been told to end.
+    /// Stops accepting and lets clients go, each connection a little after another: GOAWAY, then the end of its watches.
+    /// `end_streams` is called once all have been told.
     pub(crate) fn drain(self, end_streams: impl FnOnce()) {
-        self.draining.send_replace(true);
-        end_streams();
+        let count = u32::try_from(self.connections.len()).unwrap_or(u32::MAX);
+        let within = DRAIN_STEP.saturating_mul(count).min(DRAIN_MAX).min(self.drain_grace / 2);
+        self.draining.send_replace(Draining::Within(within));
         self.connections.close();
-        let is_in_time =
-            self.control.block_on(async { tokio::time::timeout(GRACE, self.connections.wait()).await.is_ok() });
+        let is_in_time = self.control.block_on(async {
+            tokio::time::timeout(within, self.connections.wait()).await.ok();
+            end_streams();
+            tokio::time::timeout(self.drain_grace - within, self.connections.wait()).await.is_ok()
+        });
         if !is_in_time {
             tracing::warn!(connections = self.connections.len(), "clients did not leave in time; closing on them");
         }

@@ -1,6 +1,7 @@
 //! `tailwater`: flags, config, composition of roles, telemetry and shutdown. No logic of its own.
 
 mod config;
+mod connection;
 mod corruption;
 mod data_dir;
 mod describe;

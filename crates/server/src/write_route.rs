@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tailwater_api::write::command::Command;
 use tailwater_consensus::{Applied, ConsensusStatus, LeaseInfo, Reply, WritePlane};
@@ -12,6 +12,8 @@ use tailwater_transport::{Directory, LinkConfig, RemoteSource, Router, describe}
 
 /// How often the source and the leader are looked at.
 const PERIOD: Duration = Duration::from_millis(50);
+/// Between two searches for the relay that is followed.
+const SEARCH_PAUSE: Duration = Duration::from_millis(500);
 /// How long a node may take to say what it is.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -80,6 +82,7 @@ impl RouteKeeper {
     pub(crate) async fn run(self) {
         let mut known: Option<(Vec<Member>, MemberId, Term)> = None;
         let mut relay: Option<Member> = None;
+        let mut searched: Option<Instant> = None;
         loop {
             let snapshot = self.fanout.snapshot();
             let mut members = match snapshot.members.is_empty() {
@@ -90,7 +93,9 @@ impl RouteKeeper {
             let is_member = source.is_none_or(|source| members.iter().any(|member| member.id == source));
             let mut leader = snapshot.leader.unwrap_or(MemberId(0));
             if let Some(source) = source.filter(|_| !is_member) {
-                if relay.as_ref().is_none_or(|relay| relay.id != source) {
+                let is_known = relay.as_ref().is_some_and(|relay| relay.id == source);
+                if !is_known && searched.is_none_or(|searched| searched.elapsed() >= SEARCH_PAUSE) {
+                    searched = Some(Instant::now());
                     relay = self.find(source).await.or(relay);
                 }
                 if let Some(relay) = &relay {

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
-use super::owner;
+use super::owner::{self, Resolver};
 
 /// The most that one read takes.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -46,6 +46,7 @@ pub enum Link {
 #[derive(Clone, Debug, Default)]
 pub struct Links {
     state: Arc<Mutex<State>>,
+    resolver: Resolver,
 }
 
 #[derive(Debug, Default)]
@@ -84,11 +85,13 @@ impl Links {
     }
 
     /// The slot whose process holds the other end of an accepted connection.
-    fn slot_of(&self, source: SocketAddr, accepted_at: SocketAddr) -> Option<usize> {
+    async fn slot_of(&self, source: SocketAddr, accepted_at: SocketAddr) -> Option<usize> {
+        let socket = self.resolver.socket_of(source, accepted_at).await?;
         let processes: Vec<(usize, u32)> =
             self.lock().processes.iter().map(|(&slot, &process)| (slot, process)).collect();
-        let socket = owner::socket_of(source, accepted_at)?;
-        processes.into_iter().find(|(_, process)| owner::holds(*process, socket)).map(|(slot, _)| slot)
+        let holder = move || processes.into_iter().find(|(_, process)| owner::holds(*process, socket));
+        let (slot, _) = tokio::task::spawn_blocking(holder).await.ok()??;
+        Some(slot)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -148,7 +151,7 @@ async fn forward(
     links: Links,
 ) -> std::io::Result<()> {
     // Whoever is not a member (any more) has no business here.
-    let Some(from) = links.slot_of(source, accepted_at) else { return Ok(()) };
+    let Some(from) = links.slot_of(source, accepted_at).await else { return Ok(()) };
     let (there, back) = (links.subscribe(from, to), links.subscribe(to, from));
     if *there.borrow() == Link::Cut || *back.borrow() == Link::Cut {
         return Ok(());

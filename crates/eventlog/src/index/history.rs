@@ -1,7 +1,5 @@
 //! The versions of one key.
 
-use bytes::Bytes;
-
 use super::KeyMeta;
 use crate::{Event, EventKind, LeaseId, Revision};
 
@@ -29,9 +27,9 @@ impl Version {
         }
     }
 
-    pub(crate) fn meta(&self, key: &[u8]) -> KeyMeta {
+    pub(crate) fn meta(&self, key: Vec<u8>) -> KeyMeta {
         KeyMeta {
-            key: Bytes::copy_from_slice(key),
+            key: key.into(),
             mod_revision: self.revision,
             sub: self.sub,
             create_revision: self.create_revision,

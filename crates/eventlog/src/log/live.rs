@@ -8,13 +8,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Family, Generation, LiveChunk, StorageError, format};
-use crate::{Event, KeyRange, Revision, StateChunk, StateQuery};
+use crate::{Event, KeyRange, Revision, StateChunk, StateQuery, TreeKey};
 
 /// Keys looked up at once; with values of the largest size they are about 50 MB.
 const KEYS_PER_LOOKUP: usize = 32;
 
 /// A key and where its version stands.
-type Wanted<'a> = (&'a [u8], Revision, u32);
+type Wanted<'a> = (TreeKey<'a>, Revision, u32);
 
 pub(super) fn read(
     log: &Generation,
@@ -38,7 +38,7 @@ pub(super) fn read(
             chunk.events.push(event);
         }
         if bytes >= bytes_max {
-            chunk.resume_after = Some(Bytes::copy_from_slice(last));
+            chunk.resume_after = Some(last.to_vec().into());
             return Ok(chunk);
         }
     }
@@ -66,7 +66,7 @@ pub(super) fn read_at(log: &Generation, query: &StateQuery) -> Result<StateChunk
         per_lookup = (2 * per_lookup).min(KEYS_PER_LOOKUP);
     }
     if versions.peek().is_some() {
-        chunk.resume_after = last.map(Bytes::copy_from_slice).or_else(|| query.after.clone());
+        chunk.resume_after = last.map(|last| last.to_vec().into()).or_else(|| query.after.clone());
         chunk.rest = if query.count { versions.count() } else { 0 };
     }
     Ok(chunk)
@@ -78,11 +78,11 @@ fn lookup(log: &Generation, wanted: &[Wanted<'_>]) -> Result<Vec<Arc<Event>>, St
     let mut events = Vec::with_capacity(wanted.len());
     for (&(key, revision, sub), row) in wanted.iter().zip(rows) {
         let event = match row {
-            Some(row) => Some(Arc::new(format::read_log_row(revision, sub, row)?)),
-            None => log.event(key, revision, sub)?,
+            Some(row) => Some(Arc::new(format::read_log_row(revision, sub, row)?.detached())),
+            None => log.event(&key.to_vec(), revision, sub)?,
         };
         if event.is_none() {
-            check_superseded(log, key, revision, sub)?;
+            check_superseded(log, &key.to_vec(), revision, sub)?;
         }
         events.extend(event);
     }

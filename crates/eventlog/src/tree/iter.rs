@@ -1,5 +1,6 @@
 //! Iteration in key order.
 
+use super::keys::TreeKey;
 use super::node::{Branch, Child, Leaf, Node};
 use crate::KeyRange;
 
@@ -63,7 +64,7 @@ impl<'a, V> TreeIter<'a, V> {
 }
 
 impl<'a, V> Iterator for TreeIter<'a, V> {
-    type Item = (&'a [u8], &'a V, bool);
+    type Item = (TreeKey<'a>, &'a V, bool);
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
@@ -73,7 +74,7 @@ impl<'a, V> Iterator for TreeIter<'a, V> {
                 continue;
             }
             let key = leaf.keys.get(place);
-            if self.range.ends_before(key) {
+            if ends_before(&self.range, key) {
                 self.leaf = None;
                 return None;
             }
@@ -83,5 +84,14 @@ impl<'a, V> Iterator for TreeIter<'a, V> {
                 return Some((key, &leaf.values[place], live));
             }
         }
+    }
+}
+
+/// See [`KeyRange::ends_before`].
+fn ends_before(range: &KeyRange, key: TreeKey<'_>) -> bool {
+    match range {
+        KeyRange::Key(only) => key.order(only).is_gt(),
+        KeyRange::Span(_, end) => key.order(end).is_ge(),
+        KeyRange::From(_) => false,
     }
 }

@@ -221,7 +221,7 @@ fn upsert_leaf<V>(leaf: &mut Leaf<V>, key: &[u8], change: &mut Change<'_, V>) ->
     } else {
         leaf.insert_at(place, key, value, live);
     }
-    Some((right.keys.get(0).into(), Child::leaf(right)))
+    Some((right.keys.get(0).to_vec().into(), Child::leaf(right)))
 }
 
 fn upsert_branch<V: Clone>(branch: &mut Branch<V>, key: &[u8], change: &mut Change<'_, V>) -> Option<(Key, Child<V>)> {

@@ -1,5 +1,7 @@
 //! Progress: the promise that everything up to a revision was handed out.
 
+use std::collections::BTreeMap;
+
 use tailwater_eventlog::Revision;
 
 use super::{Delivery, NO_WATCH, Watcher, answer};
@@ -13,6 +15,8 @@ pub(super) struct Progress {
     wanted: Option<(Revision, i64)>,
     /// Requests that came meanwhile are answered as one, next, with the revision of the newest.
     later: Option<Revision>,
+    /// Watchers that were added meanwhile and begin behind `wanted`, with their starts.
+    starts: BTreeMap<i64, Revision>,
 }
 
 impl Progress {
@@ -25,10 +29,28 @@ impl Progress {
     }
 
     /// A watcher was added, perhaps below those that were already looked at.
-    pub(super) fn added(&mut self, watch_id: i64) {
-        if let Some((_, from)) = &mut self.wanted {
+    pub(super) fn added(&mut self, watch_id: i64, start: Revision) {
+        if let Some((wanted, from)) = &mut self.wanted {
             *from = watch_id.min(*from);
+            if start > *wanted {
+                self.starts.insert(watch_id, start);
+            }
         }
+    }
+
+    /// A watcher is gone.
+    pub(super) fn removed(&mut self, watch_id: i64) {
+        self.starts.remove(&watch_id);
+    }
+
+    /// The request is answered; whether it must be left without, because a watcher begins behind it.
+    fn end(&mut self, wanted: Revision) -> bool {
+        let is_early = self.starts.values().any(|start| *start > wanted);
+        self.wanted = self.later.take().map(|later| (later, i64::MIN));
+        if self.wanted.is_none() {
+            self.starts.clear();
+        }
+        is_early
     }
 }
 
@@ -67,8 +89,7 @@ impl Delivery {
                 self.enqueue(watch_id);
                 return;
             }
-            self.progress.wanted = self.progress.later.take().map(|later| (later, i64::MIN));
-            if self.may_tell_progress(wanted) {
+            if !self.progress.end(wanted) && self.may_tell_progress(wanted) {
                 self.answers.push_back(Head { revision: wanted, ..answer(published, NO_WATCH) });
             }
         }

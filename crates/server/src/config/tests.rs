@@ -45,7 +45,7 @@ fn a_wrong_combination_is_named_with_its_remedy() {
         (&["--listen-metrics-urls=https://127.0.0.1:1"], "must begin with http://"),
         (&["--listen-peer-urls=http://127.0.0.1"], "host and a port"),
         (&["--stream-chunk-bytes=1"], "at least 4096"),
-        (&["--roles=relay"], "must be all, consensus or fanout,gateway"),
+        (&["--roles=relay"], "must be all, consensus, gateway or fanout,gateway"),
         (&["--roles=fanout,gateway"], "needs --upstream"),
         (&["--upstream=http://127.0.0.1:1"], "for nodes without the consensus role"),
         (&["--roles=consensus", "--upstream=http://127.0.0.1:1"], "for nodes without the consensus role"),

@@ -48,6 +48,47 @@ async fn a_terminated_server_sends_its_watches_elsewhere_and_ends_in_time() {
     }
 }
 
+/// A connection that has grown old is told to go and its watches end like those of a server that goes: a client resumes
+/// them on a new one. What is under way ends by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_connection_sends_its_watches_elsewhere() {
+    let server = Server::start(&["--max-connection-age=2s", "--max-connection-age-grace=5s"]);
+    let channel = server.channel().await;
+    let mut kv = pb::kv_client::KvClient::new(channel.clone());
+    let mut revision = 1;
+    let mut seen = 1;
+    for round in 0..3 {
+        let create = pb::WatchCreateRequest { key: "k".into(), start_revision: seen + 1, ..Default::default() };
+        let request = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+        let requests = tokio_stream::iter([request]).chain(tokio_stream::pending());
+        let mut watch = pb::watch_client::WatchClient::new(channel.clone());
+        let begun = Instant::now();
+        let mut stream = watch.watch(requests).await.unwrap().into_inner();
+        let ended = loop {
+            // Calls beside it never notice.
+            kv.put(put("k", &format!("{round}"))).await.unwrap();
+            revision += 1;
+            match tokio::time::timeout(Duration::from_millis(50), stream.message()).await {
+                Ok(Ok(Some(response))) => {
+                    assert!(!response.canceled, "{response:?}");
+                    for event in response.events {
+                        seen += 1;
+                        assert_eq!(event.kv.unwrap().mod_revision, seen);
+                    }
+                }
+                Ok(Ok(None)) => panic!("a watch ends with a status"),
+                Ok(Err(status)) => break status,
+                Err(_) => assert!(begun.elapsed() < Duration::from_secs(20), "it never ends"),
+            }
+        };
+        assert_eq!(ended.code(), Code::Unavailable, "{ended}");
+        if round > 0 {
+            assert!(begun.elapsed() > Duration::from_millis(1000), "after {:?}", begun.elapsed());
+        }
+    }
+    assert!(seen > 1 && seen <= revision);
+}
+
 #[tokio::test]
 async fn a_killed_server_has_what_it_acknowledged() {
     let home = tempfile::tempdir().unwrap();

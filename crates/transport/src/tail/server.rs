@@ -39,7 +39,7 @@ pub struct TailServiceConfig {
     pub transfers_max: usize,
     /// History reads at a time; others wait. Default 8.
     pub history_reads_max: usize,
-    /// Bytes per second of all transfers and copies together, so that writes go on; 0: no bound. Default 64 MiB.
+    /// Bytes per second of all transfers and copies together, so that writes go on; 0: no bound. Default 128 MiB.
     pub transfer_bytes_per_second: u64,
     /// Bytes per second of all history reads together; 0: no bound. Default 64 MiB.
     pub history_bytes_per_second: u64,
@@ -57,7 +57,7 @@ impl Default for TailServiceConfig {
             followers_max: 256,
             transfers_max: 4,
             history_reads_max: 8,
-            transfer_bytes_per_second: 64 << 20,
+            transfer_bytes_per_second: 128 << 20,
             history_bytes_per_second: 64 << 20,
             stall_max: Duration::from_secs(60),
             hold_max: Duration::from_secs(3600),

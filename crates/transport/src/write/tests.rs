@@ -122,16 +122,25 @@ impl Served {
     }
 
     fn start_in(cluster_id: u64, id: u64, replica: Arc<dyn WritePlane>) -> Self {
+        Self::serve(cluster_id, id, |greeter| WriteService::new(replica, greeter, WriteServiceConfig::default()))
+    }
+
+    fn serve(cluster_id: u64, id: u64, service: impl FnOnce(Greeter) -> WriteService) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         listener.set_nonblocking(true).expect("a socket");
         let member = member_at(id, format!("http://{}", listener.local_addr().expect("bound")));
         let directory = Arc::new(Directory::new(cluster_id));
         let greeter = Greeter::new(MemberId(id), directory.clone());
-        let service = WriteService::new(replica, greeter, WriteServiceConfig::default());
+        let service = service(greeter);
         let info = PortInfo { directory, version: Arc::new(|| "{}".into()) };
         let server = PeerPort::new(info).add_service(service.clone().into_server()).into_server();
         tokio::spawn(server.clone().serve(listener));
         Self { service, server, member }
+    }
+
+    /// One that hands on what it is asked.
+    fn relay(id: u64, router: Router) -> Self {
+        Self::serve(CLUSTER, id, |greeter| WriteService::forwarding(router, greeter, WriteServiceConfig::default()))
     }
 
     async fn stop(self) {
@@ -226,6 +235,30 @@ async fn a_leader_elsewhere_answers_everything() {
 
     leader.stop().await;
     tokio::task::spawn_blocking(move || consensus.stop()).await.expect("stopped");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_hands_on_what_its_readers_ask_and_each_command_leads_to_one() {
+    let replica = Replica::with_leader(2);
+    let leader = Served::start(2, replica.clone());
+    let successor = Replica::with_leader(3);
+    let other = Served::start(3, successor.clone());
+    let relay = Served::relay(50, router(None, &[&leader, &other], |_| {}));
+    let router = router(None, &[&relay], |_| {});
+    router.set_leader(MemberId(50));
+    for key in ["a", "b", "c"] {
+        router.propose(put(key)).await.expect("answered");
+    }
+    assert_eq!(replica.keys(), ["a", "b", "c"]);
+    assert!(router.barrier().await.expect("passed") >= Position(1));
+    assert_eq!(router.leases().await.expect("answered"), [LeaseId(5)]);
+    // Who leads is the relay's to find out.
+    replica.set_leader(3);
+    router.propose(put("d")).await.expect("answered");
+    assert_eq!((replica.keys().len(), successor.keys()), (3, vec![Bytes::from("d")]));
+    for served in [leader, other, relay] {
+        served.stop().await;
+    }
 }
 
 /// On one thread, so that what shares a message does not depend on how fast the sender is beside the proposers.
