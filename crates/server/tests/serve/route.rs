@@ -72,7 +72,7 @@ struct Watch {
 
 impl Watch {
     async fn open(server: &Server) -> Self {
-        let mut client = pb::watch_client::WatchClient::new(server.channel().await);
+        let mut client = pb::watch_client::WatchClient::new(server.channel().await).max_decoding_message_size(1 << 30);
         let (requests, receiver) = mpsc::channel(16);
         let responses = client.watch(ReceiverStream::new(receiver)).await.unwrap().into_inner();
         Self { requests, responses }
@@ -213,6 +213,40 @@ async fn one_watch_stream_is_served_by_several_replicas() {
     let end = watch.try_next().await.unwrap_err();
     assert_eq!(end.code(), Code::Unavailable, "{end:?}");
     assert_eq!(tier.gateway.wait().code(), Some(0));
+}
+
+/// Clients that take nothing hold back their own streams, not the gateway's memory, and miss nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stalled_clients_hold_a_response_each() {
+    const STREAMS: u64 = 16;
+    const VALUE_BYTES: usize = 256 << 10;
+    const EVENTS: usize = 200;
+    let tier = Tier::start(&["/"]);
+    let mut streams = Vec::new();
+    for _ in 0..STREAMS {
+        let mut watch = Watch::open(&tier.gateway).await;
+        watch.create(prefix("/k"), 0).await;
+        assert!(watch.next().await.created);
+        streams.push(watch);
+    }
+    let before = tier.gateway.memory_bytes("VmHWM");
+    let mut kv = tier.member.kv().await;
+    for index in 0..EVENTS {
+        let value = vec![u8::try_from(index % 251).unwrap(); VALUE_BYTES];
+        kv.put(pb::PutRequest { key: "/k".into(), value: value.into(), ..Default::default() }).await.unwrap();
+    }
+    let grown = tier.gateway.memory_bytes("VmHWM").saturating_sub(before);
+    // Of each stream: a window from the replica, a response with its previous value, and what is on its way to the client.
+    let bound = STREAMS * (4 * VALUE_BYTES as u64 + (256 << 10)) + (16 << 20);
+    assert!(grown <= bound, "{} MiB higher; the bound is {} MiB", grown >> 20, bound >> 20);
+    let mut seen = 0;
+    let watch = streams.last_mut().unwrap();
+    while seen < EVENTS {
+        for event in watch.next().await.events {
+            assert_eq!(event.kv.unwrap().value[0], u8::try_from(seen % 251).unwrap(), "event {seen}");
+            seen += 1;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
