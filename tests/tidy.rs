@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 /// consensus's `WritePlane`. fanout and consensus do not know each other; `transport` carries what passes between nodes.
 const LAYERS: &[(&str, &[&str])] = &[
     ("api", &[]),
+    ("snapshot", &["api"]),
     ("eventlog", &["api"]),
     ("consensus", &["api", "eventlog"]),
     ("fanout", &["api", "eventlog"]),

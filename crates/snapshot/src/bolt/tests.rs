@@ -1,0 +1,1 @@
+//! Round trips, and files with flipped bytes.

@@ -1,0 +1,4 @@
+//! etcd's snapshot files.
+
+#![allow(missing_docs)]
+pub mod bolt;
