@@ -31,7 +31,9 @@ pub use cursor::{Row, Rows};
 pub use page::PageId;
 pub use read::{BoltFile, Bucket, Limits, ReadError};
 pub use source::ReadAt;
+pub(crate) use tree::Value;
 pub use tree::WriteError;
+pub(crate) use write::Pass;
 pub use write::{BoltPlan, BoltPlanner, BoltWriter};
 
 #[cfg(test)]

@@ -157,7 +157,8 @@ impl<'f, R: ReadAt> Rows<'f, R> {
             }
             Place::Inline(page) => {
                 let wrong = |what| ReadError::Page { page: PageId(0), what };
-                let header = page.first_chunk::<HEADER_BYTES>().ok_or(wrong("is an inline bucket that is too short"))?;
+                let header =
+                    page.first_chunk::<HEADER_BYTES>().ok_or(wrong("is an inline bucket that is too short"))?;
                 let header = Header::decode(header).ok_or(wrong("is of no known kind"))?;
                 if header.kind != Kind::Leaf {
                     return Err(wrong("is an inline bucket that is no leaf"));

@@ -193,8 +193,7 @@ fn meta_at(source: &impl ReadAt, bytes: u64, offset: u64) -> Result<Option<Meta>
     }
     let mut encoded = [0; META_BYTES];
     source.read_exact_at(&mut encoded, offset + HEADER)?;
-    let is_sane = |meta: &Meta| {
-        meta.page_bytes.is_power_of_two() && (PAGE_BYTES_MIN..=PAGE_BYTES_MAX).contains(&meta.page_bytes)
-    };
+    let is_sane =
+        |meta: &Meta| meta.page_bytes.is_power_of_two() && (PAGE_BYTES_MIN..=PAGE_BYTES_MAX).contains(&meta.page_bytes);
     Ok(Meta::decode(&encoded).filter(is_sane))
 }

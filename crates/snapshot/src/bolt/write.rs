@@ -134,6 +134,33 @@ impl<W: Write> BoltWriter<W> {
     }
 }
 
+/// Either pass, for code that runs in both.
+pub(crate) trait Pass {
+    fn bucket(&mut self, name: &[u8]) -> Result<(), WriteError>;
+    fn row(&mut self, key: &[u8], value: Value<'_>) -> Result<(), WriteError>;
+}
+
+impl Pass for BoltPlanner {
+    fn bucket(&mut self, name: &[u8]) -> Result<(), WriteError> {
+        self.bucket(name)
+    }
+
+    fn row(&mut self, key: &[u8], value: Value<'_>) -> Result<(), WriteError> {
+        self.put(key, value.len())
+    }
+}
+
+impl<W: Write> Pass for BoltWriter<W> {
+    fn bucket(&mut self, name: &[u8]) -> Result<(), WriteError> {
+        self.bucket(name)
+    }
+
+    fn row(&mut self, key: &[u8], value: Value<'_>) -> Result<(), WriteError> {
+        let Value::Bytes(value) = value else { unreachable!("the second pass has the rows themselves") };
+        self.put(key, value)
+    }
+}
+
 /// The buckets of a file; the pages go to whom the caller names in each call.
 #[derive(Debug, Default)]
 struct FileBuilder {
@@ -302,8 +329,7 @@ fn encode_leaf(leaf: &Leaf, id: PageId, pages: usize, out: &mut Vec<u8>) {
     let mut data_at = HEADER_BYTES + leaf.rows.len() * ELEMENT_BYTES;
     for (index, &(flags, key_bytes, value_bytes)) in leaf.rows.iter().enumerate() {
         let offset = field(data_at - HEADER_BYTES - index * ELEMENT_BYTES);
-        let element =
-            LeafElement { flags, offset, key_bytes: field(key_bytes), value_bytes: field(value_bytes) };
+        let element = LeafElement { flags, offset, key_bytes: field(key_bytes), value_bytes: field(value_bytes) };
         out.extend_from_slice(&element.encode());
         data_at += key_bytes + value_bytes;
     }
