@@ -40,8 +40,11 @@ func dump(ctx context.Context, client *clientv3.Client, endpoint string) error {
 			return err
 		}
 	}
-	if err := events(ctx, client, out, oldest, revision); err != nil {
-		return err
+	// Nothing is left to watch where everything was compacted.
+	if compacted < revision {
+		if err := events(ctx, client, out, oldest, revision); err != nil {
+			return err
+		}
 	}
 	if err := leases(ctx, client, out); err != nil {
 		return err

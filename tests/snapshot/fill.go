@@ -20,10 +20,13 @@ type filler struct {
 	keys   int
 }
 
-func fill(ctx context.Context, client *clientv3.Client, keys int) error {
+func fill(ctx context.Context, client *clientv3.Client, keys, leases int) error {
 	f := &filler{client: client, random: rand.New(rand.NewSource(1)), keys: keys}
+	if err := f.grant(ctx, leases); err != nil {
+		return err
+	}
 	for _, step := range []func(context.Context) error{
-		f.grant, f.create, f.overwrite, f.remove, f.compact, f.overwrite, f.remove, f.large, f.auth,
+		f.create, f.overwrite, f.remove, f.compact, f.overwrite, f.remove, f.large, f.auth,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -52,14 +55,14 @@ func (f *filler) value() string {
 
 func (f *filler) put(i int) clientv3.Op {
 	var options []clientv3.OpOption
-	if f.random.Intn(10) == 0 {
+	if len(f.leases) > 0 && f.random.Intn(10) == 0 {
 		options = append(options, clientv3.WithLease(f.leases[f.random.Intn(len(f.leases))]))
 	}
 	return clientv3.OpPut(f.key(i), f.value(), options...)
 }
 
-func (f *filler) grant(ctx context.Context) error {
-	for i := range 60 {
+func (f *filler) grant(ctx context.Context, leases int) error {
+	for i := range leases {
 		lease, err := f.client.Grant(ctx, int64(3600+i))
 		if err != nil {
 			return err
@@ -160,7 +163,7 @@ func (f *filler) auth(ctx context.Context) error {
 			return err
 		}
 		permission := clientv3.PermissionType(i % 3)
-		if _, err := f.client.RoleGrantPermission(ctx, role, f.key(i), f.key(i+1), permission); err != nil {
+		if _, err := f.client.RoleGrantPermission(ctx, role, f.key(i), clientv3.GetPrefixRangeEnd(f.key(i)), permission); err != nil {
 			return err
 		}
 	}

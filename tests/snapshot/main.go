@@ -1,9 +1,9 @@
 // What the test of crates/snapshot needs of etcd's own libraries: a store with everything in it that a snapshot can
 // hold, its content as text, and bbolt's judgement of a file.
 //
-//	snapshot fill ENDPOINT KEYS   writes KEYS keys with history, leases, users and roles, and enables auth
-//	snapshot dump ENDPOINT        prints what the server holds, in a form that is equal for equal stores
-//	snapshot check FILE           bbolt's check with both kinds of freelist, and again after changing a copy
+//	snapshot fill ENDPOINT KEYS LEASES   writes KEYS keys with history, LEASES leases, users and roles, and enables auth
+//	snapshot dump ENDPOINT               prints what the server holds, in a form that is equal for equal stores
+//	snapshot check FILE                  bbolt's check with both kinds of freelist, and again after changing a copy
 package main
 
 import (
@@ -23,7 +23,7 @@ const (
 )
 
 func main() {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	if err := run(ctx, os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -33,8 +33,12 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	switch {
-	case len(args) == 3 && args[0] == "fill":
+	case len(args) == 4 && args[0] == "fill":
 		keys, err := strconv.Atoi(args[2])
+		if err != nil {
+			return err
+		}
+		leases, err := strconv.Atoi(args[3])
 		if err != nil {
 			return err
 		}
@@ -43,7 +47,7 @@ func run(ctx context.Context, args []string) error {
 			return err
 		}
 		defer client.Close()
-		return fill(ctx, client, keys)
+		return fill(ctx, client, keys, leases)
 	case len(args) == 2 && args[0] == "dump":
 		client, err := connect(args[1], rootName)
 		if err != nil {
@@ -54,7 +58,7 @@ func run(ctx context.Context, args []string) error {
 	case len(args) == 2 && args[0] == "check":
 		return check(args[1])
 	default:
-		return fmt.Errorf("usage: snapshot fill ENDPOINT KEYS | dump ENDPOINT | check FILE")
+		return fmt.Errorf("usage: snapshot fill ENDPOINT KEYS LEASES | dump ENDPOINT | check FILE")
 	}
 }
 
