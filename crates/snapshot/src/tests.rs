@@ -53,8 +53,11 @@ fn write(events: &[Event], revision: i64, leases: &[Lease], facts: &Facts) -> Ve
     snapshot
 }
 
+/// History, the revision that it was raised to, leases and the rest.
+type Content = (Vec<Event>, Option<i64>, Vec<Lease>, Facts);
+
 /// Everything that is in a snapshot, or the first error.
-fn read(snapshot: &[u8]) -> Result<(Vec<Event>, Option<i64>, Vec<Lease>, Facts), SnapshotError> {
+fn read(snapshot: &[u8]) -> Result<Content, SnapshotError> {
     let reader = SnapshotReader::open(snapshot, Limits { value_bytes_max: 1 << 20, ..Limits::default() })?;
     let (mut events, mut bump, mut leases) = (Vec::new(), None, Vec::new());
     let mut history = reader.history()?;
@@ -95,7 +98,7 @@ fn leases() -> impl Strategy<Value = Vec<Lease>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
     fn what_was_written_is_read(events in events(), leases in leases(), ahead in 0_i64..3, term in 0_u64..9) {
