@@ -14,6 +14,7 @@ trap 'rm -f "$output"' EXIT
 if command -v go >/dev/null; then
   tests/etcd/build.sh "$target/reference"
   export ETCD=${ETCD:-$target/reference/etcd} ETCDCTL=${ETCDCTL:-$target/reference/etcdctl}
+  export ETCDUTL=${ETCDUTL:-$target/reference/etcdutl}
 else
   left_out+=("the comparison with a real etcd (Go is not installed)")
 fi

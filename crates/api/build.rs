@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = [
         "etcd/kv.proto",
         "etcd/auth.proto",
+        "etcd/lease.proto",
         "etcd/rpc.proto",
         "etcd/v3election.proto",
         "etcd/v3lock.proto",

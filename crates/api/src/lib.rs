@@ -1,7 +1,7 @@
 //! The protocols of Tailwater as Rust types, and the small codec that moves pre-encoded bytes.
 //!
 //! * [`etcdserverpb`], [`mvccpb`], [`authpb`], [`v3electionpb`], [`v3lockpb`], [`health`]: the etcd v3 client API,
-//!   with etcd's package names, field numbers and types.
+//!   and [`leasepb`], a row of etcd's database, with etcd's package names, field numbers and types.
 //! * [`tail`], [`peer`], [`write`](mod@write): the three protocols between nodes, served on the peer URLs.
 //! * [`wire`]: protobuf primitives for code that writes message bytes by hand, because an event is encoded once and
 //!   then only copied or referenced.
@@ -32,6 +32,11 @@ generated!(
     /// Users, roles and permissions.
     authpb,
     "authpb"
+);
+generated!(
+    /// A lease as etcd stores it.
+    leasepb,
+    "leasepb"
 );
 generated!(
     /// The KV, Watch, Lease, Cluster, Maintenance and Auth services.
