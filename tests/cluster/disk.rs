@@ -13,8 +13,9 @@ use tailwater_tests::{Cut, Kind, SyncedDisk, left_out};
 use crate::run::{Rounds, Run, amount, scaled, seed, turn};
 use crate::workload::Amount;
 
-/// Size of the small disk: an etcd reserves two write-ahead files of 64 MB on it at once.
-const DISK_MIB: u64 = 256;
+/// Size of the small disk in MiB, short and in full: an etcd reserves two write-ahead files of 64 MB on it at once, and
+/// what ten minutes write must fit beside them.
+const DISK_MIB: (usize, usize) = (256, 2048);
 /// What is left of it when it is filled up.
 const LEFT_BYTES: u64 = 256 << 10;
 /// How long writes may take to go on without that member.
@@ -26,7 +27,7 @@ struct SmallDisk(PathBuf);
 impl SmallDisk {
     /// None when this process may not mount.
     fn mount(at: &Path) -> Option<Self> {
-        let size = format!("size={DISK_MIB}m");
+        let size = format!("size={}m", scaled(DISK_MIB.0, DISK_MIB.1));
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tailwater-test"]).arg(at).output();
         mounted.is_ok_and(|output| output.status.success()).then(|| Self(at.to_owned()))
     }
