@@ -59,8 +59,10 @@ impl Watcher {
     /// from then on: it is not read for again, and it may be compacted.
     fn pass(&mut self, revision: Revision) -> bool {
         let drained = self.group.is_drained(self.next, revision);
-        if drained {
-            self.next = self.next.max(revision.next());
+        if drained && self.next <= revision {
+            self.next = revision.next();
+            // The start is published; with a later `next` it would look as if it still lay ahead.
+            self.unreached = false;
         }
         drained
     }
