@@ -276,7 +276,7 @@ async fn a_fanout_sends_on_what_it_does_not_hold() {
         assert!(watch.next().await.created);
     }
     let written = kv.put(put("/b/1", "w")).await.unwrap().into_inner().header.unwrap().revision;
-    let mut seen = vec![watch.next().await, watch.next().await];
+    let mut seen = [watch.next().await, watch.next().await];
     seen.sort_by_key(|response| response.watch_id);
     let seen: Vec<_> =
         seen.iter().map(|seen| (seen.watch_id, seen.events[0].kv.clone().unwrap().mod_revision)).collect();
