@@ -51,6 +51,8 @@ const NO_WATCH: i64 = -1;
 const ANSWERS_MAX: usize = 16 << 10;
 /// Ids that watchers ended by compaction keep in use; beyond it the lowest is free again.
 const ENDED_MAX: usize = 16 << 10;
+/// Room for so many answers and ids of watchers is kept while there are none.
+const IDLE_MAX: usize = 16;
 /// Steps of a scan that one pull makes at most, so that a stream far behind does not hold its thread.
 const STEPS_MAX: usize = 32;
 /// Shared bytes below this are copied into the piece; above it they are referenced.
@@ -380,7 +382,11 @@ impl Delivery {
                 Ok(Step::Drained | Step::Waits)
                     if self.under_way.is_empty() && (self.answers.is_empty() || self.message.is_some()) =>
                 {
-                    return if out.is_empty() { Next::Idle } else { Next::Piece(out.freeze()) };
+                    if out.is_empty() {
+                        self.trim();
+                        return Next::Idle;
+                    }
+                    return Next::Piece(out.freeze());
                 }
                 Ok(_) => {}
             }
@@ -391,6 +397,19 @@ impl Delivery {
         match out.is_empty() {
             false => Next::Piece(out.freeze()),
             true => self.under_way.pop_front().map_or(Next::Again, Next::Piece),
+        }
+    }
+
+    /// Gives back what a burst of requests or events took and a silent stream does not need.
+    fn trim(&mut self) {
+        if self.answers.is_empty() && self.answers.capacity() > IDLE_MAX {
+            self.answers = VecDeque::new();
+        }
+        if self.ready.is_empty() && self.ready.capacity() > IDLE_MAX {
+            self.ready = VecDeque::new();
+        }
+        if self.slices.capacity() > IDLE_MAX {
+            self.slices = Vec::new();
         }
     }
 

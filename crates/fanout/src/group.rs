@@ -102,12 +102,15 @@ struct Recent {
     measured: Option<Measured>,
 }
 
+/// Members by stream and watch id.
+type Crowd = BTreeMap<(u64, i64), Arc<Inbox>>;
+
 /// Who is woken.
 #[derive(Clone, Debug)]
 enum Members {
     One(Arc<Inbox>, i64),
-    /// By (stream, watch id). A lock of its own, so that the tail thread never waits while thousands are woken.
-    Many(Arc<Mutex<BTreeMap<(u64, i64), Arc<Inbox>>>>),
+    /// A lock of its own, so that the tail thread never waits while thousands are woken.
+    Many(Arc<Mutex<Crowd>>),
 }
 
 #[derive(Debug)]

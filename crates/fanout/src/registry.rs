@@ -77,6 +77,10 @@ impl Registry {
         }
         let made = Arc::new(Group::new(key, self.matched, watch_id, inbox));
         let at = self.free.pop().unwrap_or_else(|| {
+            // By an eighth rather than by doubling: half of the memory would lie idle.
+            if self.slots.len() == self.slots.capacity() {
+                self.slots.reserve_exact(64 + self.slots.len() / 8);
+            }
             self.slots.push(None);
             u32::try_from(self.slots.len() - 1).expect("memory ends long before 2^32 groups")
         });
