@@ -274,14 +274,16 @@ impl Tail {
 }
 
 impl Slot {
-    /// Whether a reader there has this frame or what is before it.
+    /// Whether a reader there has this frame or what is before it. One that another source read from its log has more
+    /// revisions than its position says, so both count.
     fn is_behind(&self, cursor: Cursor, noticed: u64) -> bool {
-        match self.frame.position.cmp(&cursor.position) {
+        let has_facts = match self.frame.position.cmp(&cursor.position) {
             Ordering::Less => true,
             // The frame that a notice follows belongs to the cursor.
-            Ordering::Equal => self.frame.revision <= cursor.revision && self.notice <= noticed,
+            Ordering::Equal => self.notice <= noticed,
             Ordering::Greater => false,
-        }
+        };
+        has_facts && self.frame.revision <= cursor.revision
     }
 }
 
@@ -343,7 +345,7 @@ impl Hot {
         if cursor.history != self.end.history {
             return Err(TailError::OtherHistory);
         }
-        if place(cursor) < self.begin {
+        if cursor.position < self.begin.0 || cursor.revision < self.begin.1 {
             return Err(TailError::Behind(cursor));
         }
         let first = self.frames.partition_point(|slot| slot.is_behind(cursor, noticed));
@@ -355,7 +357,7 @@ impl Hot {
             if !answer.is_empty() && total > bytes_max {
                 break;
             }
-            answer.push(behind(&slot.frame, cursor.revision));
+            answer.push(behind(&slot.frame, cursor));
             reached = reached.max(slot.notice);
         }
         if answer.is_empty() && self.closed { Err(TailError::Closed) } else { Ok((answer, reached)) }
@@ -366,15 +368,23 @@ fn place(cursor: Cursor) -> Place {
     (cursor.position, cursor.revision)
 }
 
-/// The frame without what a reader has that is at `revision`: one that read a part of a log has more revisions than its
-/// position says.
-fn behind(frame: &Arc<Frame>, revision: Revision) -> Arc<Frame> {
-    if frame.revision >= revision && frame.events.first().is_none_or(|event| event.revision() > revision) {
+/// The frame without what a reader has that is there: one that read a part of a log has more revisions than its position
+/// says, and a frame that was read from a log has, too, and no facts but at the end.
+fn behind(frame: &Arc<Frame>, cursor: Cursor) -> Arc<Frame> {
+    let Cursor { revision, position, .. } = cursor;
+    let is_new = frame.events.first().is_none_or(|event| event.revision() > revision);
+    if frame.position >= position && frame.revision >= revision && is_new {
         return Arc::clone(frame);
     }
     let first = frame.events.partition_point(|event| event.revision() <= revision);
-    let events = frame.events[first..].to_vec();
-    Arc::new(Frame { events, revision: frame.revision.max(revision), ..Frame::clone(frame) })
+    let facts = if frame.position < position { Vec::new() } else { frame.facts.clone() };
+    Arc::new(Frame {
+        events: frame.events[first..].to_vec(),
+        facts,
+        revision: frame.revision.max(revision),
+        position: frame.position.max(position),
+        ..Frame::clone(frame)
+    })
 }
 
 #[cfg(test)]

@@ -80,7 +80,12 @@ impl RelaySource {
                 return Ok(vec![Arc::new(Frame { position: cursor.position, revision, events, ..Frame::default() })]);
             }
         }
-        let (position, revision) = (end.position, end.revision);
+        let revision = end.revision;
+        // A reader may come from a source that knows of a later position: then it has these facts, or newer ones.
+        let (position, facts) = match end.position < cursor.position {
+            true => (cursor.position, Vec::new()),
+            false => (end.position, facts),
+        };
         Ok(vec![Arc::new(Frame { position, revision, events, facts, ..Frame::default() })])
     }
 

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::GatewayConfig;
 use crate::metrics::Calls;
+use crate::route::Forwarder;
 use crate::route::position::Place;
 use crate::status::Fault;
 
@@ -36,6 +37,8 @@ struct Shared {
     fanout: Fanout,
     storage: Option<EventLog>,
     hashes: OnceLock<HashForwarder>,
+    /// Takes what the fanout of this process does not hold.
+    forwarder: OnceLock<Forwarder>,
     config: GatewayConfig,
     answered: AtomicU64,
     serving: watch::Sender<bool>,
@@ -65,6 +68,7 @@ impl Gateway {
                 fanout,
                 storage,
                 hashes: OnceLock::new(),
+                forwarder: OnceLock::new(),
                 config,
                 answered,
                 serving,
@@ -194,6 +198,19 @@ impl Gateway {
             position = position.max(self.shared.write_plane.barrier().await?);
         }
         self.reach(position).await
+    }
+
+    /// Sends reads and watches of what the fanout of this process does not hold to replicas that do.
+    ///
+    /// # Panics
+    /// When it was called before.
+    pub fn forward_with(&self, forwarder: Forwarder) {
+        forwarder.prefer(self.clone());
+        assert!(self.shared.forwarder.set(forwarder).is_ok(), "a gateway forwards in one way");
+    }
+
+    pub(crate) fn forwarder(&self) -> Option<&Forwarder> {
+        self.shared.forwarder.get()
     }
 
     /// Waits until what a gateway in front has answered is visible here. Places of another history don't count.

@@ -10,8 +10,8 @@
 //! Nothing is buffered but what HTTP/2 allows to be on its way: an answer is pulled through at the pace of its client.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -23,6 +23,7 @@ use tailwater_api::grpc;
 use tailwater_eventlog::KeyRange;
 use tokio::sync::watch as signal;
 
+use crate::Gateway;
 use crate::methods::{self, Kind, Method};
 use crate::metrics::{FORWARDED, REPLICAS};
 use crate::rpc::{http_refusal, refusal};
@@ -68,6 +69,8 @@ struct Shared {
     /// Largest message that is read from a client.
     message_bytes_max: usize,
     replicas: RwLock<Vec<Arc<Replica>>>,
+    /// The fanout in this process, where there is one.
+    here: OnceLock<Arc<Replica>>,
     answered: Answered,
     serving: signal::Sender<bool>,
     /// So that equally loaded replicas take turns.
@@ -81,11 +84,17 @@ impl Forwarder {
         let shared = Shared {
             message_bytes_max,
             replicas: RwLock::default(),
+            here: OnceLock::new(),
             answered: Answered::default(),
             serving: signal::channel(true).0,
             turn: AtomicUsize::new(0),
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// Prefers the fanout behind `gateway`, in this process, for what it holds.
+    pub(crate) fn prefer(&self, gateway: Gateway) {
+        assert!(self.shared.here.set(Arc::new(Replica::here(gateway))).is_ok(), "one fanout is in this process");
     }
 
     /// What is known of the replicas now. Connections to those that stay are kept; calls that are under way at others go
@@ -182,14 +191,18 @@ impl Forwarder {
     /// Of those that cover all of `ranges`, the one with the least to do. Members only when there is no other: watches and
     /// lists are to stay away from the leader's machine.
     fn pick(&self, ranges: &[KeyRange], excluded: &[u64]) -> Option<Arc<Replica>> {
+        let is_fit =
+            |replica: &&Arc<Replica>| replica.is_ready() && !excluded.contains(&replica.id()) && replica.covers(ranges);
+        let own = self.shared.here.get();
+        if let Some(here) = own.filter(is_fit) {
+            return Some(here.clone());
+        }
         let replicas = self.shared.replicas.read();
         let turn = self.shared.turn.fetch_add(1, Ordering::Relaxed);
         let count = replicas.len();
         let rotated = (0..count).map(|at| &replicas[(at + turn) % count]);
-        rotated
-            .filter(|replica| replica.is_ready() && !excluded.contains(&replica.id()) && replica.covers(ranges))
-            .min_by_key(|replica| (replica.is_member(), replica.load()))
-            .cloned()
+        let others = rotated.filter(|replica| own.is_none_or(|here| here.id() != replica.id()));
+        others.filter(is_fit).min_by_key(|replica| (replica.is_member(), replica.load())).cloned()
     }
 
     /// A call as it goes on: what the client said, and how far its answer must be.
@@ -199,6 +212,9 @@ impl Forwarder {
         *request.version_mut() = http::Version::HTTP_2;
         *request.uri_mut() = http::Uri::from_static(path);
         *request.headers_mut() = call_headers(headers);
+        if let Some(place) = self.shared.here.get().and_then(|here| here.place_here()) {
+            self.shared.answered.shown(place);
+        }
         self.shared.answered.ask(request.headers_mut());
         request
     }
@@ -213,6 +229,11 @@ impl Forwarder {
 
 fn no_replica() -> Fault {
     Fault::Other(Code::Unavailable, NO_REPLICA.to_owned())
+}
+
+/// Whether which replica answers depends on what a call of this method asks for.
+pub(crate) fn is_routed(path: &str) -> bool {
+    matches!(path, WATCH | "/etcdserverpb.KV/Range" | "/etcdserverpb.KV/RangeStream" | "/etcdserverpb.KV/Txn")
 }
 
 /// Whether the answer is only that another replica should be asked.

@@ -16,6 +16,7 @@ use crate::body::{Answer, CallBody};
 use crate::lease::KeepAliveCall;
 use crate::methods::{self, Kind, Method};
 use crate::metrics::Observation;
+use crate::route::is_routed;
 use crate::route::position::{POSITION, POSITION_MIN, Place};
 use crate::status::{Code, Fault};
 use crate::watch::WatchCall;
@@ -40,7 +41,12 @@ impl Gateway {
         let content_type = request.headers().get(http::header::CONTENT_TYPE);
         let is_grpc = content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
         if is_grpc && request.version() == http::Version::HTTP_2 {
-            return self.call(request).await;
+            // What another replica has sent here is not sent on: that could go in a circle.
+            let is_first = !request.headers().contains_key(POSITION_MIN);
+            return match self.forwarder().filter(|_| is_first && is_routed(request.uri().path())) {
+                Some(forwarder) => Box::pin(forwarder.call(request)).await,
+                None => self.call(request).await,
+            };
         }
         let (head, _) = request.into_parts();
         crate::http::serve(self, &head.method, &head.uri).await
@@ -52,7 +58,8 @@ impl Gateway {
         crate::http::serve_metrics(self, &head.method, &head.uri).await
     }
 
-    async fn call(&self, request: Request<Body>) -> Response<Body> {
+    /// Answers a gRPC call from the fanout of this process and the write plane.
+    pub(crate) async fn call(&self, request: Request<Body>) -> Response<Body> {
         let (head, body) = request.into_parts();
         if head.method != http::Method::POST {
             let text = format!("Received a HEADERS frame with :method {:?} which should be POST", head.method.as_str());

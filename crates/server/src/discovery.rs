@@ -1,21 +1,47 @@
-//! The replicas that a gateway without a store can send calls to: found from node to node, by what each says of itself
+//! The replicas that calls can be sent to, by a gateway without a store or a fanout that holds a part: found from node to node, by what each says of itself
 //! and of those that follow it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tailwater_gateway::ReplicaInfo;
+use tailwater_gateway::{Forwarder, ReplicaInfo};
 use tailwater_transport::{Description, LinkConfig, NodeDescription, describe};
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 /// How long one node may take to answer.
 const TIMEOUT: Duration = Duration::from_millis(900);
 /// Nodes asked in one round.
 const NODES_MAX: usize = 256;
 
+/// Between two rounds of questions.
+const ROUND: Duration = Duration::from_secs(1);
+
+/// Keeps what `forwarder` knows of the replicas. `clients` drives its connections.
+pub(crate) async fn keep(forwarder: &Forwarder, upstream: Vec<String>, clients: &Handle, on_change: impl Fn(bool)) {
+    let mut discovery = Discovery { upstream, ..Discovery::default() };
+    let mut rounds = tokio::time::interval(ROUND);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut was_ready = false;
+    loop {
+        rounds.tick().await;
+        // Who can't be asked now may still serve: what was known stays, and a call that fails says more.
+        if let Some(replicas) = discovery.round().await {
+            let _inside = clients.enter();
+            forwarder.update(replicas);
+        }
+        let is_ready = forwarder.is_ready();
+        if is_ready != was_ready {
+            was_ready = is_ready;
+            on_change(is_ready);
+        }
+    }
+}
+
 /// What is known from earlier rounds.
 #[derive(Debug, Default)]
-pub(crate) struct Discovery {
+struct Discovery {
     /// Of the flags; asked in every round.
     upstream: Vec<String>,
     /// Peer URLs of the members, so that the group is found again when all upstreams are gone.
@@ -35,12 +61,8 @@ struct Seen {
 }
 
 impl Discovery {
-    pub(crate) fn new(upstream: Vec<String>) -> Self {
-        Self { upstream, ..Self::default() }
-    }
-
     /// Asks all nodes that can be found; `None` when nobody answers.
-    pub(crate) async fn round(&mut self) -> Option<Vec<ReplicaInfo>> {
+    async fn round(&mut self) -> Option<Vec<ReplicaInfo>> {
         let mut seen = Seen::default();
         let mut asked = BTreeSet::new();
         let mut next: Vec<String> = self.upstream.iter().chain(&self.members).cloned().collect();

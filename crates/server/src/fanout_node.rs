@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use tailwater_eventlog::{HistoryId, MemberId, Revision};
 use tailwater_fanout::Fanout;
-use tailwater_gateway::{Code, Gateway};
+use tailwater_gateway::{Code, Forwarder, Gateway};
 use tailwater_transport::{
     Description, Directory, Greeter, LinkConfig, RemoteSource, RemoteSourceConfig, Router, RouterConfig, describe,
 };
@@ -16,6 +16,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::config::Config;
 use crate::data_dir::Identity;
+use crate::discovery;
 use crate::front::{Front, Plain};
 use crate::host::{Host, bind_all, told_to_end};
 use crate::relay_side::{Describer, RelaySide};
@@ -50,6 +51,8 @@ struct Started {
     remote: Arc<RemoteSource>,
     fanout: Fanout,
     gateway: Gateway,
+    /// Takes what is not held here; none where everything is.
+    forwarder: Option<Forwarder>,
     relay: RelaySide,
     /// Whether clients are answered.
     is_ready: Arc<AtomicBool>,
@@ -120,8 +123,20 @@ impl FanoutNode {
         self.front.open(started.gateway.clone());
         tokio::select! {
             () = routes.run() => bail!("the route of writes is kept without an end"),
+            () = self.forward_rest(started) => bail!("replicas are looked for without an end"),
             () = self.tell_progress(started, &found) => bail!("progress is told without an end"),
             ended = self.watch_tail(started) => ended,
+        }
+    }
+
+    /// Keeps whom to ask for what is not held here.
+    async fn forward_rest(&self, started: &Started) {
+        match &started.forwarder {
+            Some(forwarder) => {
+                let clients = self.host.clients.handle();
+                discovery::keep(forwarder, self.config.upstream.clone(), clients, |_| {}).await;
+            }
+            None => std::future::pending().await,
         }
     }
 
@@ -153,7 +168,11 @@ impl FanoutNode {
         let (upstream, members) = (self.config.upstream.clone(), found.members.clone());
         let routes =
             RouteKeeper { router, directory, fanout: fanout.clone(), remote: remote.clone(), upstream, members };
-        let started = Started { remote, fanout, gateway, relay, is_ready };
+        let forwarder = (!self.config.ranges.is_empty()).then(|| Forwarder::new(self.config.message_bytes_max()));
+        if let Some(forwarder) = &forwarder {
+            gateway.forward_with(forwarder.clone());
+        }
+        let started = Started { remote, fanout, gateway, forwarder, relay, is_ready };
         assert!(self.started.set(started).is_ok(), "a node is started once");
         Ok((self.started.get().expect("just set"), routes))
     }
@@ -275,6 +294,7 @@ impl FanoutNode {
         host.drain(|| {
             if let Some(started) = &started {
                 started.fanout.stop();
+                started.forwarder.iter().for_each(Forwarder::drain);
             }
         });
         if let Some(started) = &started {

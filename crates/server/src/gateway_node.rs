@@ -1,20 +1,16 @@
 //! A process without a store: one stable address in front of replicas that come and go.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tailwater_gateway::{Code, Forwarder};
-use tokio::time::MissedTickBehavior;
 
 use crate::config::Config;
-use crate::discovery::Discovery;
+use crate::discovery;
 use crate::front::{Front, Plain};
 use crate::host::{Host, told_to_end};
 use crate::telemetry;
 
 const UNREADY: &str = "tailwater: no replica is known that answers reads";
-/// Between two rounds of questions.
-const ROUND: Duration = Duration::from_secs(1);
 
 /// The parts of a gateway's process.
 pub(crate) struct GatewayNode {
@@ -72,28 +68,12 @@ impl GatewayNode {
         })
     }
 
-    /// Keeps what is known of the replicas.
     async fn discover(&self) {
-        let mut discovery = Discovery::new(self.upstream.clone());
-        let mut rounds = tokio::time::interval(ROUND);
-        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut was_ready = false;
-        loop {
-            rounds.tick().await;
-            // Who can't be asked now may still serve: what was known stays, and a call that fails says more.
-            if let Some(replicas) = discovery.round().await {
-                let _inside = self.host.clients.enter();
-                self.forwarder.update(replicas);
-            }
-            let is_ready = self.forwarder.is_ready();
-            if is_ready != was_ready {
-                was_ready = is_ready;
-                match is_ready {
-                    true => tracing::info!("ready to serve client requests"),
-                    false => tracing::warn!("no replica is known that answers reads; calls are refused"),
-                }
-            }
-        }
+        let tell = |is_ready| match is_ready {
+            true => tracing::info!("ready to serve client requests"),
+            false => tracing::warn!("no replica is known that answers reads; calls are refused"),
+        };
+        discovery::keep(&self.forwarder, self.upstream.clone(), self.host.clients.handle(), tell).await;
     }
 
     /// Stops accepting and lets clients go.

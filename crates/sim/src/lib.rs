@@ -21,8 +21,10 @@
 //! `make sim SEED=7` replays a seed with a readable trace, `make sim SEEDS=1..1000` runs a range. The library's entry is
 //! [`run`]; [`Report::violation`] says what did not hold.
 
+mod link;
 mod member;
 mod network;
+mod node;
 mod operation;
 mod oracle;
 mod plan;

@@ -66,7 +66,7 @@ impl Clock {
         self.now.store(now, Ordering::Relaxed);
     }
 
-    fn instant(&self) -> Instant {
+    pub(crate) fn instant(&self) -> Instant {
         self.origin + Duration::from_micros(self.now.load(Ordering::Relaxed))
     }
 }

@@ -58,6 +58,8 @@ pub(crate) struct Operation {
     pub(crate) kind: Kind,
     /// The newest revision that any client had been told when it was asked.
     pub(crate) floor: Revision,
+    /// The newest compaction that had been answered then.
+    pub(crate) compacted: Revision,
 }
 
 /// What goes to the leader.

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use tailwater_eventlog::{Event, EventKind, Fact, Frame, Revision};
 
-use crate::operation::writer;
+use crate::operation::{Kind, Operation, writer};
 use crate::violation::{Checked, Guarantee, broken, check};
 use leases::Leases;
 use truth::{Truth, show};
@@ -55,12 +55,19 @@ pub(crate) struct Oracle {
     writes: BTreeMap<u64, Write>,
     /// The newest revision that any client was told.
     told: Revision,
+    /// The newest compaction that was answered.
+    compacted: Revision,
 }
 
 impl Oracle {
     /// The newest revision that any client was told: whoever asks now must not be told less.
     pub(crate) fn floor(&self) -> Revision {
         self.told
+    }
+
+    /// A request that is about to be made.
+    pub(crate) fn asks(&self, id: u64, kind: Kind) -> Operation {
+        Operation { id, kind, floor: self.told, compacted: self.compacted }
     }
 
     /// A client was told of a revision.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use tailwater_eventlog::KeyRange;
 use tailwater_fanout::FanoutConfig;
 
 use crate::random::Random;
@@ -34,11 +36,13 @@ pub enum Bug {
     ResumesBehind,
     /// A copied state has the machine's own rows as they were before its numbers.
     StateBeforeNumbers,
+    /// A connection of the tail that loses frames and goes on.
+    FrameLost,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::AnswerBeforeQuorum,
         Self::VoteAfterCutLog,
         Self::StaleRead,
@@ -46,6 +50,7 @@ impl Bug {
         Self::ProposedTwice,
         Self::ResumesBehind,
         Self::StateBeforeNumbers,
+        Self::FrameLost,
     ];
 }
 
@@ -73,6 +78,10 @@ pub(crate) struct Plan {
     pub(crate) copy_bytes: usize,
     /// Microseconds between two steps of whoever changes the group; `None`: it stays.
     pub(crate) admin_gap: Option<(u64, u64)>,
+    /// Fanouts in processes of their own.
+    pub(crate) nodes: usize,
+    /// What such a fanout may hold; none: everything.
+    pub(crate) scopes: Vec<Vec<KeyRange>>,
 }
 
 impl Plan {
@@ -85,11 +94,21 @@ impl Plan {
             2..5 => Some((200_000, 2_000_000)),
             _ => Some((60_000, 900_000)),
         };
+        let keys = random.between(4, 40);
+        let span = |start: &str, end: &str| KeyRange::Span(Bytes::from(start.to_owned()), Bytes::from(end.to_owned()));
+        let middle = format!("k/{:02}", random.between(1, keys));
+        let scopes = vec![
+            Vec::new(),
+            Vec::new(),
+            vec![span("k/", "k0")],
+            vec![span("l/", "l0"), span("k/", &middle)],
+            vec![span(&middle, "k0")],
+        ];
         Self {
             members,
             clients: random.index(6) + 3,
             watchers: random.index(4) + 2,
-            keys: random.between(4, 40),
+            keys,
             fault_gap,
             think: (0, quick),
             tail_hot_bytes_max: [1 << 10, 16 << 10, 1 << 20][random.index(3)],
@@ -100,6 +119,8 @@ impl Plan {
             raft_log_bytes: [1 << 10, 4 << 10, 1 << 30][random.index(3)],
             copy_bytes: [1 << 9, 4 << 10, 1 << 20][random.index(3)],
             admin_gap: random.chance(400).then_some((200_000, 2_000_000)),
+            nodes: random.index(5),
+            scopes,
         }
     }
 

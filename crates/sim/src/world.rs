@@ -5,6 +5,7 @@ mod calls;
 mod clients;
 mod copy;
 mod faults;
+mod nodes;
 mod settle;
 mod turns;
 mod watchers;
@@ -16,8 +17,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use tailwater_consensus::Chosen;
 
+use crate::link::Parcel;
 use crate::member::{At, Clock, Member, Thread};
 use crate::network::{Network, Outbox};
+use crate::node::Node;
 use crate::operation::{Ask, Reply};
 use crate::oracle::Oracle;
 use crate::plan::{Bug, Plan, WorldConfig};
@@ -68,6 +71,29 @@ enum Event {
     Fault,
     Lift(Lift),
     Start(usize),
+    StartNode(usize),
+    /// Whoever looks after a fanout in a process of its own looks again.
+    KeepNode {
+        node: usize,
+        run: u64,
+    },
+    NodeTurn {
+        node: usize,
+        run: u64,
+        thread: Thread,
+    },
+    /// Its source may have something new.
+    FeedNode {
+        node: usize,
+        run: u64,
+    },
+    /// Frames reach it.
+    NodeFed {
+        node: usize,
+        run: u64,
+        epoch: u64,
+        parcel: Parcel,
+    },
     /// A step of a member's copy of another's state.
     Copy(At),
     /// Whoever changes the group does its next step.
@@ -146,6 +172,8 @@ pub(crate) struct World {
     network: Network,
     outbox: Outbox,
     members: Vec<Member>,
+    /// Fanouts in processes of their own.
+    nodes: Vec<Node>,
     clients: Vec<Client>,
     watchers: Vec<Watcher>,
     admin: Admin,
@@ -157,6 +185,8 @@ pub(crate) struct World {
     /// Where that clock stands, microseconds.
     advanced: u64,
     operations: u64,
+    /// Reads on such fanouts, which are not counted among them.
+    node_operations: u64,
     answered: u64,
     crashes: u64,
     faults: u64,
@@ -180,6 +210,7 @@ impl World {
         let root = directory()?;
         let members = (0..plan.members).map(|index| Member::new(index, root.path())).collect();
         let clients = (0..plan.clients).map(Client::new).collect();
+        let nodes = (0..plan.nodes).map(|_| Node::new(&plan, &mut random)).collect();
         let watchers = (0..plan.watchers).map(|_| Watcher::new(&plan, &mut random)).collect();
         let mut world = Self {
             config,
@@ -190,6 +221,7 @@ impl World {
             network,
             outbox: Outbox::default(),
             members,
+            nodes,
             clients,
             watchers,
             admin: Admin::new(plan.members),
@@ -199,6 +231,7 @@ impl World {
             runtime: tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?,
             advanced: 0,
             operations: 0,
+            node_operations: 0,
             answered: 0,
             crashes: 0,
             faults: 0,
@@ -215,6 +248,9 @@ impl World {
     fn populate(&mut self) {
         for member in 0..self.members.len() {
             self.schedule(0, Event::Start(member));
+        }
+        for node in 0..self.nodes.len() {
+            self.schedule(1_000_000, Event::StartNode(node));
         }
         for client in 0..self.clients.len() {
             self.schedule(2_000_000, Event::Client(client));
@@ -298,6 +334,23 @@ impl World {
                 Ok(())
             }
             Event::Start(member) => self.start(member),
+            Event::StartNode(node) => {
+                self.start_node(node);
+                Ok(())
+            }
+            Event::KeepNode { node, run } => {
+                self.keep_node(node, run);
+                Ok(())
+            }
+            Event::NodeTurn { node, run, thread } => self.turn_node(node, run, thread),
+            Event::FeedNode { node, run } => {
+                self.feed_node(node, run);
+                Ok(())
+            }
+            Event::NodeFed { node, run, epoch, parcel } => {
+                self.node_fed(node, run, epoch, parcel);
+                Ok(())
+            }
             Event::Copy(at) => self.copy(at),
             Event::Admin => self.administer(),
             Event::Settle => self.settle(),

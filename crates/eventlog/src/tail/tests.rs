@@ -207,3 +207,18 @@ fn a_reader_gets_no_revision_twice() {
     assert_eq!(frames.iter().map(|frame| frame.revision.0).collect::<Vec<_>>(), [14, 15, 16]);
     assert_eq!(positions(&frames), [12, 15, 16]);
 }
+
+#[test]
+fn a_reader_of_a_later_position_misses_nothing_that_comes_out_of_a_log() {
+    let frames = vec![of_a_log(10, 11..=12), of_a_log(10, 13..=15), of_a_log(30, 16..=17)];
+    let long = tail(1 << 20);
+    long.pass_on(frames.clone());
+    // It came from a source that applied something at position 20 which made no revision.
+    let read = long.read(cursor(13, 20), 1 << 20).unwrap();
+    let events: Vec<_> = read.iter().flat_map(|frame| &frame.events).map(|event| event.revision().0).collect();
+    assert_eq!(events, [14, 15, 16, 17]);
+    assert_eq!(positions(&read), [20, 30], "a position never goes back");
+    let short = tail(1);
+    short.pass_on(frames);
+    assert_eq!(short.read(cursor(13, 20), 1).unwrap_err(), TailError::Behind(cursor(13, 20)));
+}

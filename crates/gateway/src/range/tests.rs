@@ -78,6 +78,8 @@ proptest! {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     /// The messages of a list in pieces, merged, are the answer in one message.
     #[test]
     fn a_message_of_a_stream_holds_the_response(kvs in key_values(), keys_only in any::<bool>(), is_last in any::<bool>()) {

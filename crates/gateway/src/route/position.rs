@@ -49,12 +49,17 @@ impl Answered {
     /// Takes out of an answer what it shows.
     pub(super) fn remember(&self, headers: &mut HeaderMap) -> Option<Place> {
         let shown = Place::parse(&headers.remove(POSITION)?)?;
+        self.shown(shown);
+        Some(shown)
+    }
+
+    /// Remembers that an answer showed this.
+    pub(super) fn shown(&self, shown: Place) {
         let mut place = self.place.lock();
         // After a restore there is another history, whose positions have nothing to do with the old ones.
         if place.history != shown.history || place.position < shown.position {
             *place = shown;
         }
-        Some(shown)
     }
 }
 

@@ -11,6 +11,8 @@ use tailwater_eventlog::{KeyRange, Scope};
 use tonic::transport::{Channel, Endpoint};
 use tower::{Service, ServiceExt};
 
+use super::position::Place;
+use crate::Gateway;
 use crate::status::{Code, Fault};
 
 /// Connections to one replica; calls are spread over them.
@@ -40,13 +42,21 @@ pub struct ReplicaInfo {
     pub streams: u64,
 }
 
+/// How a replica is reached.
+enum Link {
+    /// In this process: a fanout that holds a part itself.
+    Here(Gateway),
+    /// Over connections of our own.
+    Remote(Vec<Channel>),
+}
+
 /// A replica and the connections to it.
 pub(super) struct Replica {
     id: u64,
     url: String,
     ranges: Vec<KeyRange>,
     scope: Scope,
-    channels: Vec<Channel>,
+    link: Link,
     turn: AtomicUsize,
     is_member: AtomicBool,
     is_ready: AtomicBool,
@@ -95,13 +105,38 @@ impl Replica {
             url: info.url.clone(),
             ranges: info.ranges.clone(),
             scope: Scope::new(&info.ranges),
-            channels: (0..CONNECTIONS).map(|_| endpoint.connect_lazy()).collect(),
+            link: Link::Remote((0..CONNECTIONS).map(|_| endpoint.connect_lazy()).collect()),
             turn: AtomicUsize::new(0),
             is_member: AtomicBool::new(info.is_member),
             is_ready: AtomicBool::new(false),
             streams: AtomicU64::new(0),
             active: Arc::default(),
         })
+    }
+
+    /// The fanout behind `gateway`, in this process.
+    pub(super) fn here(gateway: Gateway) -> Self {
+        let scope = gateway.fanout().scope().clone();
+        Self {
+            id: gateway.config().member_id,
+            url: String::new(),
+            ranges: scope.ranges().to_vec(),
+            scope,
+            link: Link::Here(gateway),
+            turn: AtomicUsize::new(0),
+            is_member: AtomicBool::new(false),
+            is_ready: AtomicBool::new(false),
+            streams: AtomicU64::new(0),
+            active: Arc::default(),
+        }
+    }
+
+    /// What has been answered in this process, if this replica is here.
+    pub(super) fn place_here(&self) -> Option<Place> {
+        match &self.link {
+            Link::Here(gateway) => Some(gateway.place()),
+            Link::Remote(_) => None,
+        }
     }
 
     /// What can change about it.
@@ -125,7 +160,10 @@ impl Replica {
     }
 
     pub(super) fn is_ready(&self) -> bool {
-        self.is_ready.load(Ordering::Relaxed)
+        match &self.link {
+            Link::Here(gateway) => gateway.unready().is_none(),
+            Link::Remote(_) => self.is_ready.load(Ordering::Relaxed),
+        }
     }
 
     /// Whether it holds all of these.
@@ -150,8 +188,12 @@ impl Replica {
     /// as not ready until it is heard of again.
     pub(super) async fn call(&self, request: Request<Body>) -> Result<Call, Fault> {
         let guard = ActiveCall::begin(&self.active);
+        let channels = match &self.link {
+            Link::Here(gateway) => return Ok(Call { response: Box::pin(gateway.call(request)).await, guard }),
+            Link::Remote(channels) => channels,
+        };
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let mut channel = self.channels[turn % CONNECTIONS].clone();
+        let mut channel = channels[turn % CONNECTIONS].clone();
         let answered = async { channel.ready().await?.call(request.map(tonic::body::Body::new)).await }.await;
         match answered {
             Ok(response) => Ok(Call { response: response.map(Body::new), guard }),

@@ -179,6 +179,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn a_response_keeps_all_but_its_watch_id(response in response(), watch_id in any::<i64>()) {
             let message = Bytes::from(response.encode_to_vec());

@@ -112,7 +112,7 @@ async fn big_lists_beyond_the_memory_of_lists_are_refused_and_small_ones_never()
     for _ in 0..2 {
         lists.push(begin::<pb::RangeResponse>(connect(&server).await, path).await.unwrap());
     }
-    let refused = begin::<pb::RangeResponse>(connect(&server).await, path).await.err().expect("there is no room");
+    let refused = begin::<pb::RangeResponse>(connect(&server).await, path).await.expect_err("there is no room");
     assert_eq!((refused.code(), refused.message()), (Code::ResourceExhausted, "etcdserver: too many requests"));
     until(&server, "tailwater_fanout_lists_refused_total ", 1.0).await;
     let mut kv = server.kv().await.max_decoding_message_size(1 << 30);

@@ -72,7 +72,7 @@ struct Watch {
 
 impl Watch {
     async fn open(server: &Server) -> Self {
-        let mut client = pb::watch_client::WatchClient::new(server.channel().await);
+        let mut client = pb::watch_client::WatchClient::new(server.channel().await).max_decoding_message_size(1 << 30);
         let (requests, receiver) = mpsc::channel(16);
         let responses = client.watch(ReceiverStream::new(receiver)).await.unwrap().into_inner();
         Self { requests, responses }
@@ -213,6 +213,74 @@ async fn one_watch_stream_is_served_by_several_replicas() {
     let end = watch.try_next().await.unwrap_err();
     assert_eq!(end.code(), Code::Unavailable, "{end:?}");
     assert_eq!(tier.gateway.wait().code(), Some(0));
+}
+
+/// Clients that take nothing hold back their own streams, not the gateway's memory, and miss nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stalled_clients_hold_a_response_each() {
+    const STREAMS: u64 = 16;
+    const VALUE_BYTES: usize = 256 << 10;
+    const EVENTS: usize = 200;
+    let tier = Tier::start(&["/"]);
+    let mut streams = Vec::new();
+    for _ in 0..STREAMS {
+        let mut watch = Watch::open(&tier.gateway).await;
+        watch.create(prefix("/k"), 0).await;
+        assert!(watch.next().await.created);
+        streams.push(watch);
+    }
+    let before = tier.gateway.memory_bytes("VmHWM");
+    let mut kv = tier.member.kv().await;
+    for index in 0..EVENTS {
+        let value = vec![u8::try_from(index % 251).unwrap(); VALUE_BYTES];
+        kv.put(pb::PutRequest { key: "/k".into(), value: value.into(), ..Default::default() }).await.unwrap();
+    }
+    let grown = tier.gateway.memory_bytes("VmHWM").saturating_sub(before);
+    // Of each stream: a window from the replica, a response with its previous value, and what is on its way to the client.
+    let bound = STREAMS * (4 * VALUE_BYTES as u64 + (256 << 10)) + (16 << 20);
+    assert!(grown <= bound, "{} MiB higher; the bound is {} MiB", grown >> 20, bound >> 20);
+    let mut seen = 0;
+    let watch = streams.last_mut().unwrap();
+    while seen < EVENTS {
+        for event in watch.next().await.events {
+            assert_eq!(event.kv.unwrap().value[0], u8::try_from(seen % 251).unwrap(), "event {seen}");
+            seen += 1;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fanout_sends_on_what_it_does_not_hold() {
+    let tier = Tier::start(&["/a/", "/b/"]);
+    let (member, a, b) = (id_of(&tier.member).await, id_of(&tier.fanouts[0]).await, id_of(&tier.fanouts[1]).await);
+    let mut kv = tier.fanouts[0].kv().await;
+    let mut last = 0;
+    for key in ["/a/1", "/b/1", "/c/1"] {
+        last = kv.put(put(key, "v")).await.unwrap().into_inner().header.unwrap().revision;
+    }
+    let begun = Instant::now();
+    while !kv.range(prefix("/b/")).await.is_ok_and(|answer| answer.get_ref().header.unwrap().member_id == b) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the other fanout is not found");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for (range, expected) in [("/a/", a), ("/b/", b), ("/c/", member), ("/", member)] {
+        // Not behind what was written here, wherever it is answered.
+        let range = pb::RangeRequest { serializable: true, ..prefix(range) };
+        let header = kv.range(range).await.unwrap().into_inner().header.unwrap();
+        assert_eq!(header.member_id, expected);
+        assert!(header.revision >= last);
+    }
+    let mut watch = Watch::open(&tier.fanouts[0]).await;
+    for range in ["/a/", "/b/", "/"] {
+        watch.create(prefix(range), 0).await;
+        assert!(watch.next().await.created);
+    }
+    let written = kv.put(put("/b/1", "w")).await.unwrap().into_inner().header.unwrap().revision;
+    let mut seen = vec![watch.next().await, watch.next().await];
+    seen.sort_by_key(|response| response.watch_id);
+    let seen: Vec<_> =
+        seen.iter().map(|seen| (seen.watch_id, seen.events[0].kv.clone().unwrap().mod_revision)).collect();
+    assert_eq!(seen, [(1, written), (2, written)]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -38,7 +38,10 @@ impl Oracle {
             (Kind::Put { .. }, Answer::Put(answer)) => (self.put(operation, answer)?, true),
             (Kind::Delete { range, .. }, Answer::DeleteRange(answer)) => self.delete(operation, range, answer)?,
             (Kind::Swap { .. } | Kind::Together { .. }, Answer::Txn(answer)) => self.txn(operation, answer)?,
-            (Kind::Compact { .. }, Answer::Compact(answer)) => (header(answer.header.as_ref()), false),
+            (Kind::Compact { at, .. }, Answer::Compact(answer)) => {
+                self.compacted = self.compacted.max(*at);
+                (header(answer.header.as_ref()), false)
+            }
             (Kind::Grant { .. }, Answer::LeaseGrant(answer)) => (header(answer.header.as_ref()), false),
             (Kind::Revoke { lease }, Answer::LeaseRevoke(answer)) => {
                 let revision = header(answer.header.as_ref());
@@ -171,6 +174,9 @@ impl Oracle {
         told.check(revision >= floor, || format!("somebody had been told of revision {floor} before it was asked"))?;
         told.check(revision <= self.truth.revision(), || "no member is there".to_owned())?;
         let at = at.unwrap_or(revision);
+        told.check(*serializable || at >= operation.compacted, || {
+            format!("it read at {at}, and {} had been compacted before it was asked", operation.compacted)
+        })?;
         let live: Vec<_> = self.truth.range(range, at).collect();
         let count = i64::try_from(live.len()).expect("few");
         let shown = if *limit == 0 { live.len() } else { live.len().min(*limit) };

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use tailwater_consensus::{ApplyError, ProposeError};
 use tailwater_eventlog::{KeyRange, LeaseId, Position, Revision};
-use tailwater_fanout::{RangeQuery, ReadError};
+use tailwater_fanout::ReadError;
 
 use super::admin::ADMIN;
+use super::nodes::{NODE_READS, query};
 use super::{Event, World};
 use crate::member::At;
 use crate::operation::{Kind, Operation, Reply};
@@ -111,7 +112,7 @@ impl World {
         let gateway = At { member: client.member, run: member.run };
         let kind = self.choose(index);
         self.operations += 1;
-        let operation = Operation { id: self.operations, kind, floor: self.oracle.floor() };
+        let operation = self.oracle.asks(self.operations, kind);
         self.trace.say(self.now, || format!("client {index} at member {}: {operation:?}", gateway.member));
         self.begin(index, operation, gateway)
     }
@@ -254,6 +255,9 @@ impl World {
         if !self.is_running(gateway) {
             return Ok(());
         }
+        if operation >= NODE_READS {
+            return self.node_barrier(operation, &reply);
+        }
         if operation >= ADMIN {
             return self.administered(operation, &reply);
         }
@@ -368,15 +372,7 @@ impl World {
             }
             let operation = operation.clone();
             let Kind::Read { range, at: revision, limit, .. } = &operation.kind else { continue };
-            let query = RangeQuery {
-                range: range.clone(),
-                revision: *revision,
-                limit: *limit,
-                sort: None,
-                count_only: false,
-                keys_only: false,
-                revision_bounds: (0, 0, 0, 0),
-            };
+            let query = query(range.clone(), *revision, *limit);
             let shown = running.shown;
             match fanout.range_here(query) {
                 Ok(answer) => {
@@ -401,7 +397,7 @@ impl World {
         Ok(())
     }
 
-    fn read_failed(&self, operation: &Operation, error: &ReadError) -> Checked {
+    pub(super) fn read_failed(&self, operation: &Operation, error: &ReadError) -> Checked {
         let Kind::Read { at, serializable, .. } = &operation.kind else { return Ok(()) };
         let at = at.unwrap_or(Revision(0));
         let fits = match error {

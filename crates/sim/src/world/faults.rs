@@ -2,6 +2,7 @@
 
 use super::{Event, World};
 use crate::member::{At, Thread};
+use crate::node::Place;
 use crate::operation::Ask;
 use crate::plan::Bug;
 
@@ -21,6 +22,9 @@ impl World {
         let gap = self.between(low, high);
         self.schedule(gap, Event::Fault);
         self.faults += 1;
+        if !self.nodes.is_empty() && self.random.chance(300) {
+            return self.node_fault();
+        }
         let member = self.random.index(self.members.len());
         match self.random.index(20) {
             0..5 => self.cut_some(),
@@ -120,9 +124,8 @@ impl World {
     pub(super) fn crash(&mut self, member: usize, cut: Option<u64>) {
         self.trace.step(self.now, "crash", &[member as u64, cut.unwrap_or(0)]);
         self.crashes += 1;
-        for watcher in self.watchers.iter_mut().filter(|watcher| watcher.member() == Some(member)) {
-            watcher.close();
-        }
+        self.close_watchers(Place::Member(member));
+        self.disconnect_nodes(Place::Member(member));
         // A connection ends with the process at its other end; what is staged stays.
         for other in self.members.iter_mut().filter_map(|other| other.running.as_mut()) {
             other.copy.take_if(|copy| copy.comes_from(member));

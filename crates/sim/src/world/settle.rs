@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tailwater_eventlog::{History, HistoryPoint, KeyRange, Revision};
-use tailwater_fanout::RangeQuery;
 
+use super::nodes::query;
 use super::{Event, World};
 use crate::violation::{Checked, Guarantee, Violation, broken, check};
 
@@ -31,6 +31,7 @@ impl World {
                 self.schedule(1, Event::Start(member));
             }
         }
+        self.heal_nodes();
         self.watchers.iter_mut().for_each(|watcher| watcher.wake_up(self.now));
         self.schedule(LOOK, Event::Settle);
     }
@@ -91,6 +92,13 @@ impl World {
         if positions.iter().any(|position| *position != positions[0]) {
             return Err(format!("members are at {positions:?}"));
         }
+        for (index, node) in self.nodes.iter().enumerate() {
+            let running = node.running.as_ref().ok_or_else(|| format!("node {index} is not there"))?;
+            let cursor = running.fanout.snapshot().cursor;
+            if !running.fanout.is_ready() || Some(&cursor.position) != positions.first() {
+                return Err(format!("node {index} is at {cursor:?}, below {:?}", running.upstream));
+            }
+        }
         if let Some(busy) = self.clients.iter().position(|client| !client.is_idle()) {
             return Err(format!("client {busy} waits"));
         }
@@ -136,31 +144,47 @@ impl World {
             truth.compare(index, from, &stored)?;
             let live =
                 source.log.live(&KeyRange::all(), None, usize::MAX).map_err(|error| unreadable(error.to_string()))?;
-            self.same_keys(index, "stores", state.revision, &live.events)?;
+            self.same_keys(&format!("member {index} stores"), &KeyRange::all(), state.revision, &live.events)?;
             let Some((fanout, _)) = &running.fanout else { continue };
             for at in [state.compacted.max(Revision(1)), state.revision] {
-                let query = RangeQuery {
-                    range: KeyRange::all(),
-                    revision: Some(at),
-                    limit: 0,
-                    sort: None,
-                    count_only: false,
-                    keys_only: false,
-                    revision_bounds: (0, 0, 0, 0),
-                };
-                let answer = fanout.range_here(query).map_err(|error| unreadable(error.to_string()))?;
-                self.same_keys(index, "shows", at, &answer.events)?;
+                let answer = fanout.range_here(query(KeyRange::all(), Some(at), 0));
+                let answer = answer.map_err(|error| unreadable(error.to_string()))?;
+                self.same_keys(&format!("member {index} shows"), &KeyRange::all(), at, &answer.events)?;
+            }
+        }
+        self.compare_nodes()
+    }
+
+    /// Fanouts of their own show the same, of what they hold.
+    fn compare_nodes(&self) -> Checked {
+        let truth = &self.oracle.truth;
+        for (index, node) in self.nodes.iter().enumerate() {
+            let Some(running) = &node.running else { continue };
+            for at in [truth.compacted().max(Revision(1)), truth.revision()] {
+                for span in node.scope.spans() {
+                    let answer =
+                        running.fanout.range_here(query(span.clone(), Some(at), 0)).map_err(|error| Violation {
+                            guarantee: Guarantee::Sound,
+                            what: format!("node {index} at revision {at}: {error}"),
+                        })?;
+                    self.same_keys(&format!("node {index} shows"), span, at, &answer.events)?;
+                }
             }
         }
         Ok(())
     }
 
-    fn same_keys(&self, member: usize, does: &str, at: Revision, found: &[Arc<tailwater_eventlog::Event>]) -> Checked {
-        let all = KeyRange::all();
-        let mut live = self.oracle.truth.range(&all, at);
+    fn same_keys(
+        &self,
+        who: &str,
+        range: &KeyRange,
+        at: Revision,
+        found: &[Arc<tailwater_eventlog::Event>],
+    ) -> Checked {
+        let mut live = self.oracle.truth.range(range, at);
         let same = found.iter().all(|event| live.next().is_some_and(|known| known.bytes() == event.bytes()));
         check(same && live.next().is_none(), Guarantee::Identical, || {
-            format!("member {member} {does} other keys at revision {at} than there are")
+            format!("{who} other keys at revision {at} than there are")
         })
     }
 }

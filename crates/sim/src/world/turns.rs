@@ -8,6 +8,7 @@ use tailwater_eventlog::{Fact, History, HistoryPoint, Revision, TailError};
 
 use super::{Event, World};
 use crate::member::{At, Thread};
+use crate::node::{Place, Spot};
 use crate::plan::Bug;
 use crate::violation::{Checked, Guarantee, broken};
 
@@ -91,7 +92,7 @@ impl World {
                 if let Some((_, fanout)) = self.running(at).and_then(|running| running.fanout.as_ref()) {
                     fanout.step_deliver();
                 }
-                self.wake_watchers(at);
+                self.wake_watchers(Spot { place: Place::Member(at.member), run: at.run });
                 Ok(())
             }
             Thread::History => {
@@ -99,7 +100,7 @@ impl World {
                 if fanout.is_some_and(|(_, fanout)| fanout.step_history()) {
                     self.trace.step(self.now, "history", &[at.member as u64]);
                     self.wake_soon(at, Thread::History);
-                    self.wake_watchers(at);
+                    self.wake_watchers(Spot { place: Place::Member(at.member), run: at.run });
                 }
                 Ok(())
             }
@@ -169,6 +170,7 @@ impl World {
         self.wake_soon(at, Thread::Replica);
         self.wake_soon(at, Thread::Apply);
         self.wake_soon(at, Thread::Tail);
+        self.feed_readers(Place::Member(at.member));
         self.poll_served(at)
     }
 

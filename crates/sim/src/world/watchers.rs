@@ -8,10 +8,13 @@ use prost::Message as _;
 use tailwater_api::etcdserverpb as pb;
 use tailwater_api::mvccpb;
 use tailwater_eventlog::{EventKind, KeyRange, Revision};
-use tailwater_fanout::{CreateWatch, WatchControl, WatchFilter, WatchStream};
+use tailwater_fanout::{CreateWatch, ReadError, WatchControl, WatchFilter, WatchStream};
 
+use super::nodes::query;
 use super::{Event, World};
 use crate::member::{At, Thread};
+use crate::node::{Place, Spot};
+use crate::operation::Kind;
 use crate::oracle::answers::same_kv;
 use crate::oracle::truth::{Truth, show};
 use crate::plan::{Bug, Plan};
@@ -47,7 +50,7 @@ pub(super) struct Watcher {
 
 /// An open stream.
 struct Open {
-    at: At,
+    at: Spot,
     control: WatchControl,
     stream: WatchStream,
     buffer: Vec<u8>,
@@ -87,8 +90,8 @@ impl Watcher {
         self.received
     }
 
-    pub(super) fn member(&self) -> Option<usize> {
-        self.open.as_ref().map(|open| open.at.member)
+    fn place(&self) -> Option<Place> {
+        self.open.as_ref().map(|open| open.at.place)
     }
 
     /// The stream is gone; what is known stays.
@@ -212,10 +215,12 @@ impl World {
         }
         // In the end each of them must have caught up at the same time, so they stay where they are; but who missed that
         // it was removed, and whom to ask, catches up with nothing.
-        let member = self.watchers[index].member().map(|member| self.members[member].id);
         let ends = self.settle_by.is_some();
-        let lost = ends && member.is_some_and(|member| !self.admin.has(member));
+        let lost = ends
+            && matches!(self.watchers[index].place(),
+                Some(Place::Member(member)) if !self.admin.has(self.members[member].id));
         match self.random.index(10) {
+            0 if !ends => return self.list_again(index),
             0 | 1 if lost || !ends => {
                 self.trace.step(self.now, "leave", &[index as u64]);
                 self.watchers[index].close();
@@ -234,19 +239,41 @@ impl World {
         Ok(())
     }
 
+    /// A client that has lost its place lists what it watches at one fanout, and goes on from there at any other.
+    fn list_again(&mut self, index: usize) -> Checked {
+        self.watchers[index].close();
+        let place = self.some_place();
+        let Some(fanout) = self.fanout_at(place).map(|(_, fanout)| fanout.clone()) else { return Ok(()) };
+        let ranges: Vec<(i64, KeyRange)> =
+            self.watchers[index].watches.iter().map(|(id, watch)| (*id, watch.range.clone())).collect();
+        for (id, range) in ranges {
+            if !fanout.scope().covers(&range) {
+                continue;
+            }
+            let answer = match fanout.range_here(query(range.clone(), None, 0)) {
+                Ok(answer) => answer,
+                // It can't be answered now.
+                Err(ReadError::History(_) | ReadError::Stopped) => continue,
+                Err(error) => return broken(Guarantee::Sound, format!("a list failed: {error}")),
+            };
+            let read = Kind::Read { range, at: None, serializable: true, limit: 0 };
+            let operation = self.oracle.asks(0, read);
+            self.oracle.read(&operation, &answer, Revision(0))?;
+            if let Some(watch) = self.watchers[index].watches.get_mut(&id) {
+                watch.next = Some(answer.header_revision.next());
+            }
+        }
+        self.trace.step(self.now, "list", &[index as u64]);
+        self.open_stream(index);
+        Ok(())
+    }
+
     fn open_stream(&mut self, index: usize) {
-        let member = self.random.index(self.members.len());
-        let this = &self.members[member];
-        let Some((running, (fanout, _))) =
-            this.running.as_ref().and_then(|running| Some((running, running.fanout.as_ref()?)))
-        else {
-            return;
-        };
-        if fanout.snapshot().cursor.history.0 == 0 || this.paused_until > self.now {
+        let place = self.some_place();
+        let Some((at, fanout)) = self.fanout_at(place) else { return };
+        if !self.watchers[index].watches.values().all(|watch| fanout.scope().covers(&watch.range)) {
             return;
         }
-        let at = At { member, run: this.run };
-        debug_assert!(running.source.is_some(), "a fanout has a source");
         let (control, stream) = fanout.open_stream();
         let skip = i64::from(self.config.bug == Some(Bug::ResumesBehind));
         let watcher = &mut self.watchers[index];
@@ -264,11 +291,20 @@ impl World {
             control.create(create, None);
         }
         watcher.open = Some(Open { at, control, stream, buffer: Vec::new(), due: false });
-        self.trace.step(self.now, "watch", &[index as u64, member as u64]);
+        let shown = match place {
+            Place::Member(member) => member as u64,
+            Place::Node(node) => 1000 + node as u64,
+        };
+        self.trace.step(self.now, "watch", &[index as u64, shown]);
         self.wake_watcher(index, 10);
     }
 
-    pub(super) fn wake_watchers(&mut self, at: At) {
+    /// The process that they watch has ended.
+    pub(super) fn close_watchers(&mut self, place: Place) {
+        self.watchers.iter_mut().filter(|watcher| watcher.place() == Some(place)).for_each(Watcher::close);
+    }
+
+    pub(super) fn wake_watchers(&mut self, at: Spot) {
         for index in 0..self.watchers.len() {
             if self.watchers[index].open.as_ref().is_some_and(|open| open.at == at) {
                 let delay = self.between(10, 2_000);
@@ -286,14 +322,14 @@ impl World {
 
     /// The client takes what its stream has.
     pub(super) fn poll_watcher(&mut self, index: usize) -> Checked {
-        let watcher = &mut self.watchers[index];
-        let Some(open) = &mut watcher.open else { return Ok(()) };
-        let at = open.at;
-        let wait = watcher.stalled_until.max(self.members[at.member].paused_until).saturating_sub(self.now);
+        let stalled = self.watchers[index].stalled_until;
+        let Some(at) = self.watchers[index].open.as_ref().map(|open| open.at) else { return Ok(()) };
+        let wait = stalled.max(self.paused_until(at.place)).saturating_sub(self.now);
         if wait > 0 {
             self.schedule(wait, Event::Watcher(index));
             return Ok(());
         }
+        let Some(open) = &mut self.watchers[index].open else { return Ok(()) };
         open.due = false;
         let (mut pieces, mut ended) = (0, false);
         let mut context = Context::from_waker(Waker::noop());
@@ -332,7 +368,10 @@ impl World {
         if pieces == PIECES_MAX {
             self.wake_watcher(index, 100);
         }
-        self.wake_soon(at, Thread::History);
+        match at.place {
+            Place::Member(member) => self.wake_soon(At { member, run: at.run }, Thread::History),
+            Place::Node(node) => self.wake_node(node, Thread::History),
+        }
         Ok(())
     }
 
