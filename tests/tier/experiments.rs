@@ -43,17 +43,17 @@ async fn run(experiment: &str, arguments: &[&str]) -> anyhow::Result<Option<Stri
 /// Stalled watches and lists hold no more than the bound, and get everything when they read on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stalled_clients_stay_within_the_bound() -> anyhow::Result<()> {
-    let small = ["--watch-memory-bytes=16777216", "--streams=200", "--lists=20", "--listed=1000", "--ranges=40"];
-    let much = ["--connections=10", "--value-bytes=65536", "--bytes=67108864"];
+    let small = ["--watch-memory-bytes=16777216", "--streams=100", "--lists=10", "--listed=1000", "--ranges=40"];
+    let much = ["--connections=10", "--value-bytes=65536", "--bytes=33554432"];
     let Some(said) = run("bound", &[&small[..], &much].concat()).await? else { return Ok(()) };
-    anyhow::ensure!(said.contains("\nkept: 200 stalled streams"), "the bound: {said}");
+    anyhow::ensure!(said.contains("\nkept: 100 stalled streams"), "the bound: {said}");
     Ok(())
 }
 
 /// The leader sends as much for four fanouts behind one relay as for one fanout.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relay_costs_the_leader_as_much_as_one_fanout() -> anyhow::Result<()> {
-    let small = ["--rounds=1", "--seconds=2", "--rate=100", "--members=1"];
+    let small = ["--rounds=1", "--seconds=1", "--rate=100", "--members=1"];
     let Some(said) = run("topology", &small).await? else { return Ok(()) };
     anyhow::ensure!(said.contains("kept: bytes sent for a relay"), "what the leader sends: {said}");
     Ok(())

@@ -107,7 +107,7 @@ impl Plan {
     /// # Errors
     /// Never, as nobody takes the right away.
     pub(crate) async fn turn() -> anyhow::Result<SemaphorePermit<'static>> {
-        TURNS.acquire_many(TIERS).await.context("nobody closes it")
+        TURNS.acquire().await.context("nobody closes it")
     }
 
     /// Starts it and waits until all serve; none when this can't run here, which has been said then.

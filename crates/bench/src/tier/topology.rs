@@ -64,9 +64,10 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         let group = Group::start(&common, &program, &[]).await?;
         let target =
             Target { endpoint: group.members.endpoint.clone(), prefix: "/put/", keys: 10_000, value_bytes: 1024 };
-        let greatest = target.greatest_rate(Duration::from_secs(5)).await?;
-        if rate == 0 {
-            rate = greatest / 2;
+        if arguments.rate == 0 {
+            // In every round, so that whatever grows with puts has grown.
+            let greatest = target.greatest_rate(Duration::from_secs(5)).await?;
+            rate = if rate == 0 { greatest / 2 } else { rate };
         }
         for shape in SHAPES {
             phase(&arguments, &program, &group, (&target, rate), shape, &mut figures).await?;
@@ -97,14 +98,14 @@ async fn phase(
     let counter = Counter::start(&group.members.peers[0]).await?;
     let mut fanouts = Vec::new();
     for _ in 0..direct {
-        fanouts.push(Fanout::start(program, &[counter.url.clone()], arguments.common.pin, &[]).await?);
+        fanouts.push(Fanout::start(program, std::slice::from_ref(&counter.url), arguments.common.pin, &[]).await?);
     }
     for _ in 0..behind {
         let relay = fanouts[0].peer.clone();
         fanouts.push(Fanout::start(program, &[relay], arguments.common.pin, &[]).await?);
     }
     // The transfer of the state is not what is measured.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
     let before = (group.members.leader_usage()?.cpu_seconds, group.cpu_seconds()?.0, counter.sent());
     let measured = target.open_loop(rate, Duration::from_secs(arguments.seconds)).await?;
     let after = (group.members.leader_usage()?.cpu_seconds, group.cpu_seconds()?.0, counter.sent());
