@@ -37,7 +37,7 @@ impl ListMemory {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// Admits nothing yet; see [`ListPermit::grow`].
+    /// Admits nothing yet; see [`ListMemory::grow`].
     pub(crate) fn begin(&self) -> ListPermit {
         ListPermit { held: self.held.clone(), bytes: 0, uncounted: 0 }
     }

@@ -34,11 +34,18 @@ fn stalled_streams_hold_no_more_than_the_bound() {
     }
     world.settle(&fanout);
     assert!(most > 0 && most <= BOUND, "streams held {most} bytes");
+    let load = fanout.load(3);
+    assert_eq!((load.streams, load.watchers, load.slowest.len()), (STREAMS, STREAMS, 3));
+    assert!(load.lag_revisions > 0 && load.streams_behind > STREAMS / 2, "{load:?}");
+    assert_eq!(load.slowest[0].backlog_revisions, load.lag_revisions);
+    assert!(matches!(&load.slowest[0].range, KeyRange::Key(key) if key.starts_with(b"k")));
     for (i, client) in clients.iter_mut().enumerate() {
         let expected = (EVENTS - i).div_ceil(STREAMS);
         client.poll_until("everything came", |client| client.watchers.get(&0).is_some_and(|w| w.received == expected));
         assert!(fanout.stream_bytes() <= BOUND);
     }
+    let load = fanout.load(3);
+    assert_eq!((load.lag_revisions, load.watchers_behind, load.slowest), (0, 0, Vec::new()));
     drop(clients);
     fanout.stop();
 }
