@@ -15,6 +15,7 @@ mod lease;
 mod members;
 pub(crate) mod quota;
 mod range;
+pub(crate) mod rows_of;
 mod txn;
 
 #[cfg(test)]
@@ -91,6 +92,8 @@ pub(crate) struct Machine {
     conf_state: ConfState,
     /// Whether a compaction at revision 0 was accepted.
     compacted_at_zero: bool,
+    /// Of the backup that the store began with; empty: none.
+    restored: Vec<u8>,
     /// Whether [`Machine::index_step`] has work left.
     index_behind: bool,
     /// Not yet taken; events are in (revision, sub) order.
@@ -127,6 +130,7 @@ impl Machine {
             cluster_version: String::new(),
             conf_state: ConfState::default(),
             compacted_at_zero: false,
+            restored: Vec::new(),
             output: Output::default(),
             output_bytes: 0,
         };
@@ -174,6 +178,16 @@ impl Machine {
     /// The leases as the leader's clock starts from them: id, TTL, seconds left at the last checkpoint.
     pub(crate) fn lease_times(&self) -> impl Iterator<Item = (LeaseId, i64, i64)> {
         self.leases.iter().map(|(id, lease)| (*id, lease.ttl, lease.remaining))
+    }
+
+    /// Alarms that are raised.
+    pub(crate) fn alarms(&self) -> impl Iterator<Item = Alarm> {
+        self.alarms.iter().copied()
+    }
+
+    /// "major.minor.0"; empty before it is decided.
+    pub(crate) fn cluster_version(&self) -> &str {
+        &self.cluster_version
     }
 
     /// Keys attached to a lease, sorted; `None` when there is no such lease.
@@ -235,7 +249,7 @@ impl Machine {
             Command::LeaseCheckpoint(request) => Ok(self.lease_checkpoint(&request)),
             Command::Alarm(request) => Ok(self.alarm(&request)),
             Command::SetClusterVersion(request) => Ok(self.set_cluster_version(request)),
-            Command::Bootstrap(request) => Ok(self.bootstrap(request)),
+            Command::Bootstrap(request) => Ok(self.bootstrap(request)?),
             Command::PublishMember(request) => Ok(self.publish_member(request)),
             Command::MemberAdd(request) => Ok(self.member_add(request)?),
             Command::MemberRemove(request) => Ok(self.member_remove(&request)?),

@@ -30,11 +30,13 @@ use bytes::Bytes;
 
 use crate::{Event, HistoryId, KeyIndex, KeyRange, Position, Revision, Term};
 
+mod backup;
 mod copy;
 mod engine;
 mod files;
 mod fold;
 mod format;
+mod found;
 mod generation;
 mod generations;
 mod hash;
@@ -44,11 +46,13 @@ mod open;
 mod scan;
 mod staging;
 
+pub use backup::{Backup, BackupConfig, BackupEvents};
 pub use copy::{CopyError, CopyPoint, LogCopy, StateRow};
 use engine::Family;
 pub(crate) use generation::Generation;
 use generations::Home;
 pub use generations::Installed;
+pub use found::{Founder, RestoredPut};
 pub use hash::{HashError, StoreHash};
 pub use hold::FoldHold;
 pub(crate) use scan::Scan;
@@ -103,7 +107,8 @@ pub struct LogState {
     pub revision: Revision,
     /// Readers see nothing below it; 0 before the first compaction.
     pub compacted: Revision,
-    /// Everything at or below it is folded into base; `fold_point < compacted` once anything was compacted.
+    /// Everything at or below it is folded into base; `fold_point < compacted` once anything was compacted, or equal to it
+    /// in a store that was restored and lacks the record at that revision.
     pub fold_point: Revision,
     /// The applied raft index, and that entry's term.
     pub applied: Position,

@@ -25,12 +25,14 @@ mod metrics;
 mod range;
 mod route;
 mod rpc;
+mod snapshot;
 mod status;
 mod txn;
 mod watch;
 
 pub use compactor::run_auto_compaction;
 pub use config::{AutoCompaction, GatewayConfig};
-pub use gateway::{Gateway, HashForwarder};
+pub use gateway::{Gateway, HashForwarder, SnapshotForwarder};
 pub use route::{Forwarder, ReplicaInfo};
+pub use snapshot::{RestoreError, Restored, Restoring, SnapshotPieces, Snapshots, restore};
 pub use status::{Code, Fault};

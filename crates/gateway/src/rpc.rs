@@ -18,6 +18,7 @@ use crate::methods::{self, Kind, Method};
 use crate::metrics::Observation;
 use crate::route::is_routed;
 use crate::route::position::{POSITION, POSITION_MIN, Place};
+use crate::snapshot::SnapshotCall;
 use crate::status::{Code, Fault};
 use crate::watch::WatchCall;
 
@@ -171,6 +172,10 @@ impl Gateway {
             "/etcdserverpb.Cluster/MemberList" => Answer::message(&self.member_list(decode(message)?).await?),
             "/etcdserverpb.Maintenance/Status" => Answer::message(&self.status().await?),
             "/etcdserverpb.Maintenance/HashKV" => Answer::message(&self.hash_kv(decode(message)?).await?),
+            "/etcdserverpb.Maintenance/Snapshot" => {
+                let _: pb::SnapshotRequest = decode(message)?;
+                Answer::Stream(Box::new(SnapshotCall::new(self.snapshot().await?)))
+            }
             "/etcdserverpb.Maintenance/Alarm" => Answer::message(&self.alarm(decode(message)?).await?),
             "/grpc.health.v1.Health/Check" => Answer::message(&self.health_check(&decode(message)?)?),
             "/grpc.health.v1.Health/Watch" => Answer::Stream(Box::new(HealthWatch::open(self, &decode(message)?))),

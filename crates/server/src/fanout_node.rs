@@ -22,7 +22,7 @@ use crate::host::{Host, bind_all, told_to_end};
 use crate::relay_side::{Describer, RelaySide};
 use crate::upstream::{self, Found, TELL_INTERVAL};
 use crate::write_route::{RouteKeeper, TierPlane};
-use crate::{hashes, process, telemetry};
+use crate::{hashes, process, snapshots, telemetry};
 
 const WAITING: &str = "tailwater: waiting for an upstream";
 const TRANSFERRING: &str = "tailwater: the state is being transferred";
@@ -163,6 +163,8 @@ impl FanoutNode {
             let asked = hashes::ask(members.clone(), at.unwrap_or(Revision(0)));
             Box::pin(async { asked.await.map_err(hashes::fault) })
         }));
+        let members = directory.clone();
+        gateway.forward_snapshots(Box::new(move || Box::pin(snapshots::ask(members.clone()))));
         let is_ready = Arc::new(AtomicBool::new(false));
         let relay = self.serve_peers(&fanout, &remote, &router, &directory, &is_ready)?;
         let (upstream, members) = (self.config.upstream.clone(), found.members.clone());

@@ -24,6 +24,8 @@ mod peer_side;
 mod process;
 mod relay_side;
 mod roles;
+mod snapshot;
+mod snapshots;
 mod status;
 mod survey;
 mod telemetry;
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
     let flags = match flags::parse(std::env::args().skip(1).collect(), |name| std::env::var(name).ok()) {
         Parsed::Serve(flags) => flags,
         Parsed::Status(flags) => return survey::run(&flags),
+        Parsed::Snapshot(command) => return snapshot::run(&command),
         Parsed::Exit(code) => return code,
     };
     let config = match Config::from_flags(&flags) {

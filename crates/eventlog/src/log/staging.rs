@@ -285,7 +285,7 @@ impl Staging {
     pub fn begin_state(&mut self, state: LogState) -> Result<(), StorageError> {
         let point = self.progress.point;
         let fits = state.history == point.history
-            && (point.fold_point < state.compacted || point.fold_point == Revision(0))
+            && point.fold_point <= state.compacted
             && state.compacted <= state.revision;
         if !fits {
             return Err(StorageError::Inconsistent(format!("a copy based at {point:?} can't end at {state:?}")));
