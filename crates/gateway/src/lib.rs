@@ -12,13 +12,16 @@
 
 mod admin;
 mod body;
+mod caller;
 mod checks;
 mod compactor;
 mod config;
+mod election;
 mod gateway;
 mod http;
 mod kv;
 mod lease;
+mod lock;
 mod members;
 mod methods;
 mod metrics;

@@ -149,7 +149,24 @@ impl Gateway {
                 return Err(Fault::NotSupportedForLearner);
             }
         }
-        self.dispatch(method, message).await
+        match method.service() {
+            "v3electionpb.Election" | "v3lockpb.Lock" => self.dispatch_recipe(method, head, message).await,
+            _ => self.dispatch(method, message).await,
+        }
+    }
+
+    /// What consists of other calls.
+    async fn dispatch_recipe(&self, method: &Method, head: &Parts, message: bytes::Bytes) -> Result<Answer, Fault> {
+        Ok(match method.path {
+            "/v3electionpb.Election/Campaign" => Answer::message(&self.campaign(head, decode(message)?).await?),
+            "/v3electionpb.Election/Proclaim" => Answer::message(&self.proclaim(head, decode(message)?).await?),
+            "/v3electionpb.Election/Leader" => Answer::message(&self.leader(head, &decode(message)?).await?),
+            "/v3electionpb.Election/Observe" => Answer::Stream(Box::new(self.observe(head, &decode(message)?))),
+            "/v3electionpb.Election/Resign" => Answer::message(&self.resign(head, decode(message)?).await?),
+            "/v3lockpb.Lock/Lock" => Answer::message(&self.lock(head, decode(message)?).await?),
+            "/v3lockpb.Lock/Unlock" => Answer::message(&self.unlock(head, decode(message)?).await?),
+            _ => return Err(Fault::unserved(method.service(), method.name())),
+        })
     }
 
     async fn dispatch(&self, method: &Method, message: bytes::Bytes) -> Result<Answer, Fault> {
