@@ -66,7 +66,7 @@ impl Caller {
 }
 
 /// Boxed, since some calls make calls.
-fn answer(gateway: Gateway, call: Request<Body>) -> Answering {
+pub(crate) fn answer(gateway: Gateway, call: Request<Body>) -> Answering {
     Box::pin(async move { gateway.serve(call).await })
 }
 

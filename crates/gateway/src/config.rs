@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::AccessControl;
+
 /// How the gateway serves.
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
@@ -23,6 +25,10 @@ pub struct GatewayConfig {
     pub reported_version: String,
     /// The quota that Status tells, in bytes.
     pub quota_bytes: u64,
+    /// Who may ask over plain HTTP.
+    pub access: AccessControl,
+    /// Whether the API is served as JSON too.
+    pub json_gateway: bool,
     /// When old history is compacted without a client's asking.
     pub auto_compaction: AutoCompaction,
 }

@@ -16,9 +16,7 @@ use tailwater_api::v3electionpb::{
 use crate::Gateway;
 use crate::body::{Chunks, framed};
 use crate::caller::Caller;
-use crate::lock::{
-    Abandoned, Queue, TXN, Watching, as_client, delete, found, is_created_at, put, range, session,
-};
+use crate::lock::{Abandoned, Queue, TXN, Watching, as_client, delete, found, is_created_at, put, range, session};
 use crate::status::{Code, Fault};
 
 impl Gateway {

@@ -1,15 +1,15 @@
 //! Health, version and metrics over plain HTTP, on the client port and on `--listen-metrics-urls`.
 
 use axum::body::Body;
-use http::{HeaderValue, Method, Response, StatusCode, Uri, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use metrics::{counter, gauge};
 use serde::Serialize;
 use tailwater_eventlog::{AlarmKind, KeyRange};
 use tailwater_fanout::RangeQuery;
 
-use crate::Gateway;
 use crate::metrics::{HEALTH_FAILURES, HEALTH_SUCCESS, HEALTHCHECK, HEALTHCHECKS, refresh_gauges};
 use crate::status::Fault;
+use crate::{Gateway, caller, json};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
@@ -36,23 +36,25 @@ impl Check {
     }
 }
 
-/// Answers a client's request that is not gRPC. Any web page may read the answers, as etcd's default `--cors=*` says.
-pub(crate) async fn serve(gateway: &Gateway, method: &Method, uri: &Uri) -> Response<Body> {
-    let mut response = if *method == Method::OPTIONS {
-        Response::new(Body::empty())
-    } else if uri.path() == "/version" {
-        only_get(method).unwrap_or_else(|| version(gateway))
-    } else {
-        serve_metrics(gateway, method, uri).await
-    };
-    let headers = response.headers_mut();
-    for (name, value) in [
-        (header::ACCESS_CONTROL_ALLOW_HEADERS, "accept, content-type, authorization"),
-        (header::ACCESS_CONTROL_ALLOW_METHODS, "POST, GET, OPTIONS, PUT, DELETE"),
-        (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
-    ] {
-        headers.insert(name, HeaderValue::from_static(value));
+/// Answers a client's request that is not gRPC.
+pub(crate) async fn serve(gateway: &Gateway, request: Request<Body>) -> Response<Body> {
+    let access = &gateway.config().access;
+    if let Some(refused) = access.refuse_host(request.headers(), request.uri()) {
+        return refused;
     }
+    let asked = request.headers().clone();
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let mut response = if method == Method::OPTIONS {
+        Response::new(Body::empty())
+    } else if gateway.config().json_gateway && json::is_json(uri.path()) {
+        let call = gateway.clone();
+        json::serve(request, gateway.config().message_bytes_max(), |request| caller::answer(call, request)).await
+    } else if uri.path() == "/version" {
+        only_get(&method).unwrap_or_else(|| version(gateway))
+    } else {
+        serve_metrics(gateway, &method, &uri).await
+    };
+    access.mark(&asked, response.headers_mut());
     response
 }
 

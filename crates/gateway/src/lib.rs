@@ -10,6 +10,7 @@
 //! Invariants: no read, created header or watch "from now on" goes behind the highest position that this gateway has
 //! answered; nothing is read from a stream before there is room for its answer.
 
+mod access;
 mod admin;
 mod body;
 mod caller;
@@ -19,6 +20,7 @@ mod config;
 mod election;
 mod gateway;
 mod http;
+mod json;
 mod kv;
 mod lease;
 mod lock;
@@ -33,6 +35,7 @@ mod status;
 mod txn;
 mod watch;
 
+pub use access::AccessControl;
 pub use compactor::run_auto_compaction;
 pub use config::{AutoCompaction, GatewayConfig};
 pub use gateway::{Gateway, HashForwarder, SnapshotForwarder};

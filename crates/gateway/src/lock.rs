@@ -133,10 +133,7 @@ impl Queue {
 
     /// Waits until no key is left that was made at or before this revision.
     pub(crate) async fn wait_for_first(&self, max_create_revision: i64) -> Result<(), Fault> {
-        let last = pb::RangeRequest {
-            max_create_revision,
-            ..self.ordered(pb::range_request::SortOrder::Descend)
-        };
+        let last = pb::RangeRequest { max_create_revision, ..self.ordered(pb::range_request::SortOrder::Descend) };
         loop {
             let found = self.get(&last).await?;
             let Some(before) = found.kvs.first() else { return Ok(()) };
@@ -172,8 +169,8 @@ impl Watching {
         loop {
             let lost = || Fault::Other(Code::Unknown, "lost watcher waiting for delete".to_owned());
             let message = self.0.next().await?.ok_or_else(lost)?;
-            let response = pb::WatchResponse::decode(message)
-                .map_err(|error| Fault::Other(Code::Internal, error.to_string()))?;
+            let response =
+                pb::WatchResponse::decode(message).map_err(|error| Fault::Other(Code::Internal, error.to_string()))?;
             if response.compact_revision != 0 {
                 return Err(Fault::Compacted);
             }
@@ -246,12 +243,7 @@ pub(crate) fn is_created_at(key: &[u8], revision: i64) -> pb::Compare {
 }
 
 pub(crate) fn put(key: &[u8], value: &[u8], lease: i64) -> pb::RequestOp {
-    let put = pb::PutRequest {
-        key: key.to_vec().into(),
-        value: value.to_vec().into(),
-        lease,
-        ..Default::default()
-    };
+    let put = pb::PutRequest { key: key.to_vec().into(), value: value.to_vec().into(), lease, ..Default::default() };
     pb::RequestOp { request: Some(pb::request_op::Request::RequestPut(put)) }
 }
 

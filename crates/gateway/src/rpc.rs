@@ -49,8 +49,7 @@ impl Gateway {
                 None => self.call(request).await,
             };
         }
-        let (head, _) = request.into_parts();
-        crate::http::serve(self, &head.method, &head.uri).await
+        Box::pin(crate::http::serve(self, request)).await
     }
 
     /// Serves one HTTP request on a listener for metrics and health alone.

@@ -72,9 +72,8 @@ impl Snapshots {
     /// Too many are under way.
     pub fn open(&self) -> Result<SnapshotPieces, Fault> {
         let slot = Arc::clone(&self.slots).try_acquire_owned();
-        let slot = slot.map_err(|_| {
-            Fault::Other(Code::ResourceExhausted, Fault::TooManyRequests.status().1.to_owned())
-        })?;
+        let slot =
+            slot.map_err(|_| Fault::Other(Code::ResourceExhausted, Fault::TooManyRequests.status().1.to_owned()))?;
         let (pieces, receiver) = mpsc::channel(PIECES_MAX);
         let thread = SnapshotThread { log: self.log.clone(), pieces, runtime: Handle::current(), _slot: slot };
         let spawned = std::thread::Builder::new().name("snapshot".into()).spawn(move || thread.run());
@@ -167,7 +166,10 @@ impl Planned {
     }
 }
 
-fn each_event(backup: &Backup, mut each: impl FnMut(RowRevision, &Event) -> Result<(), WriteError>) -> Result<(), Ended> {
+fn each_event(
+    backup: &Backup,
+    mut each: impl FnMut(RowRevision, &Event) -> Result<(), WriteError>,
+) -> Result<(), Ended> {
     let mut events = backup.events().map_err(CopyError::from)?;
     while let Some(event) = events.next()? {
         let at = RowRevision { main: event.revision().0, sub: i64::from(event.sub()) };

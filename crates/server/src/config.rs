@@ -7,7 +7,7 @@ use std::time::Duration;
 use tailwater_consensus::ConsensusConfig;
 use tailwater_eventlog::{KeyRange, MemberId};
 use tailwater_fanout::FanoutConfig;
-use tailwater_gateway::{AutoCompaction, GatewayConfig};
+use tailwater_gateway::{AccessControl, AutoCompaction, GatewayConfig};
 use tailwater_transport::NodeDescription;
 
 use crate::connection::ConnectionLimits;
@@ -72,6 +72,8 @@ pub(crate) struct Config {
     pub(crate) drain_grace: Duration,
     list_memory_bytes: usize,
     slow_request: Duration,
+    access: AccessControl,
+    json_gateway: bool,
 }
 
 impl Config {
@@ -131,6 +133,8 @@ impl Config {
             drain_grace: time("drain-grace", &flags.drain_grace)?,
             slow_request: duration::parse(&flags.warning_unary_request_duration)
                 .map_err(|reason| format!("--warning-unary-request-duration: {reason}"))?,
+            access: AccessControl { origins: list(&flags.cors), hosts: list(&flags.host_whitelist) },
+            json_gateway: flags.enable_grpc_gateway,
         })
     }
 
@@ -203,6 +207,8 @@ impl Config {
             slow_request: self.slow_request,
             reported_version: self.reported_version.clone(),
             quota_bytes: self.quota_bytes,
+            access: self.access.clone(),
+            json_gateway: self.json_gateway,
             auto_compaction: self.auto_compaction,
         }
     }
@@ -240,6 +246,11 @@ impl Config {
             age_grace: self.connection_age_grace,
         }
     }
+}
+
+/// What stands between commas.
+fn list(text: &str) -> Vec<String> {
+    text.split(',').map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect()
 }
 
 fn time(flag: &str, text: &str) -> Result<Duration, String> {

@@ -172,6 +172,15 @@ pub(crate) struct Flags {
     /// More URLs that serve only metrics and health
     #[arg(long, default_value = "")]
     pub(crate) listen_metrics_urls: String,
+    /// Origins whose pages may read answers over plain HTTP, separated by commas
+    #[arg(long, default_value = "*")]
+    pub(crate) cors: String,
+    /// Hosts that the server may be called by without TLS, separated by commas
+    #[arg(long, default_value = "*")]
+    pub(crate) host_whitelist: String,
+    /// Serve the API as JSON too, under /v3/
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub(crate) enable_grpc_gateway: bool,
     /// debug, info, warn, error, panic or fatal
     #[arg(long, default_value = "info")]
     pub(crate) log_level: String,

@@ -105,8 +105,14 @@ impl Founder {
         compacted: Revision,
         state: &[(Vec<u8>, Vec<u8>)],
     ) -> Result<LogState, StorageError> {
-        let numbers =
-            LogState { revision, compacted, fold_point: self.fold_point, applied: Position(POSITION), applied_term: Term(POSITION), ..LogState::default() };
+        let numbers = LogState {
+            revision,
+            compacted,
+            fold_point: self.fold_point,
+            applied: Position(POSITION),
+            applied_term: Term(POSITION),
+            ..LogState::default()
+        };
         for (key, value) in state {
             let key = format::state_key(key);
             let value = format::sealed(&key, value.clone());
@@ -148,7 +154,8 @@ impl Founder {
             return wrong("is out of order");
         }
         if place.0 > self.fold_point {
-            let before = if self.last.0 > self.fold_point { self.last } else { (self.fold_point.max(Revision(1)), u32::MAX) };
+            let before =
+                if self.last.0 > self.fold_point { self.last } else { (self.fold_point.max(Revision(1)), u32::MAX) };
             if !format::comes_after(before, place) {
                 return wrong("leaves a hole before it");
             }

@@ -33,13 +33,8 @@ fn render(status: &SnapshotStatus, format: &str) -> String {
             "{{\"hash\":{hash},\"revision\":{revision},\"totalKey\":{keys},\"totalSize\":{database_bytes},\"version\":\"{version}\"}}"
         );
     }
-    let fields = [
-        format!("{hash:x}"),
-        revision.to_string(),
-        keys.to_string(),
-        human_bytes(*database_bytes),
-        version.to_owned(),
-    ];
+    let fields =
+        [format!("{hash:x}"), revision.to_string(), keys.to_string(), human_bytes(*database_bytes), version.to_owned()];
     if format == "table" { table(&fields) } else { fields.join(", ") }
 }
 
@@ -48,8 +43,10 @@ fn table(fields: &[String; 5]) -> String {
     let widths: Vec<usize> = HEADS.iter().zip(fields).map(|(head, field)| head.len().max(field.len())).collect();
     let line = widths.iter().fold("+".to_owned(), |line, width| line + &"-".repeat(width + 2) + "+");
     // Heads in the middle, fields to the right, as etcd's tables have them.
-    let heads = HEADS.iter().zip(&widths).fold("|".to_owned(), |row, (head, width)| row + &format!(" {head:^width$} |"));
-    let row = fields.iter().zip(&widths).fold("|".to_owned(), |row, (field, width)| row + &format!(" {field:>width$} |"));
+    let heads =
+        HEADS.iter().zip(&widths).fold("|".to_owned(), |row, (head, width)| row + &format!(" {head:^width$} |"));
+    let row =
+        fields.iter().zip(&widths).fold("|".to_owned(), |row, (field, width)| row + &format!(" {field:>width$} |"));
     format!("{line}\n{heads}\n{line}\n{row}\n{line}")
 }
 
