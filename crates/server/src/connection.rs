@@ -4,11 +4,13 @@ use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use socket2::SockRef;
+use tailwater_tls::{Accepted, Door};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -54,8 +56,7 @@ pub(crate) async fn serve(
     surface: Surface,
     limits: ConnectionLimits,
     mut draining: watch::Receiver<Draining>,
-    stream: TcpStream,
-    peer: SocketAddr,
+    (door, stream, peer): (Door, TcpStream, SocketAddr),
 ) {
     // Watch events are small writes that must not wait for an acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
@@ -68,11 +69,23 @@ pub(crate) async fn serve(
     {
         tracing::debug!(%error, "the buffers of a connection keep their size");
     }
+    let entered = tokio::select! {
+        entered = door.accept(stream, peer) => entered,
+        _ = drained(&mut draining) => return,
+    };
+    let (stream, certificate) = match entered {
+        Ok(Accepted { stream, peer }) => (stream, peer),
+        Err(rejected) => return rejected.log_client(),
+    };
+    let certificate = certificate.map(Arc::new);
     let chance = RandomState::new().hash_one(peer);
     let serving = front.clone();
     let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         let front = serving.clone();
         request.extensions_mut().insert(peer);
+        if let Some(certificate) = &certificate {
+            request.extensions_mut().insert(certificate.clone());
+        }
         // Boxed: a watch lives for hours and would keep room for all that it took to open it.
         let answer: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(async move {
             let request = request.map(axum::body::Body::new);

@@ -1,9 +1,13 @@
 //! The command line: etcd's names where etcd has one. A flag wins over `TAILWATER_*`, which wins over `ETCD_*`.
 
+mod tls;
+
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+pub(crate) use self::tls::TlsFlags;
 
 /// An etcd-compatible store that takes watch fan-out off the consensus write path.
 #[derive(Debug, Parser)]
@@ -29,6 +33,15 @@ pub(crate) struct StatusFlags {
     /// Client URLs to ask first, separated by commas; the others are found from there
     #[arg(long, default_value = "http://127.0.0.1:2379")]
     pub(crate) endpoints: String,
+    /// Who signs the servers' certificates [default: whom this machine trusts]
+    #[arg(long, default_value = "")]
+    pub(crate) cacert: String,
+    /// Certificate to show
+    #[arg(long, default_value = "")]
+    pub(crate) cert: String,
+    /// Key of --cert
+    #[arg(long, default_value = "")]
+    pub(crate) key: String,
     /// "table" or "json"
     #[arg(short = 'w', long, default_value = "table", value_parser = ["table", "json"])]
     pub(crate) write_out: String,
@@ -106,6 +119,8 @@ pub(crate) struct Flags {
     /// debug, info, warn, error, panic or fatal
     #[arg(long, default_value = "info")]
     pub(crate) log_level: String,
+    #[command(flatten)]
+    pub(crate) tls: TlsFlags,
     /// Milliseconds between heartbeats
     #[arg(long, default_value_t = 100)]
     pub(crate) heartbeat_interval: u32,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tailwater_gateway::{Code, Forwarder};
+use tailwater_transport::LinkConfig;
 
 use crate::config::Config;
 use crate::discovery;
@@ -18,6 +19,7 @@ pub(crate) struct GatewayNode {
     front: Front,
     forwarder: Forwarder,
     upstream: Vec<String>,
+    link: LinkConfig,
 }
 
 /// What probes are told.
@@ -40,7 +42,7 @@ impl GatewayNode {
     /// A port is taken.
     pub(crate) fn build(config: &Config) -> anyhow::Result<Self> {
         let host = Host::bind(config)?;
-        let forwarder = Forwarder::new(config.message_bytes_max());
+        let forwarder = Forwarder::new(config.message_bytes_max(), Some(config.tls.client_dialer.clone()));
         let front = Front::new(Arc::new(Readiness(forwarder.clone())), telemetry::start_metrics()?);
         front.forward(forwarder.clone());
         tracing::info!(
@@ -50,7 +52,7 @@ impl GatewayNode {
             version = env!("CARGO_PKG_VERSION"),
             "starting a tailwater server"
         );
-        Ok(Self { host, front, forwarder, upstream: config.upstream.clone() })
+        Ok(Self { host, front, forwarder, upstream: config.upstream.clone(), link: config.link() })
     }
 
     /// Serves until a signal comes.
@@ -73,7 +75,8 @@ impl GatewayNode {
             true => tracing::info!("ready to serve client requests"),
             false => tracing::warn!("no replica is known that answers reads; calls are refused"),
         };
-        discovery::keep(&self.forwarder, self.upstream.clone(), self.host.clients.handle(), tell).await;
+        let upstream = (self.upstream.clone(), self.link.clone());
+        discovery::keep(&self.forwarder, upstream, self.host.clients.handle(), tell).await;
     }
 
     /// Stops accepting and lets clients go.

@@ -48,7 +48,7 @@ impl MemberNode {
     pub(crate) fn build(config: &Config, data_dir: &DataDir) -> anyhow::Result<Self> {
         let identity = data_dir.identity;
         let host = Host::bind(config)?;
-        let peer_listeners = bind_all(&config.peer_addresses)?;
+        let peer_listeners = bind_all(&config.peer_listens, &config.tls.peer)?;
         let metrics = telemetry::start_metrics()?;
         tracing::info!(
             name = config.name,
@@ -175,6 +175,7 @@ impl MemberNode {
         CorruptionCheck {
             consensus: self.consensus.clone(),
             directory: self.peer.directory(),
+            link: self.config.link(),
             write_plane: self.write_plane.clone(),
         }
     }

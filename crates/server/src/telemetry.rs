@@ -62,7 +62,9 @@ impl Visit for Fields {
         if field.name() == "message" {
             self.message = text;
         } else {
-            self.set(field, text.into());
+            // A list of strings looks the same in JSON; whoever reads the log gets it as a list.
+            let list = serde_json::from_str::<Vec<String>>(&text).map(Value::from);
+            self.set(field, list.unwrap_or_else(|_| text.into()));
         }
     }
 

@@ -91,6 +91,20 @@ impl ClientTls {
     }
 }
 
+/// Connects to a host, a name or an address, with TLS or without. Small messages are not held back.
+///
+/// # Errors
+/// Nobody is there, or the handshake failed.
+pub async fn dial(host: &str, port: u16, tls: Option<&ClientTls>, protocol: Protocol) -> io::Result<Stream> {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let stream = TcpStream::connect((bare, port)).await?;
+    stream.set_nodelay(true)?;
+    match tls {
+        Some(tls) => tls.connect(bare, protocol, stream).await,
+        None => Ok(Stream::Plain(stream)),
+    }
+}
+
 fn load(config: &TlsConfig) -> Result<State, TlsError> {
     let own = match config.client_cert_file.is_some() || config.client_key_file.is_some() {
         true => files::pair(config.client_cert_file.as_ref(), config.client_key_file.as_ref())?,
@@ -107,6 +121,10 @@ fn load(config: &TlsConfig) -> Result<State, TlsError> {
         None => builder.with_no_client_auth(),
     };
     made.resumption = Resumption::disabled();
-    let with = |protocol: &[u8]| Arc::new(ClientConfig { alpn_protocols: vec![protocol.to_vec()], ..made.clone() });
+    let with = |protocol: &[u8]| {
+        let mut with = made.clone();
+        with.alpn_protocols = vec![protocol.to_vec()];
+        Arc::new(with)
+    };
     Ok(State { http1: with(b"http/1.1"), http2: with(b"h2") })
 }

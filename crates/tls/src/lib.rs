@@ -27,7 +27,7 @@ mod stream;
 mod verify;
 
 pub use certificate::PeerCertificate;
-pub use client::{ClientTls, Protocol};
+pub use client::{ClientTls, Protocol, dial};
 pub use config::{CipherSuites, TlsConfig, TlsVersions};
 pub use door::{Accepted, Door, HANDSHAKE_MAX};
 pub use files::TlsError;
