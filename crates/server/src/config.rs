@@ -15,12 +15,13 @@ use tailwater_transport::{LinkConfig, NodeDescription};
 pub(crate) use self::tls::TlsSides;
 use self::urls::Urls;
 pub(crate) use self::urls::{Listen, authority};
-use crate::connection::ConnectionLimits;
+use crate::connection::{ConnectionLimits, Keepalive};
 use crate::data_dir::{DataDir, Identity};
 use crate::duration;
 use crate::flags::Flags;
 use crate::founding::Founding;
 use crate::roles::{self, Roles};
+use crate::telemetry::LogConfig;
 
 /// Where clients are served when nothing is said.
 const CLIENT_URL_DEFAULT: &str = "http://localhost:2379";
@@ -54,7 +55,7 @@ pub(crate) struct Config {
     pub(crate) tls: TlsSides,
     /// What a member's new data directory begins with; an existing one has its own.
     pub(crate) founding: Option<Founding>,
-    pub(crate) log_level: tracing::Level,
+    pub(crate) log: LogConfig,
     pub(crate) reported_version: String,
     pub(crate) initial_corrupt_check: bool,
     /// Zero: off.
@@ -74,6 +75,8 @@ pub(crate) struct Config {
     watch_memory_bytes: usize,
     connection_age_max: Duration,
     connection_age_grace: Duration,
+    max_concurrent_streams: u32,
+    keepalive: Keepalive,
     /// What clients have to go away in when the server stops.
     pub(crate) drain_grace: Duration,
     list_memory_bytes: usize,
@@ -117,7 +120,7 @@ impl Config {
             tls,
             peer_urls,
             founding,
-            log_level: log_level(&flags.log_level)?,
+            log: LogConfig::from_flags(flags)?,
             reported_version: reported_version(&flags.reported_version)?,
             initial_corrupt_check: flags.initial_corrupt_check,
             corrupt_check_interval: duration::parse(&flags.corrupt_check_time)
@@ -141,6 +144,12 @@ impl Config {
             list_memory_bytes: flags.list_memory_bytes,
             connection_age_max: time("max-connection-age", &flags.max_connection_age)?,
             connection_age_grace: time("max-connection-age-grace", &flags.max_connection_age_grace)?,
+            max_concurrent_streams: flags.max_concurrent_streams,
+            keepalive: Keepalive {
+                pings_apart: time("grpc-keepalive-min-time", &flags.grpc_keepalive_min_time)?,
+                interval: time("grpc-keepalive-interval", &flags.grpc_keepalive_interval)?,
+                timeout: time("grpc-keepalive-timeout", &flags.grpc_keepalive_timeout)?,
+            },
             drain_grace: time("drain-grace", &flags.drain_grace)?,
             slow_request: duration::parse(&flags.warning_unary_request_duration)
                 .map_err(|reason| format!("--warning-unary-request-duration: {reason}"))?,
@@ -256,6 +265,8 @@ impl Config {
             send_buffer_bytes: self.stream_chunk_bytes,
             age_max: self.connection_age_max,
             age_grace: self.connection_age_grace,
+            streams_max: self.max_concurrent_streams,
+            keepalive: self.keepalive,
         }
     }
 }
@@ -334,16 +345,6 @@ fn progress_interval(flags: &Flags) -> Result<Duration, String> {
 
 fn at_least(flag: &str, value: usize, least: usize) -> Result<usize, String> {
     if value < least { Err(format!("--{flag} ({value}) must be at least {least}")) } else { Ok(value) }
-}
-
-fn log_level(text: &str) -> Result<tracing::Level, String> {
-    match text {
-        "debug" => Ok(tracing::Level::DEBUG),
-        "info" => Ok(tracing::Level::INFO),
-        "warn" => Ok(tracing::Level::WARN),
-        "error" | "panic" | "fatal" | "dpanic" => Ok(tracing::Level::ERROR),
-        _ => Err(format!("--log-level: {text:?} must be debug, info, warn, error, panic or fatal")),
-    }
 }
 
 fn reported_version(text: &str) -> Result<String, String> {

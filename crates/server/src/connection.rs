@@ -23,9 +23,6 @@ const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// Calls that a client may have given up before we have looked at them. Go's clients do so in bursts, whenever a context
 /// that many calls share ends; beyond it the connection is closed, as a defence against floods.
 const RESET_STREAMS_MAX: usize = 8192;
-/// etcd's keepalive: asked after two hours of silence, gone after 20 s without an answer.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2 * 3600);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// What the kernel takes beyond what it could send at once. A client that stops reading then leaves so much with us, not
 /// a whole send buffer.
 const UNSENT_BYTES: u32 = 32 * 1024;
@@ -39,6 +36,20 @@ pub(crate) struct ConnectionLimits {
     pub(crate) age_max: Duration,
     /// What its calls have left to end by themselves.
     pub(crate) age_grace: Duration,
+    /// Calls of one connection at a time; the largest number: no limit.
+    pub(crate) streams_max: u32,
+    pub(crate) keepalive: Keepalive,
+}
+
+/// Who asks whom, and how often, whether it lives.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keepalive {
+    /// A client's pings must be so far apart; zero: no limit.
+    pub(crate) pings_apart: Duration,
+    /// A client that is silent for so long is asked; zero: never.
+    pub(crate) interval: Duration,
+    /// It has so long to answer.
+    pub(crate) timeout: Duration,
 }
 
 /// How connections are told that the server drains.
@@ -162,11 +173,10 @@ fn builder(limits: ConnectionLimits) -> auto::Builder<TokioExecutor> {
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_send_buf_size(limits.send_buffer_bytes)
-        // Unlimited, as etcd's default.
-        .max_concurrent_streams(None)
+        .max_concurrent_streams(Some(limits.streams_max).filter(|streams| *streams != u32::MAX))
         .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
-        .keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+        .keep_alive_interval(Some(limits.keepalive.interval).filter(|interval| !interval.is_zero()))
+        .keep_alive_timeout(limits.keepalive.timeout);
     builder.http1().timer(TokioTimer::new());
     builder
 }

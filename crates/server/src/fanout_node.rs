@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::data_dir::Identity;
 use crate::discovery;
 use crate::front::{Front, Plain};
-use crate::host::{Bound, Host, bind_all, told_to_end};
+use crate::host::{Bound, Ending, Host, bind_all, tell_ready, told_to_end};
 use crate::relay_side::{Describer, RelaySide};
 use crate::upstream::{self, Found, TELL_INTERVAL};
 use crate::write_route::{RouteKeeper, TierPlane};
@@ -100,10 +100,10 @@ impl FanoutNode {
     ///
     /// # Errors
     /// Why this node could not begin to serve, or can't go on.
-    pub(crate) fn run(&self) -> anyhow::Result<()> {
+    pub(crate) fn run(&self) -> anyhow::Result<Ending> {
         self.host.control.block_on(async {
             tokio::select! {
-                outcome = self.serve() => outcome,
+                outcome = self.serve() => outcome.map(|()| Ending::Own),
                 told = told_to_end() => told,
             }
         })
@@ -282,7 +282,7 @@ impl FanoutNode {
             started.gateway.set_unready(now);
             started.is_ready.store(now.is_none(), Ordering::Relaxed);
             match now {
-                None => tracing::info!(revision = snapshot.cursor.revision.0, "ready to serve client requests"),
+                None => tell_ready(Some(snapshot.cursor.revision.0)),
                 Some(reason) => {
                     let quiet_ms = u64::try_from(quiet_since.elapsed().as_millis()).unwrap_or(u64::MAX);
                     tracing::warn!(reason, quiet_ms, "not ready: clients are sent elsewhere");

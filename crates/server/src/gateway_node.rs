@@ -8,7 +8,7 @@ use tailwater_transport::LinkConfig;
 use crate::config::Config;
 use crate::discovery;
 use crate::front::{Front, Plain};
-use crate::host::{Host, told_to_end};
+use crate::host::{Ending, Host, tell_ready, told_to_end};
 use crate::telemetry;
 
 const UNREADY: &str = "tailwater: no replica is known that answers reads";
@@ -59,12 +59,12 @@ impl GatewayNode {
     ///
     /// # Errors
     /// A listener can't be used, or signals can't be awaited.
-    pub(crate) fn run(&self) -> anyhow::Result<()> {
+    pub(crate) fn run(&self) -> anyhow::Result<Ending> {
         self.host.control.block_on(async {
             // Probes are answered while no replica is known.
             self.host.listen(&self.front)?;
             tokio::select! {
-                () = self.discover() => Ok(()),
+                () = self.discover() => Ok(Ending::Own),
                 told = told_to_end() => told,
             }
         })
@@ -72,7 +72,7 @@ impl GatewayNode {
 
     async fn discover(&self) {
         let tell = |is_ready| match is_ready {
-            true => tracing::info!("ready to serve client requests"),
+            true => tell_ready(None),
             false => tracing::warn!("no replica is known that answers reads; calls are refused"),
         };
         let upstream = (self.upstream.clone(), self.link.clone());

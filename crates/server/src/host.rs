@@ -1,5 +1,10 @@
 //! What every process has, whatever its roles: listeners, the runtimes that serve them, and how they end.
 
+use std::ffi::OsStr;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use tailwater_tls::{Door, ServerTls, TlsConfig};
@@ -133,19 +138,55 @@ pub(crate) fn bind_all(listens: &[Listen], tls: &TlsConfig) -> anyhow::Result<Ve
     listens.iter().map(bind_one).collect()
 }
 
+/// How a process came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// By itself: this member was removed.
+    Own,
+    /// By this signal.
+    Signal(i32),
+}
+
 /// Resolves when the process is told to end.
 ///
 /// # Errors
 /// Signals can't be awaited here.
-pub(crate) async fn told_to_end() -> anyhow::Result<()> {
+pub(crate) async fn told_to_end() -> anyhow::Result<Ending> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let name = tokio::select! {
-        _ = terminate.recv() => "terminated",
-        _ = interrupt.recv() => "interrupt",
+    let (kind, name) = tokio::select! {
+        _ = terminate.recv() => (SignalKind::terminate(), "terminated"),
+        _ = interrupt.recv() => (SignalKind::interrupt(), "interrupt"),
     };
     tracing::info!(signal = name, "received signal; shutting down");
-    Ok(())
+    Ok(Ending::Signal(kind.as_raw_value()))
+}
+
+/// Ends this process as the signal would have without anybody listening for it. The first process of a container can't
+/// be ended so, and ends well.
+pub(crate) fn end_by(signal: i32) -> ExitCode {
+    if std::process::id() != 1 {
+        signal_hook::low_level::emulate_default_handler(signal).ok();
+    }
+    ExitCode::SUCCESS
+}
+
+/// Says that clients are served: in the log, and to the service manager that started this process, if it wants to know.
+pub(crate) fn tell_ready(revision: Option<i64>) {
+    tracing::info!(revision, "ready to serve client requests");
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    if let Err(error) = notify(&socket) {
+        tracing::warn!(%error, "the service manager was not told");
+    }
+}
+
+fn notify(socket: &OsStr) -> std::io::Result<()> {
+    let datagram = UnixDatagram::unbound()?;
+    let address = match socket.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(socket)?,
+    };
+    datagram.send_to_addr(b"READY=1", &address).map(drop)
 }
 
 async fn report_end(accepting: impl Future<Output = std::io::Result<()>>) {
