@@ -3,6 +3,10 @@
 use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Uri, header};
 
+/// Beside a request, as an extension: it came over TLS.
+#[derive(Clone, Copy, Debug)]
+pub struct OverTls;
+
 /// Who may ask over plain HTTP, and whose answers a browser shows to a page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessControl {

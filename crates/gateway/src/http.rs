@@ -9,7 +9,7 @@ use tailwater_fanout::RangeQuery;
 
 use crate::metrics::{HEALTH_FAILURES, HEALTH_SUCCESS, HEALTHCHECK, HEALTHCHECKS, refresh_gauges};
 use crate::status::Fault;
-use crate::{Gateway, caller, json};
+use crate::{Gateway, OverTls, caller, json};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
@@ -39,7 +39,10 @@ impl Check {
 /// Answers a client's request that is not gRPC.
 pub(crate) async fn serve(gateway: &Gateway, request: Request<Body>) -> Response<Body> {
     let access = &gateway.config().access;
-    if let Some(refused) = access.refuse_host(request.headers(), request.uri()) {
+    // Whoever has the certificate is who it says; a name that was made to resolve here is not.
+    if request.extensions().get::<OverTls>().is_none()
+        && let Some(refused) = access.refuse_host(request.headers(), request.uri())
+    {
         return refused;
     }
     let asked = request.headers().clone();

@@ -35,7 +35,7 @@ mod status;
 mod txn;
 mod watch;
 
-pub use access::AccessControl;
+pub use access::{AccessControl, OverTls};
 pub use compactor::run_auto_compaction;
 pub use config::{AutoCompaction, GatewayConfig};
 pub use gateway::{Gateway, HashForwarder, SnapshotForwarder};

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use tailwater_eventlog::{Member, MemberId};
 
+use crate::config::authority;
 use crate::data_dir::Identity;
 use crate::flags::Flags;
 use crate::ids;
@@ -83,10 +84,11 @@ impl Founding {
 fn named_members(text: &str) -> Result<BTreeMap<String, Vec<String>>, String> {
     let mut named = BTreeMap::<String, Vec<String>>::new();
     for entry in text.split(',') {
-        let form = || format!("--initial-cluster: {entry:?} must have the form name=http://host:port");
+        let form = || {
+            format!("--initial-cluster: {entry:?} must have the form name=http://host:port or name=https://host:port")
+        };
         let (name, url) = entry.trim().split_once('=').ok_or_else(form)?;
-        let authority = url.strip_prefix("http://").ok_or_else(form)?;
-        if name.is_empty() || authority.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+        if name.is_empty() || authority(url).is_none() {
             return Err(form());
         }
         named.entry(name.to_owned()).or_default().push(url.to_owned());

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use crate::flags::SnapshotCommand;
-use crate::telemetry;
+use crate::telemetry::{self, LogConfig};
 
 mod restore;
 mod save;
@@ -12,7 +12,7 @@ mod status;
 /// Runs one of them.
 #[expect(clippy::print_stderr, reason = "a command for a terminal")]
 pub(crate) fn run(command: &SnapshotCommand) -> ExitCode {
-    telemetry::start_log(tracing::Level::INFO);
+    telemetry::start_log(&LogConfig::default());
     let done = match command {
         SnapshotCommand::Save(flags) => save::run(flags),
         SnapshotCommand::Status(flags) => status::run(flags),

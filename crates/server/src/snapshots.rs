@@ -24,9 +24,9 @@ pub(crate) fn own(snapshots: Snapshots) -> SnapshotOpener {
 }
 
 /// Hands out that of a node in the directory.
-pub(crate) fn elsewhere(directory: Arc<Directory>) -> SnapshotOpener {
+pub(crate) fn elsewhere(directory: Arc<Directory>, link: LinkConfig) -> SnapshotOpener {
     Box::new(move || {
-        let asked = ask(directory.clone());
+        let asked = ask(directory.clone(), link.clone());
         Box::pin(async { asked.await.map(messages).map_err(|fault| status(&fault)) })
     })
 }
@@ -36,11 +36,10 @@ pub(crate) fn elsewhere(directory: Arc<Directory>) -> SnapshotOpener {
 ///
 /// # Errors
 /// As clients are told, why the last of them did not.
-pub(crate) async fn ask(directory: Arc<Directory>) -> Result<SnapshotPieces, Fault> {
+pub(crate) async fn ask(directory: Arc<Directory>, link: LinkConfig) -> Result<SnapshotPieces, Fault> {
     let mut failed = HashFailed::Silent;
     for node in directory.members().into_iter().rev() {
         for url in &node.peer_urls {
-            let link = LinkConfig::default();
             let asked = fetch_snapshot(url, directory.cluster_id(), &link);
             match tokio::time::timeout(BEGIN_MAX, asked).await {
                 Ok(Ok(messages)) => return Ok(pieces(messages)),

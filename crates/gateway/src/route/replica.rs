@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, Uri};
+use hyper_util::rt::TokioIo;
 use tailwater_eventlog::{KeyRange, Scope};
+use tailwater_tls::{ClientTls, Protocol, Stream};
 use tonic::transport::{Channel, Endpoint};
 use tower::{Service, ServiceExt};
 
@@ -30,7 +32,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct ReplicaInfo {
     /// The node's id.
     pub id: u64,
-    /// Where it serves clients, "http://host:port".
+    /// Where it serves clients, "http://host:port" or "https://host:port".
     pub url: String,
     /// What it holds; empty: every key.
     pub ranges: Vec<KeyRange>,
@@ -92,10 +94,11 @@ impl Drop for ActiveCall {
 
 impl Replica {
     /// Connects when it is needed first.
-    pub(super) fn new(info: &ReplicaInfo) -> Result<Self, tonic::transport::Error> {
+    pub(super) fn new(info: &ReplicaInfo, tls: Option<&ClientTls>) -> Result<Self, tonic::transport::Error> {
+        let tls = tls.filter(|_| info.url.starts_with("https://")).cloned();
+        let connector = tower::service_fn(move |uri: Uri| dial(uri, tls.clone()));
         let endpoint = Endpoint::from_shared(info.url.clone())?
             .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -105,7 +108,9 @@ impl Replica {
             url: info.url.clone(),
             ranges: info.ranges.clone(),
             scope: Scope::new(&info.ranges),
-            link: Link::Remote((0..CONNECTIONS).map(|_| endpoint.connect_lazy()).collect()),
+            link: Link::Remote(
+                (0..CONNECTIONS).map(|_| endpoint.connect_with_connector_lazy(connector.clone())).collect(),
+            ),
             turn: AtomicUsize::new(0),
             is_member: AtomicBool::new(info.is_member),
             is_ready: AtomicBool::new(false),
@@ -204,4 +209,10 @@ impl Replica {
             }
         }
     }
+}
+
+async fn dial(uri: Uri, tls: Option<ClientTls>) -> std::io::Result<TokioIo<Stream>> {
+    let port = uri.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
+    let stream = tailwater_tls::dial(uri.host().unwrap_or_default(), port, tls.as_ref(), Protocol::Http2).await?;
+    Ok(TokioIo::new(stream))
 }
