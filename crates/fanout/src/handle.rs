@@ -39,7 +39,7 @@ pub struct ReadSnapshot {
     /// The alarms that are raised.
     pub alarms: Vec<Alarm>,
     /// Users and roles.
-    pub auth: AuthFacts,
+    pub auth: Arc<AuthFacts>,
     /// "major.minor.0", empty until decided.
     pub cluster_version: String,
 }
