@@ -102,6 +102,12 @@ impl Fanout {
         self.core.published.load().snapshot.clone()
     }
 
+    /// Whether users and roles are still these, as [`ReadSnapshot::auth`] told them. Cheaper than a snapshot.
+    #[must_use]
+    pub fn is_auth(&self, auth: &Arc<AuthFacts>) -> bool {
+        Arc::ptr_eq(&self.core.published.load().snapshot.auth, auth)
+    }
+
     /// Waits until everything up to `position` is visible. Cancel safe.
     ///
     /// # Errors
