@@ -497,11 +497,7 @@ pub(crate) fn raise_no_space(shared: &Arc<Shared>) {
 type AnswerReceiver = oneshot::Receiver<Result<Applied, ProposeError>>;
 
 /// Puts a command into the inbox, within the bounds.
-fn enqueue(
-    shared: &Arc<Shared>,
-    caller: Option<Caller>,
-    command: Command,
-) -> Result<AnswerReceiver, ProposeError> {
+fn enqueue(shared: &Arc<Shared>, caller: Option<Caller>, command: Command) -> Result<AnswerReceiver, ProposeError> {
     let config = &shared.config;
     let proposal_id = shared.next_proposal.fetch_add(1, Ordering::Relaxed);
     let change = Change::of(&command);

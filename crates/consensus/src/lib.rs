@@ -27,9 +27,8 @@ mod replica;
 mod start;
 mod write_plane;
 
-
-pub use auth::{Auth, AuthError, LeaseKeys, ROOT, Right};
 pub use answer::{Answer, Applied, ApplyError, ProposeError};
+pub use auth::{Auth, AuthError, LeaseKeys, ROOT, Right};
 pub use handle::{Consensus, ConsensusConfig, ConsensusStatus, InstallError, LeaseInfo, StartError};
 pub use peers::{NoPeers, PeerTransport};
 pub use replica::CatchUp;

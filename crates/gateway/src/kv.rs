@@ -14,7 +14,11 @@ use crate::txn;
 
 impl Gateway {
     /// `KV.Put`.
-    pub(crate) async fn put(&self, credentials: &Credentials, request: pb::PutRequest) -> Result<pb::PutResponse, Fault> {
+    pub(crate) async fn put(
+        &self,
+        credentials: &Credentials,
+        request: pb::PutRequest,
+    ) -> Result<pb::PutResponse, Fault> {
         checks::put(&request)?;
         match self.propose(credentials, request.encoded_len(), Command::Put(request)).await? {
             Applied::Put(mut response) => {
@@ -26,7 +30,11 @@ impl Gateway {
     }
 
     /// `KV.DeleteRange`.
-    pub(crate) async fn delete_range(&self, credentials: &Credentials, request: pb::DeleteRangeRequest) -> Result<pb::DeleteRangeResponse, Fault> {
+    pub(crate) async fn delete_range(
+        &self,
+        credentials: &Credentials,
+        request: pb::DeleteRangeRequest,
+    ) -> Result<pb::DeleteRangeResponse, Fault> {
         checks::delete_range(&request)?;
         match self.propose(credentials, request.encoded_len(), Command::DeleteRange(request)).await? {
             Applied::DeleteRange(mut response) => {
@@ -54,7 +62,11 @@ impl Gateway {
 
     /// `KV.Compact`. It returns when the compaction is applied, which makes it effective for every reader, and a physical
     /// one when the log is folded below it.
-    pub(crate) async fn compact(&self, credentials: &Credentials, request: pb::CompactionRequest) -> Result<pb::CompactionResponse, Fault> {
+    pub(crate) async fn compact(
+        &self,
+        credentials: &Credentials,
+        request: pb::CompactionRequest,
+    ) -> Result<pb::CompactionResponse, Fault> {
         match self.propose(credentials, request.encoded_len(), Command::Compact(request)).await? {
             Applied::Compact(mut response) => {
                 response.header = self.complete(response.header);

@@ -9,8 +9,8 @@ use prost::Message;
 use rand::Rng;
 use tailwater_api::etcdserverpb as pb;
 use tailwater_api::grpc::RequestStream;
-use tailwater_api::write::command::Command;
 use tailwater_api::write::Caller;
+use tailwater_api::write::command::Command;
 use tailwater_consensus::{Answer, Auth, Right};
 use tailwater_eventlog::LeaseId;
 
@@ -50,7 +50,11 @@ impl Gateway {
     }
 
     /// `Lease.LeaseRevoke`.
-    pub(crate) async fn lease_revoke(&self, credentials: &Credentials, request: pb::LeaseRevokeRequest) -> Result<pb::LeaseRevokeResponse, Fault> {
+    pub(crate) async fn lease_revoke(
+        &self,
+        credentials: &Credentials,
+        request: pb::LeaseRevokeRequest,
+    ) -> Result<pb::LeaseRevokeResponse, Fault> {
         match self.propose(credentials, request.encoded_len(), Command::LeaseRevoke(request)).await? {
             Answer::LeaseRevoke(mut response) => {
                 response.header = self.complete(response.header);
@@ -136,12 +140,7 @@ pub(crate) struct KeepAliveCall {
 type Pending = Pin<Box<dyn Future<Output = Result<pb::LeaseKeepAliveResponse, Fault>> + Send>>;
 
 impl KeepAliveCall {
-    pub(crate) fn open(
-        gateway: Gateway,
-        method: Method,
-        credentials: Credentials,
-        body: axum::body::Body,
-    ) -> Self {
+    pub(crate) fn open(gateway: Gateway, method: Method, credentials: Credentials, body: axum::body::Body) -> Self {
         let requests = RequestStream::new(body, gateway.config().message_bytes_max());
         Self { gateway, method, credentials, requests, pending: None, fault: None }
     }

@@ -24,7 +24,8 @@ impl Gateway {
     pub(crate) async fn member_add(
         &self,
         credentials: &Credentials,
-        request: pb::MemberAddRequest) -> Result<pb::MemberAddResponse, Fault> {
+        request: pb::MemberAddRequest,
+    ) -> Result<pb::MemberAddResponse, Fault> {
         check_urls(&request.peer_ur_ls)?;
         self.require_root(credentials).await?;
         let id = rand::random_range(1..=u64::MAX);
@@ -32,7 +33,9 @@ impl Gateway {
         let mut peer_urls = request.peer_ur_ls;
         peer_urls.sort();
         let member = tail::Member { id, peer_urls, is_learner: request.is_learner, ..Default::default() };
-        let members = self.change_members(credentials, bytes, Command::MemberAdd(write::MemberAdd { member: Some(member) })).await?;
+        let members = self
+            .change_members(credentials, bytes, Command::MemberAdd(write::MemberAdd { member: Some(member) }))
+            .await?;
         let member = members.iter().find(|member| member.id == id).cloned();
         Ok(pb::MemberAddResponse { header: Some(self.header(Revision(0))), member, members })
     }

@@ -51,9 +51,8 @@ impl Gateway {
 
     async fn list(&self, credentials: &Credentials, request: &pb::RangeRequest) -> Result<RangeChunks, Fault> {
         self.settle(request.serializable).await?;
-        let may = |rules: &Auth, caller: &Caller| {
-            rules.check_range(caller, Right::Read, &request.key, &request.range_end)
-        };
+        let may =
+            |rules: &Auth, caller: &Caller| rules.check_range(caller, Right::Read, &request.key, &request.range_end);
         let (_, view) = self.authorize_here(credentials, may)?;
         let revision = (request.revision > 0).then_some(Revision(request.revision));
         let answer = self.read(request, revision).await?;

@@ -174,7 +174,9 @@ impl Gateway {
             "/etcdserverpb.KV/Compact" => Answer::message(&self.compact(by, decode(message)?).await?),
             "/etcdserverpb.Lease/LeaseGrant" => Answer::message(&self.lease_grant(by, decode(message)?).await?),
             "/etcdserverpb.Lease/LeaseRevoke" => Answer::message(&self.lease_revoke(by, decode(message)?).await?),
-            "/etcdserverpb.Lease/LeaseTimeToLive" => Answer::message(&self.lease_time_to_live(by, decode(message)?).await?),
+            "/etcdserverpb.Lease/LeaseTimeToLive" => {
+                Answer::message(&self.lease_time_to_live(by, decode(message)?).await?)
+            }
             "/etcdserverpb.Lease/LeaseLeases" => Answer::message(&self.lease_leases(by).await?),
             "/etcdserverpb.Cluster/MemberAdd" => Answer::message(&self.member_add(by, decode(message)?).await?),
             "/etcdserverpb.Cluster/MemberRemove" => Answer::message(&self.member_remove(by, decode(message)?).await?),
@@ -191,12 +193,7 @@ impl Gateway {
         })
     }
 
-    async fn dispatch_auth(
-        &self,
-        method: &Method,
-        by: &Credentials,
-        message: bytes::Bytes,
-    ) -> Result<Answer, Fault> {
+    async fn dispatch_auth(&self, method: &Method, by: &Credentials, message: bytes::Bytes) -> Result<Answer, Fault> {
         Ok(match method.name() {
             "AuthStatus" => Answer::message(&self.auth_status().await?),
             "Authenticate" => Answer::message(&self.authenticate(decode(message)?).await?),

@@ -71,12 +71,7 @@ impl Auth {
     ///
     /// # Errors
     /// See [`Auth::check_range`].
-    pub fn check_txn(
-        &self,
-        caller: &Caller,
-        txn: &pb::TxnRequest,
-        lease_keys: LeaseKeys<'_>,
-    ) -> Result<(), AuthError> {
+    pub fn check_txn(&self, caller: &Caller, txn: &pb::TxnRequest, lease_keys: LeaseKeys<'_>) -> Result<(), AuthError> {
         for compare in &txn.compare {
             self.check_range(caller, Right::Read, &compare.key, &compare.range_end)?;
         }

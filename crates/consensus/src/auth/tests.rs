@@ -42,7 +42,8 @@ fn roles_cover_a_range_together() {
     let write = |key: &[u8], end: &[u8]| auth.check_range(&caller("u"), Right::Write, key, end);
     assert_eq!(read(b"a", b"e"), Ok(()));
     assert_eq!(read(b"d", b""), Ok(()));
-    for (key, end) in [(&b"a"[..], &b"e\0"[..]), (b"e", b""), (b"a", b"\0"), (b"\0", b"\0"), (b"@", b"b"), (b"x", b"")] {
+    for (key, end) in [(&b"a"[..], &b"e\0"[..]), (b"e", b""), (b"a", b"\0"), (b"\0", b"\0"), (b"@", b"b"), (b"x", b"")]
+    {
         assert_eq!(read(key, end), Err(AuthError::PermissionDenied), "{key:?} {end:?}");
     }
     assert_eq!(write(b"c", b""), Ok(()));

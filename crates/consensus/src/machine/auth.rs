@@ -6,8 +6,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use prost::Message;
-use tailwater_api::{authpb, etcdserverpb as pb};
 use tailwater_api::write::{Caller, command::Command};
+use tailwater_api::{authpb, etcdserverpb as pb};
 use tailwater_eventlog::LeaseId;
 
 use super::{Machine, encode};

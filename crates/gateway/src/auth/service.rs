@@ -26,7 +26,10 @@ impl Gateway {
     }
 
     /// `Auth.Authenticate`. Costs no raft entry: see [`super::simple`].
-    pub(crate) async fn authenticate(&self, request: pb::AuthenticateRequest) -> Result<pb::AuthenticateResponse, Fault> {
+    pub(crate) async fn authenticate(
+        &self,
+        request: pb::AuthenticateRequest,
+    ) -> Result<pb::AuthenticateResponse, Fault> {
         self.settle(false).await?;
         for _ in 0..LOGINS_MAX {
             let view = self.auth();
@@ -240,6 +243,8 @@ impl Gateway {
     ) -> Result<Option<pb::ResponseHeader>, Fault> {
         match self.propose(credentials, request_bytes, command).await? {
             Answer::AuthChanged(revision) => {
+                // Whoever is answered will be judged here by what it has done.
+                self.settle(true).await?;
                 Ok(self.complete(Some(pb::ResponseHeader { revision: revision.0, ..Default::default() })))
             }
             other => mismatched("change of auth", &other),

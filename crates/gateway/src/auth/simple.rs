@@ -119,7 +119,9 @@ mod tests {
         let token = SimpleTokens::new(TTL).assign(&rules_here, "u", 5000).expect("made");
         let elsewhere = SimpleTokens::new(TTL);
         assert_eq!(elsewhere.user(&rules_here, &token, 5900).as_deref(), Some("u"));
-        for changed in [rules("t", &[("u", "hash")]), rules("s", &[("u", "new")]), rules("s", &[]), rules("", &[("u", "hash")])] {
+        for changed in
+            [rules("t", &[("u", "hash")]), rules("s", &[("u", "new")]), rules("s", &[]), rules("", &[("u", "hash")])]
+        {
             assert_eq!(elsewhere.user(&changed, &token, 5900), None);
         }
         assert_eq!(elsewhere.assign(&rules_here, "stranger", 0), None);
@@ -136,7 +138,8 @@ mod tests {
             let changed = String::from_utf8(bytes).expect("letters");
             assert_eq!(tokens.user(&rules, &changed, 5000), None, "{changed}");
         }
-        for bad in ["", ".", "tw1.", "tw1..", "abcdefghijklmnop.17", "tw1.AAAA.AAAA", &token[1..], &format!("{token}A")] {
+        for bad in ["", ".", "tw1.", "tw1..", "abcdefghijklmnop.17", "tw1.AAAA.AAAA", &token[1..], &format!("{token}A")]
+        {
             assert_eq!(tokens.user(&rules, bad, 5000), None, "{bad}");
         }
     }

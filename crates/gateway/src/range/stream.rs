@@ -35,11 +35,7 @@ impl Gateway {
         call
     }
 
-    async fn begin_list(
-        &self,
-        credentials: &Credentials,
-        request: pb::RangeRequest,
-    ) -> Result<RangeStreamCall, Fault> {
+    async fn begin_list(&self, credentials: &Credentials, request: pb::RangeRequest) -> Result<RangeStreamCall, Fault> {
         self.settle(request.serializable).await?;
         let range = (request.key.clone(), request.range_end.clone());
         let (_, view) = self.authorize_here(credentials, may_read(&range))?;

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tailwater_api::write::{Caller, command::Command};
 use tailwater_api::write::write_request::Request;
 use tailwater_api::write::write_response::Response;
 use tailwater_api::write::{self as pb};
+use tailwater_api::write::{Caller, command::Command};
 use tailwater_consensus::{Applied, ConsensusStatus, LeaseInfo, ProposeError, Reply, Right, WritePlane};
 use tailwater_eventlog::{LeaseId, MemberId, Position, StorageError};
 use tokio::runtime::Handle;

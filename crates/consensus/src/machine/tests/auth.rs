@@ -111,11 +111,8 @@ fn users_and_roles_change_by_etcds_rules() {
     assert_eq!(world.auth_error(grant("s", Type::Read, "a", "")), AuthError::RoleNotFound);
     world.run(grant("r", Type::Read, "a", "\0")).unwrap();
     assert_eq!(world.auth_error(revoke("r", "a", "")), AuthError::PermissionNotGranted);
-    let garbled = pb::AuthUserChangePasswordRequest {
-        name: "root".into(),
-        hashed_password: "?".into(),
-        ..Default::default()
-    };
+    let garbled =
+        pb::AuthUserChangePasswordRequest { name: "root".into(), hashed_password: "?".into(), ..Default::default() };
     assert_eq!(world.auth_error(Command::AuthUserChangePassword(garbled)), AuthError::NoPasswordUser);
     world.run(revoke("r", "a", "\0")).unwrap();
     // Refusals count nothing; enabling doesn't either, disabling does.
@@ -187,10 +184,10 @@ fn writes_are_checked_where_they_are_applied() {
 #[test]
 fn every_branch_of_a_txn_counts() {
     let mut world = World::with_auth();
-    let allowed = then([Request::RequestPut(put("a1", "1")), Request::RequestRange(pb::RangeRequest {
-        key: "a1".into(),
-        ..Default::default()
-    })]);
+    let allowed = then([
+        Request::RequestPut(put("a1", "1")),
+        Request::RequestRange(pb::RangeRequest { key: "a1".into(), ..Default::default() }),
+    ]);
     world.by("u", Command::Txn(allowed.clone())).unwrap();
     for op in [
         Request::RequestPut(put("b", "1")),
