@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::AccessControl;
+use crate::{AccessControl, AuthConfig};
 
 /// How the gateway serves.
 #[derive(Clone, Debug)]
@@ -31,6 +31,8 @@ pub struct GatewayConfig {
     pub json_gateway: bool,
     /// When old history is compacted without a client's asking.
     pub auto_compaction: AutoCompaction,
+    /// How clients show who they are.
+    pub auth: AuthConfig,
 }
 
 impl GatewayConfig {

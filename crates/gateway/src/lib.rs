@@ -12,6 +12,7 @@
 
 mod access;
 mod admin;
+mod auth;
 mod body;
 mod caller;
 mod checks;
@@ -36,6 +37,7 @@ mod txn;
 mod watch;
 
 pub use access::{AccessControl, OverTls};
+pub use auth::{AuthConfig, AuthConfigError, PeerIdentity};
 pub use compactor::run_auto_compaction;
 pub use config::{AutoCompaction, GatewayConfig};
 pub use gateway::{Gateway, HashForwarder, SnapshotForwarder};

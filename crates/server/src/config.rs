@@ -9,7 +9,7 @@ use std::time::Duration;
 use tailwater_consensus::ConsensusConfig;
 use tailwater_eventlog::{KeyRange, MemberId};
 use tailwater_fanout::FanoutConfig;
-use tailwater_gateway::{AccessControl, AutoCompaction, GatewayConfig};
+use tailwater_gateway::{AccessControl, AuthConfig, AutoCompaction, GatewayConfig};
 use tailwater_transport::{LinkConfig, NodeDescription};
 
 pub(crate) use self::tls::TlsSides;
@@ -83,6 +83,7 @@ pub(crate) struct Config {
     slow_request: Duration,
     access: AccessControl,
     json_gateway: bool,
+    auth: AuthConfig,
 }
 
 impl Config {
@@ -157,6 +158,7 @@ impl Config {
                 .map_err(|reason| format!("--warning-unary-request-duration: {reason}"))?,
             access: AccessControl { origins: list(&flags.cors), hosts: list(&flags.host_whitelist) },
             json_gateway: flags.enable_grpc_gateway,
+            auth: auth(flags)?,
         })
     }
 
@@ -232,6 +234,7 @@ impl Config {
             access: self.access.clone(),
             json_gateway: self.json_gateway,
             auto_compaction: self.auto_compaction,
+            auth: self.auth.clone(),
         }
     }
 
@@ -356,6 +359,16 @@ fn progress_interval(flags: &Flags) -> Result<Duration, String> {
 
 fn at_least(flag: &str, value: usize, least: usize) -> Result<usize, String> {
     if value < least { Err(format!("--{flag} ({value}) must be at least {least}")) } else { Ok(value) }
+}
+
+fn auth(flags: &Flags) -> Result<AuthConfig, String> {
+    let auth = AuthConfig {
+        token: flags.auth_token.clone(),
+        token_ttl: Duration::from_secs(flags.auth_token_ttl.into()),
+        bcrypt_cost: flags.bcrypt_cost,
+    };
+    auth.validate().map_err(|error| format!("--auth-token: {error}"))?;
+    Ok(auth)
 }
 
 fn reported_version(text: &str) -> Result<String, String> {
