@@ -30,7 +30,7 @@ use raft::eraftpb::ConfState;
 use tailwater_api::etcdserverpb as pb;
 use tailwater_api::write::{Caller, command::Command};
 use tailwater_eventlog::{
-    Alarm, Event, EventLog, Fact, HistoryId, KeyIndex, KeyRange, LeaseId, LogState, Member, MemberId, Position,
+    Alarm, AuthFacts, Event, EventLog, Fact, HistoryId, KeyIndex, KeyRange, LeaseId, LogState, Member, MemberId, Position,
     Revision, StorageError, Term, WriteBatch,
 };
 
@@ -93,6 +93,8 @@ pub(crate) struct Machine {
     members: BTreeMap<MemberId, Member>,
     removed: BTreeSet<MemberId>,
     cluster_version: String,
+    /// What members are about to be replaced by; empty: nothing older.
+    downgrade: String,
     conf_state: ConfState,
     /// Whether a compaction at revision 0 was accepted.
     compacted_at_zero: bool,
@@ -134,6 +136,7 @@ impl Machine {
             members: BTreeMap::new(),
             removed: BTreeSet::new(),
             cluster_version: String::new(),
+            downgrade: String::new(),
             conf_state: ConfState::default(),
             compacted_at_zero: false,
             restored: Vec::new(),
@@ -197,6 +200,11 @@ impl Machine {
         &self.cluster_version
     }
 
+    /// Users, roles and whether they matter.
+    pub(crate) fn auth_facts(&self) -> AuthFacts {
+        self.auth.to_facts()
+    }
+
     /// Keys attached to a lease, sorted; `None` when there is no such lease.
     pub(crate) fn lease_keys(&self, id: LeaseId) -> Option<Vec<Bytes>> {
         self.leases.get(&id).map(|lease| lease.keys.iter().cloned().collect())
@@ -213,6 +221,7 @@ impl Machine {
         if !self.cluster_version.is_empty() {
             facts.push(Fact::ClusterVersion(self.cluster_version.clone()));
         }
+        facts.push(Fact::Downgrade(self.downgrade.clone()));
         facts
     }
 
@@ -265,6 +274,7 @@ impl Machine {
             Command::LeaseCheckpoint(request) => Ok(self.lease_checkpoint(&request)),
             Command::Alarm(request) => Ok(self.alarm(&request)),
             Command::SetClusterVersion(request) => Ok(self.set_cluster_version(request)),
+            Command::SetDowngrade(request) => Ok(self.set_downgrade(request.target_version)),
             Command::Bootstrap(request) => Ok(self.bootstrap(request)?),
             Command::PublishMember(request) => Ok(self.publish_member(request)),
             Command::MemberAdd(request) => Ok(self.member_add(request)?),

@@ -1,7 +1,8 @@
 //! The machine's own state as a backup takes and gives it.
 
 use bytes::Bytes;
-use tailwater_eventlog::{Alarm, EventLog, KeyIndex, LeaseId, LogState, Member, MemberId, StorageError};
+use prost::DecodeError;
+use tailwater_eventlog::{Alarm, AuthFacts, EventLog, KeyIndex, LeaseId, LogState, Member, MemberId, StorageError};
 
 use crate::machine::{LeaseRecord, Machine, rows_of};
 
@@ -29,6 +30,8 @@ pub struct StoredState {
     pub removed: Vec<MemberId>,
     /// "major.minor.0"; empty before it is decided.
     pub cluster_version: String,
+    /// Users, roles and whether they matter.
+    pub auth: AuthFacts,
 }
 
 impl StoredState {
@@ -47,6 +50,7 @@ impl StoredState {
             members: group.members,
             removed: group.removed,
             cluster_version: machine.cluster_version().to_owned(),
+            auth: machine.auth_facts(),
         })
     }
 }
@@ -59,22 +63,27 @@ pub struct RestoredState {
     pub leases: Vec<StoredLease>,
     /// Alarms that are raised.
     pub alarms: Vec<Alarm>,
+    /// Users, roles and whether they matter. Without a secret for tokens, which is chosen anew.
+    pub auth: AuthFacts,
     /// Of what was restored: members that begin with different contents refuse each other. Not empty.
     pub digest: Vec<u8>,
 }
 
 impl RestoredState {
     /// As rows of the machine's own state.
-    #[must_use]
-    pub fn to_rows(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
+    ///
+    /// # Errors
+    /// A user or a role is no message.
+    pub fn to_rows(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, DecodeError> {
         let lease = |lease: &StoredLease| {
             let record = LeaseRecord { ttl: lease.ttl, remaining: lease.remaining, ..Default::default() };
             rows_of::lease(lease.id, &record)
         };
         let mut rows: Vec<_> = self.leases.iter().map(lease).collect();
         rows.extend(self.alarms.iter().map(|alarm| rows_of::alarm(*alarm)));
+        rows.extend(rows_of::auth(&self.auth)?);
         rows.push(rows_of::restored(&self.digest));
-        rows
+        Ok(rows)
     }
 }
 

@@ -296,6 +296,19 @@ impl EventLog {
         (files + memtables, in_use + memtables)
     }
 
+    /// Merges all files, so that what was overwritten, deleted and folded takes no room any more. Reads and writes go on;
+    /// it may take long, and is done when it returns. One at a time.
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub fn defragment(&self) -> Result<(), StorageError> {
+        let current = self.current();
+        let _one_at_a_time = current.defragmenting.lock();
+        self.flush()?;
+        current.engine.merge_all_files();
+        Ok(())
+    }
+
     /// Bytes written since the last flush, in memtables.
     #[must_use]
     pub fn unflushed_bytes(&self) -> usize {

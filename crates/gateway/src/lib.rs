@@ -25,6 +25,7 @@ mod json;
 mod kv;
 mod lease;
 mod lock;
+mod maintenance;
 mod members;
 mod methods;
 mod metrics;

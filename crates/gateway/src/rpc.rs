@@ -203,6 +203,9 @@ impl Gateway {
             "/etcdserverpb.Cluster/MemberList" => Answer::message(&self.member_list(decode(message)?).await?),
             "/etcdserverpb.Maintenance/Status" => Answer::message(&self.status().await?),
             "/etcdserverpb.Maintenance/HashKV" => Answer::message(&self.hash_kv(decode(message)?).await?),
+            "/etcdserverpb.Maintenance/Hash" => Answer::message(&self.hash(decode(message)?).await?),
+            "/etcdserverpb.Maintenance/Defragment" => Answer::message(&self.defragment(decode(message)?).await?),
+            "/etcdserverpb.Maintenance/Downgrade" => Answer::message(&self.downgrade(by, decode(message)?).await?),
             "/etcdserverpb.Maintenance/Snapshot" => {
                 let _: pb::SnapshotRequest = decode(message)?;
                 Answer::Stream(Box::new(SnapshotCall::new(self.snapshot().await?)))

@@ -225,6 +225,14 @@ faults! {
     NoPasswordUser => Unknown, "auth: authentication failed, password was given for no password user";
     /// The token is none of this cluster's, or not any more.
     InvalidAuthToken => Unauthenticated, "etcdserver: invalid auth token";
+    /// The cluster version is not decided yet.
+    ClusterVersionUnavailable => FailedPrecondition, "etcdserver: cluster version not found during downgrade";
+    /// A downgrade names no version.
+    WrongDowngradeVersionFormat => InvalidArgument, "etcdserver: wrong downgrade target version format";
+    /// A downgrade goes one minor version back, and no further.
+    InvalidDowngradeTargetVersion => InvalidArgument, "etcdserver: invalid downgrade target version";
+    /// One is under way.
+    DowngradeInProcess => FailedPrecondition, "etcdserver: cluster has a downgrade job in progress";
     /// The caller's own deadline passed.
     DeadlineExceeded => DeadlineExceeded, "context deadline exceeded";
 }

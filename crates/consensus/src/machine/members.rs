@@ -135,6 +135,21 @@ impl Machine {
             self.cluster_version = request.version;
             self.store(encode::CLUSTER_VERSION.to_vec(), Some(encode::text(&self.cluster_version)));
             self.output.facts.push(Fact::ClusterVersion(self.cluster_version.clone()));
+            if self.cluster_version == self.downgrade {
+                // It is done.
+                self.set_downgrade(String::new());
+            }
+        }
+        Answer::Done
+    }
+
+    /// Empty: none is under way.
+    pub(super) fn set_downgrade(&mut self, target: String) -> Answer {
+        if self.downgrade != target {
+            let stored = (!target.is_empty()).then(|| encode::text(&target));
+            self.store(encode::DOWNGRADE.to_vec(), stored);
+            self.output.facts.push(Fact::Downgrade(target.clone()));
+            self.downgrade = target;
         }
         Answer::Done
     }

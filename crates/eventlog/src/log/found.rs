@@ -179,6 +179,3 @@ impl Founder {
         Ok(())
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -38,6 +38,7 @@ pub(super) fn open_generation(config: &EventLogConfig) -> Result<(Generation, Ke
         state: Mutex::new(state),
         tree: index.shared_tree(),
         folding: Mutex::new(()),
+        defragmenting: Mutex::new(()),
         flushing: Mutex::new(()),
         directory: Directory::new(config.path.clone()),
     };

@@ -1,9 +1,10 @@
 //! What a snapshot says beside keys and history.
 
-use tailwater_api::etcdserverpb as pb;
+use prost::Message as _;
+use tailwater_api::{authpb, etcdserverpb as pb};
 use tailwater_consensus::StoredState;
-use tailwater_eventlog::{AlarmKind, LogState, Revision};
-use tailwater_snapshot::{ConfState, Facts, Lease, Member};
+use tailwater_eventlog::{AlarmKind, AuthFacts, LogState, Revision};
+use tailwater_snapshot::{Auth, ConfState, Facts, Lease, Member};
 
 use super::STORAGE_VERSION;
 
@@ -12,6 +13,7 @@ use super::STORAGE_VERSION;
 pub(super) fn facts(stored: &StoredState, numbers: &LogState) -> (Facts, Vec<Lease>) {
     let compacted = (numbers.compacted > Revision(0)).then_some(numbers.compacted.0);
     let facts = Facts {
+        auth: auth(&stored.auth),
         alarms: stored.alarms.iter().map(|alarm| alarm_member(*alarm)).collect(),
         members: stored.members.iter().map(member).collect(),
         removed_members: stored.removed.iter().map(|id| id.0).collect(),
@@ -32,6 +34,15 @@ pub(super) fn facts(stored: &StoredState, numbers: &LogState) -> (Facts, Vec<Lea
     // As the file orders them: by their bytes, where a negative id comes last.
     leases.sort_unstable_by_key(|lease| lease.id.to_be_bytes());
     (facts, leases)
+}
+
+fn auth(facts: &AuthFacts) -> Auth {
+    Auth {
+        is_enabled: facts.enabled,
+        revision: facts.revision,
+        users: facts.users.iter().filter_map(|user| authpb::User::decode(user.clone()).ok()).collect(),
+        roles: facts.roles.iter().filter_map(|role| authpb::Role::decode(role.clone()).ok()).collect(),
+    }
 }
 
 fn conf_state(stored: &StoredState) -> ConfState {

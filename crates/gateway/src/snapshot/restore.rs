@@ -6,10 +6,11 @@
 
 use std::path::Path;
 
+use prost::Message as _;
 use sha2::{Digest, Sha256};
 use tailwater_consensus::{RestoredState, StoredLease};
-use tailwater_eventlog::{Alarm, AlarmKind, Founder, LeaseId, LogState, MemberId, RestoredPut, Revision, StorageError};
-use tailwater_snapshot::{Change, Facts, ReadAt, RowRevision, SnapshotError, SnapshotReader};
+use tailwater_eventlog::{Alarm, AlarmKind, AuthFacts, Founder, LeaseId, LogState, MemberId, RestoredPut, Revision, StorageError};
+use tailwater_snapshot::{Auth, Change, Facts, ReadAt, RowRevision, SnapshotError, SnapshotReader};
 
 /// What is to be restored, and how.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +52,9 @@ pub enum RestoreError {
         /// As asked.
         by: u64,
     },
+    /// A user or a role is no message.
+    #[error(transparent)]
+    Auth(#[from] prost::DecodeError),
     /// More changes in one revision than a store takes.
     #[error("revision {0} has too many changes")]
     TooManyChanges(i64),
@@ -75,7 +79,7 @@ pub fn restore<R: ReadAt>(reader: &SnapshotReader<R>, restoring: &Restoring<'_>)
     digest.update(restoring.bump_revision.to_be_bytes());
     let rows = copy_history(reader, &mut founder, &mut digest)?;
     let state = state(reader, &facts, digest)?;
-    let numbers = founder.finish(Revision(revision), Revision(compacted), &state.to_rows())?;
+    let numbers = founder.finish(Revision(revision), Revision(compacted), &state.to_rows()?)?;
     let cut = (!is_raised && shape.compacted > facts.compacted().unwrap_or(0)).then_some(numbers.compacted);
     Ok(Restored { numbers, rows, leases: state.leases.len() as u64, cut })
 }
@@ -180,8 +184,26 @@ fn state<R: ReadAt>(
         digest.update(alarm.member_id.to_be_bytes());
         state.alarms.push(Alarm { member: MemberId(alarm.member_id), kind });
     }
+    state.auth = auth(&facts.auth, &mut digest);
     state.digest = digest.finalize().to_vec();
     Ok(state)
+}
+
+fn auth(auth: &Auth, digest: &mut Sha256) -> AuthFacts {
+    let encoded = AuthFacts {
+        enabled: auth.is_enabled,
+        // etcd begins at 1.
+        revision: auth.revision.max(1),
+        users: auth.users.iter().map(|user| user.encode_to_vec().into()).collect(),
+        roles: auth.roles.iter().map(|role| role.encode_to_vec().into()).collect(),
+        ..AuthFacts::default()
+    };
+    digest.update([u8::from(encoded.enabled)]);
+    digest.update(encoded.revision.to_be_bytes());
+    for message in encoded.users.iter().chain(&encoded.roles) {
+        digest.update(message);
+    }
+    encoded
 }
 
 #[cfg(test)]
