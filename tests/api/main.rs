@@ -8,5 +8,6 @@ mod client;
 mod compaction;
 mod fairness;
 mod lists;
+mod snapshots;
 mod status;
 mod watching;

@@ -30,8 +30,8 @@ use raft::eraftpb::ConfState;
 use tailwater_api::etcdserverpb as pb;
 use tailwater_api::write::{Caller, command::Command};
 use tailwater_eventlog::{
-    Alarm, AuthFacts, Event, EventLog, Fact, HistoryId, KeyIndex, KeyRange, LeaseId, LogState, Member, MemberId, Position,
-    Revision, StorageError, Term, WriteBatch,
+    Alarm, AuthFacts, Event, EventLog, Fact, HistoryId, KeyIndex, KeyRange, LeaseId, LogState, Member, MemberId,
+    Position, Revision, StorageError, Term, WriteBatch,
 };
 
 use crate::{Answer, ApplyError, Auth};

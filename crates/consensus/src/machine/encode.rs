@@ -47,7 +47,17 @@ const AUTH_ROLE: &[u8] = b"auth/role/";
 
 /// The prefixes under which all rows of the machine lie.
 pub(crate) const PREFIXES: [&[u8]; 11] = [
-    LEASE, MEMBER, REMOVED, ALARM, AUTH, CLUSTER_ID, CLUSTER_VERSION, DOWNGRADE, CONF_STATE, COMPACTED_AT_ZERO, RESTORED,
+    LEASE,
+    MEMBER,
+    REMOVED,
+    ALARM,
+    AUTH,
+    CLUSTER_ID,
+    CLUSTER_VERSION,
+    DOWNGRADE,
+    CONF_STATE,
+    COMPACTED_AT_ZERO,
+    RESTORED,
 ];
 
 pub(super) fn lease_key(id: LeaseId) -> Vec<u8> {

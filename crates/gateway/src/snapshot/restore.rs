@@ -9,7 +9,9 @@ use std::path::Path;
 use prost::Message as _;
 use sha2::{Digest, Sha256};
 use tailwater_consensus::{RestoredState, StoredLease};
-use tailwater_eventlog::{Alarm, AlarmKind, AuthFacts, Founder, LeaseId, LogState, MemberId, RestoredPut, Revision, StorageError};
+use tailwater_eventlog::{
+    Alarm, AlarmKind, AuthFacts, Founder, LeaseId, LogState, MemberId, RestoredPut, Revision, StorageError,
+};
 use tailwater_snapshot::{Auth, Change, Facts, ReadAt, RowRevision, SnapshotError, SnapshotReader};
 
 /// What is to be restored, and how.

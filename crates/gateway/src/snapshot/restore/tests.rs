@@ -135,7 +135,8 @@ fn a_raised_revision_is_compacted() {
 #[test]
 fn a_file_that_was_raised_before_is_restored_again() {
     // etcdutl writes an empty row at the raised revision and compacts there.
-    let (restored, found, _) = restored(&file(&[((5, 0), "a", true)], 500, &[], &Facts::default()), 0).expect("restored");
+    let (restored, found, _) =
+        restored(&file(&[((5, 0), "a", true)], 500, &[], &Facts::default()), 0).expect("restored");
     assert_eq!((numbers(&restored), restored.cut), ((500, 500, 500), Some(Revision(500))));
     assert_eq!(keys(&found), [(5, "a")]);
 }
