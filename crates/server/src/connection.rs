@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::front::Front;
 use crate::listener::Surface;
+use crate::pings::Guarded;
 
 /// What a client may send on one stream, and on all streams of a connection, before we have read it.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
@@ -108,7 +109,8 @@ pub(crate) async fn serve(
         answer
     });
     let builder = builder(limits);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut connection =
+        pin!(builder.serve_connection(TokioIo::new(Guarded::new(stream, limits.keepalive.pings_apart)), service));
     let grace = tokio::select! {
         ended = connection.as_mut() => return report(ended),
         within = drained(&mut draining) => {

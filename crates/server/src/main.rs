@@ -22,6 +22,7 @@ mod member;
 mod member_front;
 mod no_source;
 mod peer_side;
+mod pings;
 mod process;
 mod relay_side;
 mod roles;
