@@ -69,7 +69,7 @@ fn delivery_allocates_little_and_by_response_rather_than_by_event() {
         }
         world.settle(&fanout);
         // Watchers are marked by the delivery worker after the revision is published.
-        std::thread::sleep(std::time::Duration::from_millis(30));
+        std::thread::sleep(std::time::Duration::from_millis(200));
         let before = COUNT.with(Cell::get);
         let pulled: usize = streams.iter_mut().map(|(_, stream)| pull(stream)).sum();
         if round > 0 {
