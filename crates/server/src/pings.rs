@@ -229,6 +229,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<S> {
         ready!(Pin::new(&mut this.stream).poll_read(context, into))?;
         this.on_received(&into.filled()[before..]);
         if this.strikes.are_too_many() {
+            into.set_filled(before);
             return this.poll_farewell(context);
         }
         Poll::Ready(Ok(()))
