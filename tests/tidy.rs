@@ -139,8 +139,9 @@ fn operators_are_told_of_every_metric_and_of_no_other() {
     // A name is a whole literal: what is between two quotes.
     let is_name = |part: &&str| !part.contains(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'));
     let product = files.iter().filter(|file| file.components().any(|part| part.as_os_str() == "src"));
-    let known: BTreeSet<String> =
-        product.flat_map(|file| code(file).split('"').filter(is_name).flat_map(metric_names).collect::<Vec<_>>()).collect();
+    let known: BTreeSet<String> = product
+        .flat_map(|file| code(file).split('"').filter(is_name).flat_map(metric_names).collect::<Vec<_>>())
+        .collect();
     assert!(known.len() > 50, "only {} metrics were found in the code", known.len());
     let told = metric_names(&fs::read_to_string(root().join("docs/OPERATIONS.md")).expect("the operators' guide"));
     let missing: Vec<_> = known.difference(&told).collect();
