@@ -34,6 +34,9 @@ const QUOTA_BYTES_DEFAULT: u64 = 2 << 30;
 /// Bytes of recent frames that a relay keeps for its readers, as a member's tail does.
 const RELAY_BYTES_MAX: usize = 64 << 20;
 
+/// Requests beyond this hold up those behind them.
+const REQUEST_BYTES_ADVISED: usize = 10 << 20;
+
 /// A shorter raft log would have the state flushed all the time.
 const RAFT_LOG_BYTES_MIN: u64 = 256 << 10;
 
@@ -252,6 +255,17 @@ impl Config {
     /// Largest message that is read from a client.
     pub(crate) fn message_bytes_max(&self) -> usize {
         self.request_bytes_max + 512 * 1024
+    }
+
+    /// Says what is allowed and not advised.
+    pub(crate) fn warn(&self) {
+        if self.request_bytes_max > REQUEST_BYTES_ADVISED {
+            tracing::warn!(
+                max_request_bytes = self.request_bytes_max,
+                recommended_request_bytes = REQUEST_BYTES_ADVISED,
+                "exceeded recommended request limit"
+            );
+        }
     }
 
     /// For connections to other nodes.

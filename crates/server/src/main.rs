@@ -72,6 +72,7 @@ fn main() -> ExitCode {
 /// Builds the node, runs it until a signal or a failure, and drains it.
 fn serve(config: Config) -> anyhow::Result<Ending> {
     config.tls.prepare()?;
+    config.warn();
     if config.roles == Roles::Gateway {
         let node = GatewayNode::build(&config)?;
         let outcome = node.run();
