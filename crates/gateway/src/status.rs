@@ -195,6 +195,8 @@ faults! {
     NoPasswordUser => Unknown, "auth: authentication failed, password was given for no password user";
     /// The token is none of this cluster's, or not any more.
     InvalidAuthToken => Unauthenticated, "etcdserver: invalid auth token";
+    /// A login where only the key that checks tokens is known. Not in etcd's table, so its code is Unknown.
+    VerifyOnly => Unknown, "auth: token signing attempted with verify-only key";
     /// The caller's own deadline passed.
     DeadlineExceeded => DeadlineExceeded, "context deadline exceeded";
 }

@@ -132,7 +132,7 @@ impl Config {
             drain_grace: time("drain-grace", &flags.drain_grace)?,
             slow_request: duration::parse(&flags.warning_unary_request_duration)
                 .map_err(|reason| format!("--warning-unary-request-duration: {reason}"))?,
-            auth: auth(flags)?,
+            auth: crate::auth_flags::parse(flags)?,
         })
     }
 
@@ -391,16 +391,6 @@ fn progress_interval(flags: &Flags) -> Result<Duration, String> {
 
 fn at_least(flag: &str, value: usize, least: usize) -> Result<usize, String> {
     if value < least { Err(format!("--{flag} ({value}) must be at least {least}")) } else { Ok(value) }
-}
-
-fn auth(flags: &Flags) -> Result<AuthConfig, String> {
-    let auth = AuthConfig {
-        token: flags.auth_token.clone(),
-        token_ttl: Duration::from_secs(flags.auth_token_ttl.into()),
-        bcrypt_cost: flags.bcrypt_cost,
-    };
-    auth.validate().map_err(|error| format!("--auth-token: {error}"))?;
-    Ok(auth)
 }
 
 fn log_level(text: &str) -> Result<tracing::Level, String> {
