@@ -155,6 +155,66 @@ func TestCertificateThatIsItsOwnAuthority(t *testing.T) {
 	check(t, err)
 }
 
+// With --client-cert-auth the common name is the user; without it a certificate only opens the door.
+func TestCommonNameIsTheUser(t *testing.T) {
+	for _, isUser := range []bool{true, false} {
+		dir := t.TempDir()
+		ours := newAuthority(t, dir, "ours")
+		flags := []string{"--trusted-ca-file", ours.file}
+		if isUser {
+			flags = append(flags, "--client-cert-auth")
+		}
+		served := start(t, dir, ours.sign(t, "node", node()), flags...)
+		as := func(name string) *clientv3.Client {
+			template := client()
+			template.Subject.CommonName = name
+			own := ours.sign(t, name+"-client", template)
+			return connect(t, served.endpoint, config(t, ours.file, &own))
+		}
+		ctx := within(t, patience)
+		root, alice, bob, nobody := as("root"), as("alice"), as("bob"), as("")
+		for _, name := range []string{"root", "alice"} {
+			_, err := root.UserAddWithOptions(ctx, name, "", &clientv3.UserAddOptions{NoPassword: true})
+			check(t, err)
+		}
+		_, err := root.RoleAdd(ctx, "reader")
+		check(t, err)
+		_, err = root.RoleGrantPermission(ctx, "reader", "a", "b", clientv3.PermissionType(clientv3.PermReadWrite))
+		check(t, err)
+		_, err = root.UserGrantRole(ctx, "alice", "reader")
+		check(t, err)
+		_, err = root.RoleAdd(ctx, "root")
+		check(t, err)
+		_, err = root.UserGrantRole(ctx, "root", "root")
+		check(t, err)
+		_, err = root.AuthEnable(ctx)
+		check(t, err)
+		put := func(made *clientv3.Client, key string) string {
+			if _, err := made.Put(ctx, key, "v"); err != nil {
+				return err.Error()
+			}
+			return ""
+		}
+		const empty, denied = "etcdserver: user name is empty", "etcdserver: permission denied"
+		expected := map[string][3]string{"a1": {"", "", denied}, "z": {"", denied, denied}}
+		for key, texts := range expected {
+			for at, made := range []*clientv3.Client{root, alice, bob} {
+				want := texts[at]
+				if !isUser {
+					want = empty
+				}
+				if got := put(made, key); got != want {
+					t.Errorf("put of %s by number %d (names count: %v): %q, want %q", key, at, isUser, got, want)
+				}
+			}
+			// etcd calls it "permission denied" where names count.
+			if got := put(nobody, key); got == "" {
+				t.Errorf("put of %s by nobody succeeds", key)
+			}
+		}
+	}
+}
+
 func TestEverydayCalls(t *testing.T) {
 	dir := t.TempDir()
 	ours := newAuthority(t, dir, "ours")
