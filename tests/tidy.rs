@@ -119,3 +119,34 @@ fn list_and_watch_paths_build_no_event_messages() {
         assert!(!product.contains("mvccpb"), "{} mentions mvccpb: events are encoded once, at apply", file.display());
     }
 }
+
+/// What the names of our metrics begin with.
+const METRIC_PREFIXES: &[&str] = &["tailwater_", "etcd_", "grpc_server_", "process_", "os_fd_"];
+
+/// The names of metrics among the words of `text`; those of a histogram's parts stand for the histogram.
+fn metric_names(text: &str) -> BTreeSet<String> {
+    let is_part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    text.split(|c| !is_part(c))
+        .filter(|word| METRIC_PREFIXES.iter().any(|prefix| word.starts_with(prefix) && word.len() > prefix.len()))
+        .map(|word| ["_bucket", "_sum", "_count"].iter().find_map(|part| word.strip_suffix(part)).unwrap_or(word))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn operators_are_told_of_every_metric_and_of_no_other() {
+    let mut files = Vec::new();
+    rust_files(&root().join("crates"), &mut files);
+    // A name is a whole literal: what is between two quotes.
+    let is_name = |part: &&str| !part.contains(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'));
+    let product = files.iter().filter(|file| file.components().any(|part| part.as_os_str() == "src"));
+    let known: BTreeSet<String> = product
+        .flat_map(|file| code(file).split('"').filter(is_name).flat_map(metric_names).collect::<Vec<_>>())
+        .collect();
+    assert!(known.len() > 50, "only {} metrics were found in the code", known.len());
+    let told = metric_names(&fs::read_to_string(root().join("docs/OPERATIONS.md")).expect("the operators' guide"));
+    let missing: Vec<_> = known.difference(&told).collect();
+    assert!(missing.is_empty(), "docs/OPERATIONS.md does not explain {missing:?}");
+    let made_up: Vec<_> = told.difference(&known).collect();
+    assert!(made_up.is_empty(), "docs/OPERATIONS.md names metrics that the code does not have: {made_up:?}");
+}

@@ -6,18 +6,18 @@ use prost::Message;
 use tailwater_api::etcdserverpb as pb;
 use tailwater_tests::RawClient;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use crate::client::{PATIENCE, add_role, ask, enable, grant_role, login, manage, put, revoke_role, servers, watch};
 
 /// A watch stream with these watchers.
-async fn open(client: &RawClient, watches: Vec<pb::WatchRequest>) -> (mpsc::UnboundedSender<Bytes>, Streaming<Bytes>) {
-    let (sender, requests) = mpsc::unbounded_channel();
+async fn open(client: &RawClient, watches: Vec<pb::WatchRequest>) -> (mpsc::Sender<Bytes>, Streaming<Bytes>) {
+    let (sender, requests) = mpsc::channel(watches.len());
     for watch in &watches {
-        sender.send(watch.encode_to_vec().into()).unwrap();
+        sender.try_send(watch.encode_to_vec().into()).unwrap();
     }
-    let stream = client.streaming("/etcdserverpb.Watch/Watch", UnboundedReceiverStream::new(requests)).await;
+    let stream = client.streaming("/etcdserverpb.Watch/Watch", ReceiverStream::new(requests)).await;
     let mut stream = stream.unwrap().into_inner();
     for _ in watches {
         let created = next(&mut stream).await;

@@ -193,12 +193,15 @@ async fn watchers_of_killed_fanouts_lose_nothing() -> anyhow::Result<()> {
         verdict.moves
     ));
     anyhow::ensure!(verdict.moves > 0, "no watcher ever lost its replica: this tested nothing");
-    let median = report(&run.interruptions).context("drains have watchers")?;
-    // A build for tests on a machine that does other things beside is only looked at roughly.
-    anyhow::ensure!(
-        median <= scaled(2000, 1000),
-        "after a drain watchers were live again after {median} ms in the median"
-    );
+    match report(&run.interruptions) {
+        // A build for tests on a machine that does other things beside is only looked at roughly.
+        Some(median) => anyhow::ensure!(
+            median <= scaled(2000, 1000),
+            "after a drain watchers were live again after {median} ms in the median"
+        ),
+        // Of few rounds the one drain may meet the fanout that all watchers have just left.
+        None => anyhow::ensure!(!acceptance(), "no fanout that was drained had watchers"),
+    }
     run.tier.cluster.finish();
     Ok(())
 }

@@ -119,7 +119,8 @@ async fn a_region_reads_and_watches_locally() -> anyhow::Result<()> {
     for (name, time) in [("serializable read", serializable), ("new watch", created), ("resumed watch", resumed)] {
         anyhow::ensure!(time < LOCAL_MAX, "a {name} takes {time:?}: it is not local");
     }
-    let most = ROUND_TRIP * 3 / 2;
+    // On a machine that does other things beside, a build for tests is only held to less than two.
+    let most = ROUND_TRIP * scaled(4, 3) / 2;
     anyhow::ensure!(
         linearizable >= ROUND_TRIP,
         "a linearizable read takes only {linearizable:?}: there is no distance"

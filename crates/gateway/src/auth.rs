@@ -19,13 +19,16 @@ use crate::status::Fault;
 
 pub(crate) mod access;
 mod config;
+mod jwt;
+mod keys;
 mod password;
 mod service;
 mod simple;
 mod token;
 
 use access::Access;
-pub use config::{AuthConfig, AuthConfigError};
+pub use config::{AuthConfig, AuthConfigError, TokenConfig};
+pub use jwt::JwtConfig;
 pub(crate) use password::Passwords;
 pub(crate) use service::is_stale;
 pub(crate) use token::Tokens;

@@ -38,7 +38,7 @@ mod txn;
 mod watch;
 
 pub use access::{AccessControl, OverTls};
-pub use auth::{AuthConfig, AuthConfigError, PeerIdentity};
+pub use auth::{AuthConfig, AuthConfigError, JwtConfig, PeerIdentity, TokenConfig};
 pub use compactor::run_auto_compaction;
 pub use config::{AutoCompaction, GatewayConfig};
 pub use gateway::{Gateway, HashForwarder, SnapshotForwarder};

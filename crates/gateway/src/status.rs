@@ -233,6 +233,8 @@ faults! {
     InvalidDowngradeTargetVersion => InvalidArgument, "etcdserver: invalid downgrade target version";
     /// One is under way.
     DowngradeInProcess => FailedPrecondition, "etcdserver: cluster has a downgrade job in progress";
+    /// A login where only the key that checks tokens is known. Not in etcd's table, so its code is Unknown.
+    VerifyOnly => Unknown, "auth: token signing attempted with verify-only key";
     /// The caller's own deadline passed.
     DeadlineExceeded => DeadlineExceeded, "context deadline exceeded";
 }

@@ -34,6 +34,9 @@ const QUOTA_BYTES_DEFAULT: u64 = 2 << 30;
 /// Bytes of recent frames that a relay keeps for its readers, as a member's tail does.
 const RELAY_BYTES_MAX: usize = 64 << 20;
 
+/// Requests beyond this hold up those behind them.
+const REQUEST_BYTES_ADVISED: usize = 10 << 20;
+
 /// A shorter raft log would have the state flushed all the time.
 const RAFT_LOG_BYTES_MIN: u64 = 256 << 10;
 
@@ -158,7 +161,7 @@ impl Config {
                 .map_err(|reason| format!("--warning-unary-request-duration: {reason}"))?,
             access: AccessControl { origins: list(&flags.cors), hosts: list(&flags.host_whitelist) },
             json_gateway: flags.enable_grpc_gateway,
-            auth: auth(flags)?,
+            auth: crate::auth_flags::parse(flags)?,
         })
     }
 
@@ -263,6 +266,17 @@ impl Config {
         self.request_bytes_max + 512 * 1024
     }
 
+    /// Says what is allowed and not advised.
+    pub(crate) fn warn(&self) {
+        if self.request_bytes_max > REQUEST_BYTES_ADVISED {
+            tracing::warn!(
+                max_request_bytes = self.request_bytes_max,
+                recommended_request_bytes = REQUEST_BYTES_ADVISED,
+                "exceeded recommended request limit"
+            );
+        }
+    }
+
     /// For connections to other nodes.
     pub(crate) fn link(&self) -> LinkConfig {
         LinkConfig { tls: Some(self.tls.peer_dialer.clone()), ..LinkConfig::default() }
@@ -276,6 +290,7 @@ impl Config {
             age_grace: self.connection_age_grace,
             streams_max: self.max_concurrent_streams,
             keepalive: self.keepalive,
+            has_named_users: self.tls.client.client_cert_auth,
         }
     }
 }
@@ -359,16 +374,6 @@ fn progress_interval(flags: &Flags) -> Result<Duration, String> {
 
 fn at_least(flag: &str, value: usize, least: usize) -> Result<usize, String> {
     if value < least { Err(format!("--{flag} ({value}) must be at least {least}")) } else { Ok(value) }
-}
-
-fn auth(flags: &Flags) -> Result<AuthConfig, String> {
-    let auth = AuthConfig {
-        token: flags.auth_token.clone(),
-        token_ttl: Duration::from_secs(flags.auth_token_ttl.into()),
-        bcrypt_cost: flags.bcrypt_cost,
-    };
-    auth.validate().map_err(|error| format!("--auth-token: {error}"))?;
-    Ok(auth)
 }
 
 fn reported_version(text: &str) -> Result<String, String> {

@@ -4,19 +4,19 @@ use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use socket2::SockRef;
-use tailwater_gateway::OverTls;
+use tailwater_gateway::{OverTls, PeerIdentity};
 use tailwater_tls::{Accepted, Door, Stream};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::front::Front;
 use crate::listener::Surface;
+use crate::pings::Guarded;
 
 /// What a client may send on one stream, and on all streams of a connection, before we have read it.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
@@ -40,6 +40,8 @@ pub(crate) struct ConnectionLimits {
     /// Calls of one connection at a time; the largest number: no limit.
     pub(crate) streams_max: u32,
     pub(crate) keepalive: Keepalive,
+    /// Whether the common name of a client's certificate is the user.
+    pub(crate) has_named_users: bool,
 }
 
 /// Who asks whom, and how often, whether it lives.
@@ -90,7 +92,8 @@ pub(crate) async fn serve(
         Err(rejected) => return rejected.log_client(),
     };
     let is_secure = matches!(stream, Stream::Tls(_));
-    let certificate = certificate.map(Arc::new);
+    let named = certificate.filter(|certificate| limits.has_named_users && !certificate.common_name.is_empty());
+    let identity = PeerIdentity { common_name: named.map(|certificate| certificate.common_name.into()) };
     let chance = RandomState::new().hash_one(peer);
     let serving = front.clone();
     let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
@@ -99,9 +102,7 @@ pub(crate) async fn serve(
         if is_secure {
             request.extensions_mut().insert(OverTls);
         }
-        if let Some(certificate) = &certificate {
-            request.extensions_mut().insert(certificate.clone());
-        }
+        request.extensions_mut().insert(identity.clone());
         // Boxed: a watch lives for hours and would keep room for all that it took to open it.
         let answer: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(async move {
             let request = request.map(axum::body::Body::new);
@@ -113,7 +114,8 @@ pub(crate) async fn serve(
         answer
     });
     let builder = builder(limits);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut connection =
+        pin!(builder.serve_connection(TokioIo::new(Guarded::new(stream, limits.keepalive.pings_apart)), service));
     let grace = tokio::select! {
         ended = connection.as_mut() => return report(ended),
         within = drained(&mut draining) => {

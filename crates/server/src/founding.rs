@@ -145,7 +145,7 @@ mod tests {
             (&["--initial-cluster=b=http://h:1"], "must contain \"default\""),
             (&["--initial-cluster=default=http://h:9"], "make them equal"),
             (&["--initial-cluster=default"], "must have the form"),
-            (&["--initial-cluster=default=https://h:1"], "must have the form"),
+            (&["--initial-cluster=default=unix://h:1"], "must have the form"),
             (&["--initial-cluster=default=http://h:1,b=http://h:1"], "same URL"),
             (&["--initial-cluster-state=existing"], "needs --initial-cluster"),
             (&["--initial-cluster-state=old"], "must be new or existing"),

@@ -1,5 +1,6 @@
 //! `tailwater`: flags, config, composition of roles, telemetry and shutdown. No logic of its own.
 
+mod auth_flags;
 mod config;
 mod connection;
 mod corruption;
@@ -22,6 +23,7 @@ mod member;
 mod member_front;
 mod no_source;
 mod peer_side;
+mod pings;
 mod process;
 mod relay_side;
 mod roles;
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
 /// Builds the node, runs it until a signal or a failure, and drains it.
 fn serve(config: Config) -> anyhow::Result<Ending> {
     config.tls.prepare()?;
+    config.warn();
     if config.roles == Roles::Gateway {
         let node = GatewayNode::build(&config)?;
         let outcome = node.run();

@@ -15,7 +15,7 @@ use crate::PeerCertificate;
 #[derive(Debug)]
 pub struct Rejected {
     remote: SocketAddr,
-    refusal: Refusal,
+    refusal: Box<Refusal>,
 }
 
 /// Why a handshake was given up.
@@ -44,19 +44,19 @@ pub(crate) enum Cause {
 
 impl Refusal {
     /// Before anything was learnt.
-    pub(crate) fn early(cause: Cause) -> Self {
-        Self { server_name: String::new(), peer: None, cause }
+    pub(crate) fn early(cause: Cause) -> Box<Self> {
+        Box::new(Self { server_name: String::new(), peer: None, cause })
     }
 }
 
 impl Rejected {
-    pub(crate) fn new(remote: SocketAddr, refusal: Refusal) -> Self {
+    pub(crate) fn new(remote: SocketAddr, refusal: Box<Refusal>) -> Self {
         Self { remote, refusal }
     }
 
     /// Writes etcd's line for a client.
     pub fn log_client(&self) {
-        let Refusal { server_name, peer, .. } = &self.refusal;
+        let Refusal { server_name, peer, .. } = self.refusal.as_ref();
         let (remote_addr, error) = (self.remote.to_string(), self.to_string());
         match peer {
             Some(peer) => tracing::warn!(
@@ -73,7 +73,7 @@ impl Rejected {
 
     /// Writes etcd's line for a peer.
     pub fn log_peer(&self) {
-        let Refusal { server_name, peer, .. } = &self.refusal;
+        let Refusal { server_name, peer, .. } = self.refusal.as_ref();
         let (remote_addr, error) = (self.remote.to_string(), self.to_string());
         match peer {
             Some(peer) => tracing::warn!(
@@ -139,11 +139,13 @@ fn words(error: &Error) -> String {
             format!("tls: failed to verify certificate: {}", certificate_words(error))
         }
         Error::AlertReceived(alert) => format!("remote error: tls: {}", alert_words(*alert)),
-        Error::PeerIncompatible(PeerIncompatible::NoCipherSuitesInCommon) => {
+        Error::PeerIncompatible(PeerIncompatible::NoCipherSuitesInCommon | PeerIncompatible::NoKxGroupsInCommon) => {
             "tls: no cipher suite supported by both client and server".into()
         }
         Error::PeerIncompatible(
-            PeerIncompatible::Tls12NotOffered
+            // Whoever speaks TLS 1.2 sends it.
+            PeerIncompatible::SignatureAlgorithmsExtensionRequired
+            | PeerIncompatible::Tls12NotOffered
             | PeerIncompatible::Tls12NotOfferedOrEnabled
             | PeerIncompatible::Tls13RequiredForQuic
             | PeerIncompatible::SupportedVersionsExtensionRequired,

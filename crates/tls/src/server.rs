@@ -57,12 +57,12 @@ impl ServerTls {
     }
 
     /// Shakes hands. The stream is given up when it fails.
-    pub(crate) async fn accept(&self, stream: TcpStream) -> Result<(Stream, Option<PeerCertificate>), Refusal> {
+    pub(crate) async fn accept(&self, stream: TcpStream) -> Result<(Stream, Option<PeerCertificate>), Box<Refusal>> {
         let remote = stream.peer_addr().map_err(|error| Refusal::early(Cause::Io(error)))?;
         let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await;
         let hello = hello.map_err(|error| Refusal::early(Cause::Hello(error)))?;
         let server_name = hello.client_hello().server_name().unwrap_or_default().to_owned();
-        let refusal = |cause, peer| Refusal { server_name: server_name.clone(), peer, cause };
+        let refusal = |cause, peer| Box::new(Refusal { server_name: server_name.clone(), peer, cause });
         let state = self.state.current();
         let bounded = |connection: &mut rustls::ServerConnection| connection.set_buffer_limit(Some(BUFFER_BYTES_MAX));
         let stream = hello.into_stream_with(state.config.clone(), bounded).await;

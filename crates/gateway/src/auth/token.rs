@@ -6,23 +6,30 @@ use http::HeaderValue;
 use tailwater_api::write::Caller;
 use tailwater_consensus::Auth;
 
+use super::jwt::JwtTokens;
 use super::simple::SimpleTokens;
 use crate::status::Fault;
 
 /// Makes and checks tokens.
 pub(crate) enum Tokens {
+    /// No token is known, and no login succeeds.
+    None,
     /// See [`SimpleTokens`].
     Simple(SimpleTokens),
+    /// See [`JwtTokens`].
+    Jwt(Box<JwtTokens>),
 }
 
 impl Tokens {
     /// A token for a user whose password was right.
     ///
     /// # Errors
-    /// `AuthFailed`: the user is gone meanwhile.
+    /// `AuthFailed`: the user is gone meanwhile; `VerifyOnly`.
     pub(crate) fn assign(&self, rules: &Auth, user: &str) -> Result<String, Fault> {
         match self {
+            Self::None => Err(Fault::AuthFailed),
             Self::Simple(tokens) => tokens.assign(rules, user, now_ms()).ok_or(Fault::AuthFailed),
+            Self::Jwt(tokens) => tokens.assign(user, rules.revision(), now_ms() / 1000).ok_or(Fault::VerifyOnly),
         }
     }
 
@@ -31,6 +38,8 @@ impl Tokens {
         let token = token.to_str().ok()?;
         let token = token.strip_prefix("Bearer ").unwrap_or(token);
         match self {
+            Self::None => None,
+            Self::Jwt(tokens) => tokens.caller(token, now_ms() / 1000),
             Self::Simple(tokens) => {
                 let user = tokens.user(rules, token, now_ms())?;
                 Some(Caller { user, auth_revision: rules.revision() })

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::{Request, Response, Uri};
+use http::{HeaderName, HeaderValue, Request, Response, Uri};
 use hyper_util::rt::TokioIo;
 use tailwater_eventlog::{KeyRange, Scope};
 use tailwater_tls::{ClientTls, Protocol, Stream};
@@ -23,6 +23,8 @@ const CONNECTIONS: usize = 4;
 const STREAM_WINDOW_BYTES: u32 = 64 << 10;
 /// Of a whole connection: above what all of its calls may hold, so that stalled clients never hold up the others.
 const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
+/// What etcd's JSON gateway marks its calls with.
+const PROXIED: HeaderName = HeaderName::from_static("grpcgateway-accept");
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -191,12 +193,14 @@ impl Replica {
     /// # Errors
     /// UNAVAILABLE when the replica can't be reached or the connection is lost; it may have begun the call then. It counts
     /// as not ready until it is heard of again.
-    pub(super) async fn call(&self, request: Request<Body>) -> Result<Call, Fault> {
+    pub(super) async fn call(&self, mut request: Request<Body>) -> Result<Call, Fault> {
         let guard = ActiveCall::begin(&self.active);
         let channels = match &self.link {
             Link::Here(gateway) => return Ok(Call { response: Box::pin(gateway.call(request)).await, guard }),
             Link::Remote(channels) => channels,
         };
+        // The certificate that is shown there is this process's own, and names no user.
+        request.headers_mut().entry(PROXIED).or_insert(HeaderValue::from_static("tailwater"));
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let mut channel = channels[turn % CONNECTIONS].clone();
         let answered = async { channel.ready().await?.call(request.map(tonic::body::Body::new)).await }.await;

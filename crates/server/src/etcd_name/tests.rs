@@ -135,3 +135,15 @@ fn only_the_name_makes_it_etcd() {
     assert!(is_meant_by("/usr/local/bin/etcd") && is_meant_by("etcd"));
     assert!(!is_meant_by("/etcd/tailwater") && !is_meant_by("etcdctl") && !is_meant_by(""));
 }
+
+#[test]
+fn every_flag_has_its_row_in_the_documents() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/COMPATIBILITY.md");
+    let document = std::fs::read_to_string(path).expect("a document of the project");
+    for row in table::ROWS {
+        let line = document.lines().find(|line| line.starts_with(&format!("| `--{}` |", row.name)));
+        let line = line.unwrap_or_else(|| panic!("--{} has no row in docs/COMPATIBILITY.md", row.name));
+        let means_something = matches!(row.meaning, Meaning::As(_)) || is_ours(row.name);
+        assert!(!means_something || !line.contains("means nothing"), "{line}");
+    }
+}

@@ -4,6 +4,8 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use tailwater_api::etcdserverpb as pb;
@@ -23,9 +25,12 @@ pub(crate) fn tailwater(arguments: &[&str]) -> Command {
     command
 }
 
-/// A port that was free a moment ago.
+/// A port that is free, below those that the kernel hands out by itself, and that no other test of this process gets: nobody
+/// takes it meanwhile.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(rand::random()));
+    let mut tries = (0..1000).map(|_| 15_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 17_000);
+    tries.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port among 1000")
 }
 
 /// Flags that serve clients on `port` with data in `data_dir`.

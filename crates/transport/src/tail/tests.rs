@@ -147,7 +147,10 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.service.stop();
         if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
+            // Elsewhere, since a test may be a task itself. Whatever holds the log has let go of it then: RocksDB must not be
+            // closed while the process exits.
+            let ended = std::thread::spawn(move || runtime.shutdown_timeout(Duration::from_secs(30))).join();
+            assert!(ended.is_ok() || std::thread::panicking());
         }
         wait_until("the streams have ended", || self.service.streams() == 0);
     }

@@ -10,7 +10,7 @@
 //!   least as new as every voter's has it. Members tell when they are asked, and by asking for votes (raft's pre-vote);
 //!   neither promises anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use raft::StateRole;
 use raft::eraftpb::{Entry, Message, MessageType, Snapshot, SnapshotMetadata};
@@ -36,11 +36,14 @@ pub(super) struct Doubt {
     /// The newest configuration that another member has applied, and its index. It is committed, and who committed it holds
     /// all before it: a voter that has left since is not waited for.
     group: (u64, Vec<u64>),
+    /// Who asked this member for its vote, or where its log ends. All voters that it knows of may have left for good, and it
+    /// learns only from those who came who the voters are now.
+    callers: BTreeSet<u64>,
 }
 
 impl Doubt {
     pub(super) fn new() -> Self {
-        Self { ends: BTreeMap::new(), wanted: None, asked: None, group: (0, Vec::new()) }
+        Self { ends: BTreeMap::new(), wanted: None, asked: None, group: (0, Vec::new()), callers: BTreeSet::new() }
     }
 }
 
@@ -53,8 +56,11 @@ impl ReplicaCore {
         match message.msg_type() {
             MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
                 let end = LogEnd { term: message.log_term, index: message.index };
-                if self.node.store().conf_state.voters.contains(&message.from) {
-                    self.doubt.as_mut()?.ends.insert(message.from, end);
+                let is_voter = self.doubt_voters().contains(&message.from);
+                let doubt = self.doubt.as_mut()?;
+                doubt.callers.insert(message.from);
+                if is_voter {
+                    doubt.ends.insert(message.from, end);
                 }
                 self.is_newest(end).then_some(message)
             }
@@ -108,8 +114,8 @@ impl ReplicaCore {
         }
         doubt.asked = Some(ticks);
         let asked = match leader {
-            raft::INVALID_ID => voters,
-            leader => vec![leader],
+            raft::INVALID_ID => voters.into_iter().chain(doubt.callers.iter().copied()).collect(),
+            leader => BTreeSet::from([leader]),
         };
         for to in asked.into_iter().filter(|to| *to != own) {
             let entries = vec![Entry { data: self.config.run_id.to_be_bytes().to_vec(), ..Default::default() }];
@@ -150,6 +156,9 @@ impl ReplicaCore {
                 self.doubters.push(question);
             }
             return;
+        }
+        if let Some(doubt) = &mut self.doubt {
+            doubt.callers.insert(question.from);
         }
         let end = self.log_end();
         let store = self.node.store();

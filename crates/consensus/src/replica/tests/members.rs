@@ -496,6 +496,33 @@ fn a_group_of_which_all_were_cut_elects_once_all_are_there() {
 }
 
 #[test]
+fn a_member_in_doubt_that_knows_only_voters_that_left_votes_for_who_is_there() {
+    let loose = |config: &mut ConsensusConfig| config.strict_reconfig_check = false;
+    let mut cluster = Cluster::empty();
+    (1..=3).for_each(|id| cluster.start(id, &all(3), loose));
+    let leader = cluster.leader();
+    cluster.put(leader, "a");
+    cluster.ticks(3);
+    let (cut, other) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    cluster.stop(cut);
+    cluster.tear_log(cut);
+    assert_eq!(ids(cluster.ask(leader, add(4, true))).len(), 4);
+    cluster.start(4, &all(4), |config| (config.founding, config.strict_reconfig_check) = (false, false));
+    cluster.ticks(5);
+    cluster.ask(leader, promote(4)).unwrap();
+    assert_eq!(ids(cluster.ask(leader, remove(other))).len(), 3);
+    assert_eq!(ids(cluster.ask(leader, remove(leader))), [cut, 4]);
+    cluster.ticks(3);
+    [leader, other].into_iter().for_each(|id| cluster.stop(id));
+    cluster.start(cut, &all(3), loose);
+    cluster.ticks(60);
+    assert_eq!(cluster.leading(), Some(4));
+    cluster.put(4, "b");
+    cluster.ticks(30);
+    cluster.assert_same();
+}
+
+#[test]
 fn one_member_of_a_lost_group_goes_on_alone_with_what_it_has() {
     let mut cluster = Cluster::new(3);
     let leader = cluster.leader();
