@@ -29,6 +29,8 @@ pub struct GatewayConfig {
     pub access: AccessControl,
     /// Whether the API is served as JSON too.
     pub json_gateway: bool,
+    /// Whether the duration of every call is recorded.
+    pub extensive_metrics: bool,
     /// When old history is compacted without a client's asking.
     pub auto_compaction: AutoCompaction,
     /// How clients show who they are.

@@ -77,7 +77,7 @@ impl Gateway {
     ) -> Self {
         let (serving, _) = watch::channel(true);
         let answered = AtomicU64::new(0);
-        let calls = Calls::new();
+        let calls = Calls::new(config.extensive_metrics);
         let tokens = config.auth.tokens().expect("settings are validated before they are used");
         let passwords = config.auth.passwords();
         Self {

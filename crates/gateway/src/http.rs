@@ -183,17 +183,21 @@ async fn unhealthy(gateway: &Gateway, query: &Query) -> Option<String> {
 /// A read of one key without its value, to see whether reads work.
 async fn read_one(gateway: &Gateway, serializable: bool) -> Result<(), Fault> {
     gateway.settle(serializable).await?;
-    let query = RangeQuery {
+    gateway.fanout().range(one_key(false)).await?;
+    Ok(())
+}
+
+/// Asks for any key without its value, or only how many there are.
+pub(crate) fn one_key(count_only: bool) -> RangeQuery {
+    RangeQuery {
         range: KeyRange::all(),
         revision: None,
         limit: 1,
         sort: None,
-        count_only: false,
+        count_only,
         keys_only: true,
         revision_bounds: (0, 0, 0, 0),
-    };
-    gateway.fanout().range(query).await?;
-    Ok(())
+    }
 }
 
 /// Runs the checks of the probe (`livez` or `readyz`), or the one that `path` names.

@@ -1,5 +1,8 @@
 //! Of the Maintenance service what concerns the store of a member: Hash, HashKV, Defragment; and Downgrade.
 
+use std::time::Instant;
+
+use metrics::{gauge, histogram};
 use tailwater_api::etcdserverpb as pb;
 use tailwater_api::etcdserverpb::downgrade_request::DowngradeAction;
 use tailwater_api::write::{SetDowngrade, command::Command};
@@ -9,6 +12,7 @@ use tailwater_eventlog::{EventLog, HashError, Revision, StoreHash};
 use crate::Gateway;
 use crate::auth::Credentials;
 use crate::kv::mismatched;
+use crate::metrics::{DEFRAG_INFLIGHT, DEFRAG_SECONDS, HASH_SECONDS};
 use crate::status::{Code, Fault};
 
 impl Gateway {
@@ -37,7 +41,12 @@ impl Gateway {
     async fn store_hash(&self, at: Option<Revision>, method: &'static str) -> Result<StoreHash, Fault> {
         self.settle(true).await?;
         match (self.storage().cloned(), self.hashes()) {
-            (Some(storage), _) => hash_here(storage, at).await,
+            (Some(storage), _) => {
+                let begin = Instant::now();
+                let hash = hash_here(storage, at).await;
+                histogram!(HASH_SECONDS).record(begin.elapsed());
+                hash
+            }
             (None, Some(elsewhere)) => elsewhere(at).await,
             (None, None) => Err(Fault::unserved("etcdserverpb.Maintenance", method)),
         }
@@ -48,9 +57,17 @@ impl Gateway {
     pub(crate) async fn defragment(&self, _: pb::DefragmentRequest) -> Result<pb::DefragmentResponse, Fault> {
         let Some(storage) = self.storage().cloned() else { return Ok(pb::DefragmentResponse::default()) };
         tracing::info!("starting defragment");
-        match tokio::task::spawn_blocking(move || storage.defragment()).await {
+        let begin = Instant::now();
+        gauge!(DEFRAG_INFLIGHT).increment(1.0);
+        let done = tokio::task::spawn_blocking(move || {
+            let done = storage.defragment();
+            gauge!(DEFRAG_INFLIGHT).decrement(1.0);
+            done
+        });
+        match done.await {
             Ok(Ok(())) => {
-                tracing::info!("finished defragment");
+                histogram!(DEFRAG_SECONDS).record(begin.elapsed());
+                tracing::info!(took = ?begin.elapsed(), "finished defragment");
                 Ok(pb::DefragmentResponse::default())
             }
             Ok(Err(error)) => {

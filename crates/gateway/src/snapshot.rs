@@ -7,7 +7,7 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tailwater_api::etcdserverpb as pb;
@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::body::{Chunks, framed};
+use crate::metrics::SNAPSHOT_SECONDS;
 use crate::status::{Code, Fault};
 
 mod facts;
@@ -92,8 +93,12 @@ struct SnapshotThread {
 impl SnapshotThread {
     fn run(self) {
         tracing::info!("sending database snapshot to client");
+        let begin = Instant::now();
         let fault = match self.send() {
-            Ok(bytes) => return tracing::info!(bytes, "sent database snapshot to client"),
+            Ok(bytes) => {
+                metrics::histogram!(SNAPSHOT_SECONDS).record(begin.elapsed());
+                return tracing::info!(bytes, took = ?begin.elapsed(), "sent database snapshot to client");
+            }
             Err(Ended::Gone) => return tracing::warn!("a client left its database snapshot"),
             Err(Ended::Moved(error)) => unknown(error),
             Err(Ended::Failed(fault)) => fault,

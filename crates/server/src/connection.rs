@@ -108,6 +108,8 @@ pub(crate) async fn serve(
             let request = request.map(axum::body::Body::new);
             Ok::<_, Infallible>(match surface {
                 Surface::Client => front.serve(request).await,
+                Surface::Grpc => front.serve_one(request, true).await,
+                Surface::Http => front.serve_one(request, false).await,
                 Surface::Metrics => front.serve_metrics(request).await,
             })
         });

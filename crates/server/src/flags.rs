@@ -209,6 +209,12 @@ pub(crate) struct Flags {
     /// Hosts that the server may be called by without TLS, separated by commas
     #[arg(long, default_value = "*")]
     pub(crate) host_whitelist: String,
+    /// URLs that serve what is not gRPC, which the client URLs then don't [default: the client URLs serve both]
+    #[arg(long, default_value = "")]
+    pub(crate) listen_client_http_urls: String,
+    /// "basic", or "extensive" to record the duration of every call
+    #[arg(long, default_value = "basic", value_parser = ["basic", "extensive"])]
+    pub(crate) metrics: String,
     /// Serve the API as JSON too, under /v3/
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub(crate) enable_grpc_gateway: bool,
