@@ -4,7 +4,7 @@ use axum::body::Body;
 use http::{HeaderValue, Method, Response, StatusCode, Uri, header};
 use metrics::{counter, gauge};
 use serde::Serialize;
-use tailwater_eventlog::{AlarmKind, KeyRange};
+use tailwater_eventlog::AlarmKind;
 use tailwater_fanout::RangeQuery;
 
 use crate::Gateway;
@@ -175,11 +175,12 @@ async fn unhealthy(gateway: &Gateway, query: &Query) -> Option<String> {
     read.err().map(|fault| format!("RANGE ERROR:{}", fault.status().1))
 }
 
-/// A read of one key without its value, to see whether reads work.
+/// A read of one key that is held here, without its value, to see whether reads work.
 async fn read_one(gateway: &Gateway, serializable: bool) -> Result<(), Fault> {
     gateway.settle(serializable).await?;
+    let Some(range) = gateway.fanout().scope().spans().first().cloned() else { return Ok(()) };
     let query = RangeQuery {
-        range: KeyRange::all(),
+        range,
         revision: None,
         limit: 1,
         sort: None,
