@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod answer;
+mod auth;
 mod expiry;
 mod garbage;
 mod generate;
@@ -44,7 +45,7 @@ async fn endpoint(variable: &str, kind: Kind) -> anyhow::Result<(String, Option<
         return Ok((url, None));
     }
     // Progress notifications come unasked within a run then; no answer is compared sooner without a sync to disk.
-    let mut flags = vec!["--watch-progress-notify-interval=300ms".to_owned()];
+    let mut flags = vec!["--watch-progress-notify-interval=300ms".to_owned(), "--bcrypt-cost=4".to_owned()];
     if kind == Kind::Tailwater {
         // The reference's line: what is reported is compared, too.
         flags.push("--reported-version=3.6.16".into());
@@ -125,6 +126,28 @@ async fn answers_as_etcd_does() {
         }
     }
     let differences = runs.join_all().await.concat();
+    assert!(differences.is_empty(), "{} runs differ:\n\n{}", differences.len(), differences.join("\n\n"));
+}
+
+/// Auth stays with a server, so each seed has servers of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rights_are_those_of_etcd() {
+    let mut lanes = tokio::task::JoinSet::new();
+    for lane in 0..LANES {
+        lanes.spawn(async move {
+            let mut differences = Vec::new();
+            for seed in seeds().skip(lane).step_by(LANES) {
+                let Some([(reference, _etcd), (subject, _server)]) = servers().await else { break };
+                let steps = operations();
+                let Err(error) = auth::run(&reference, &subject, seed, steps).await else { continue };
+                differences.push(format!(
+                    "{error:#}\nreplay: SEED={seed} DIFF_OPS={steps} cargo test -p tailwater-tests --test differential rights"
+                ));
+            }
+            differences
+        });
+    }
+    let differences = lanes.join_all().await.concat();
     assert!(differences.is_empty(), "{} runs differ:\n\n{}", differences.len(), differences.join("\n\n"));
 }
 

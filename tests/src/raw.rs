@@ -3,6 +3,7 @@
 use bytes::{Buf, BufMut, Bytes};
 use futures_util::Stream;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -67,6 +68,7 @@ impl From<Status> for Failure {
 #[derive(Clone, Debug)]
 pub struct RawClient {
     channel: Channel,
+    token: Option<AsciiMetadataValue>,
 }
 
 impl RawClient {
@@ -79,7 +81,29 @@ impl RawClient {
             .tcp_nodelay(true)
             .initial_connection_window_size(16 << 20)
             .initial_stream_window_size(4 << 20);
-        Ok(Self { channel: endpoint.connect_lazy() })
+        Ok(Self { channel: endpoint.connect_lazy(), token: None })
+    }
+
+    /// The same connection, for calls that show this token.
+    ///
+    /// # Errors
+    /// When `token` can't stand in a header.
+    pub fn with_token(&self, token: &str) -> anyhow::Result<Self> {
+        Ok(Self { channel: self.channel.clone(), token: Some(token.parse()?) })
+    }
+
+    /// The token of `from` on the connection of `to`.
+    #[must_use]
+    pub fn moved(from: &Self, to: &Self) -> Self {
+        Self { channel: to.channel.clone(), token: from.token.clone() }
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(token) = &self.token {
+            request.metadata_mut().insert("token", token.clone());
+        }
+        request
     }
 
     /// The connection, for typed clients.
@@ -95,7 +119,7 @@ impl RawClient {
     pub async fn unary(&self, path: &str, body: Bytes) -> Result<Bytes, Failure> {
         let mut grpc = self.grpc().await?;
         let path = path.parse().map_err(|_| Status::internal("not a path"))?;
-        Ok(grpc.unary(Request::new(body), path, BytesCodec).await?.into_inner())
+        Ok(grpc.unary(self.request(body), path, BytesCodec).await?.into_inner())
     }
 
     /// Sends the messages of `bodies` to `path`. Returns when the server has sent its headers, which may be only
@@ -109,7 +133,7 @@ impl RawClient {
     {
         let mut grpc = self.grpc().await?;
         let path = path.parse().map_err(|_| Status::internal("not a path"))?;
-        grpc.streaming(Request::new(bodies), path, BytesCodec).await
+        grpc.streaming(self.request(bodies), path, BytesCodec).await
     }
 
     async fn grpc(&self) -> Result<tonic::client::Grpc<Channel>, Status> {

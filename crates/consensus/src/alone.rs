@@ -89,7 +89,7 @@ fn replay(machine: &mut Machine, events: &EventLog, view: &RaftLogView, to: u64)
         for entry in &entries {
             machine.advance(Position(entry.index), Term(entry.term));
             for command in commands(entry).map_err(unreadable)? {
-                match machine.apply(events, command.command, false) {
+                match machine.apply(events, command.caller.as_ref(), command.command, false) {
                     Ok(_) | Err(MachineError::Refused(_)) => {}
                     Err(error) => return Err(unreadable(error)),
                 }

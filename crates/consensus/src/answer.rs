@@ -1,7 +1,9 @@
 //! What a proposal is answered with.
 
 use tailwater_api::etcdserverpb as pb;
-use tailwater_eventlog::{Member, Position, StorageError};
+use tailwater_eventlog::{Member, Position, Revision, StorageError};
+
+use crate::AuthError;
 
 /// An answer and where it holds.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +27,8 @@ pub enum Answer {
     Alarm(pb::AlarmResponse),
     /// The members after a change of membership, by id; of an added one, its id is the command's.
     Members(Vec<Member>),
+    /// The auth state is as it was asked to be, at this revision of the store.
+    AuthChanged(Revision),
     /// A command whose effect is its answer.
     Done,
 }
@@ -71,6 +75,9 @@ pub enum ApplyError {
     /// The group has as many learners as it may have.
     #[error("too many learners")]
     TooManyLearners,
+    /// The auth rules refuse it.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
 }
 
 /// A proposal has no answer, or a refusal.

@@ -11,7 +11,7 @@ use prost::Message as _;
 use protobuf::Message as _;
 use raft::eraftpb::Message;
 use tailwater_api::etcdserverpb as pb;
-use tailwater_api::write::{self, command::Command};
+use tailwater_api::write::{self, Caller, command::Command};
 use tailwater_eventlog::{EventLog, LeaseId, Member, MemberId, Position, Staged, StorageError, Term};
 use tokio::sync::{oneshot, watch};
 
@@ -22,7 +22,7 @@ use crate::replica::driver::checkpoint_request;
 use crate::replica::lessor::Renewal;
 use crate::replica::shared::{INBOX_ITEMS_MAX, INBOX_MESSAGE_BYTES_MAX, Shared, Waiter};
 use crate::start::Threads;
-use crate::{Applied, ApplyError, PeerTransport, ProposeError, SourceReady};
+use crate::{Applied, ApplyError, PeerTransport, ProposeError, Right, SourceReady};
 
 /// What a command's envelope may add to a request: proposer, proposal, the tags and lengths around it, a chosen lease id.
 const ENVELOPE_BYTES_MAX: usize = 64;
@@ -276,13 +276,21 @@ impl Consensus {
         Err(ProposeError::Timeout)
     }
 
-    /// Proposes a command and waits until it is committed *and applied* here. Cancel safe: a dropped wait does not
-    /// withdraw the command. A lease or a new member without an id gets a random one, and a TTL below
+    /// Proposes a command of the system's own; see [`Consensus::propose_as`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn propose(&self, command: Command) -> Result<Applied, ProposeError> {
+        self.propose_as(None, command).await
+    }
+
+    /// Proposes a command and waits until it is committed *and applied* here, if the caller may. Cancel safe: a dropped
+    /// wait does not withdraw the command. A lease or a new member without an id gets a random one, and a TTL below
     /// the shortest is raised to it.
     ///
     /// # Errors
     /// See [`ProposeError`]; after `LeaderChanged`, `Timeout` and `Stopped` the command may have taken effect.
-    pub async fn propose(&self, mut command: Command) -> Result<Applied, ProposeError> {
+    pub async fn propose_as(&self, caller: Option<Caller>, mut command: Command) -> Result<Applied, ProposeError> {
         self.complete(&mut command);
         let shared = &self.shared;
         let cost = quota::cost(&command);
@@ -290,7 +298,7 @@ impl Consensus {
             raise_no_space(shared);
             return Err(ApplyError::NoSpace.into());
         }
-        enqueue(shared, command)?.await.unwrap_or(Err(ProposeError::Stopped))
+        enqueue(shared, caller, command)?.await.unwrap_or(Err(ProposeError::Stopped))
     }
 
     /// What must be decided once, before the command is the same for all members.
@@ -378,6 +386,17 @@ impl Consensus {
             }
         }
         Ok(Some(info))
+    }
+
+    /// Whether a client may read, or write, the keys attached to a lease, or to any (`None`): by the state that is applied
+    /// here when it is asked.
+    ///
+    /// # Errors
+    /// `Refused` with the reason; `TooManyRequests`, `Stopped`.
+    pub async fn check_lease(&self, caller: Caller, right: Right, id: Option<LeaseId>) -> Result<(), ProposeError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask_apply(ApplyJob::CheckLease(caller, right, id, reply))?;
+        Ok(answer.await.map_err(|_| ProposeError::Stopped)??)
     }
 
     /// Never blocks: a full queue refuses.
@@ -470,7 +489,7 @@ pub(crate) fn raise_no_space(shared: &Arc<Shared>) {
         member_id: shared.config.member_id.0,
         alarm: pb::AlarmType::Nospace as i32,
     };
-    if let Err(error) = enqueue(shared, Command::Alarm(alarm)) {
+    if let Err(error) = enqueue(shared, None, Command::Alarm(alarm)) {
         tracing::warn!(%error, "NOSPACE could not be raised");
     }
 }
@@ -478,13 +497,14 @@ pub(crate) fn raise_no_space(shared: &Arc<Shared>) {
 type AnswerReceiver = oneshot::Receiver<Result<Applied, ProposeError>>;
 
 /// Puts a command into the inbox, within the bounds.
-fn enqueue(shared: &Arc<Shared>, command: Command) -> Result<AnswerReceiver, ProposeError> {
+fn enqueue(shared: &Arc<Shared>, caller: Option<Caller>, command: Command) -> Result<AnswerReceiver, ProposeError> {
     let config = &shared.config;
     let proposal_id = shared.next_proposal.fetch_add(1, Ordering::Relaxed);
     let change = Change::of(&command);
-    let command = write::Command { proposal_id, proposer_id: shared.proposer_id, command: Some(command) };
+    let envelope_bytes = ENVELOPE_BYTES_MAX + caller.as_ref().map_or(0, prost::Message::encoded_len);
+    let command = write::Command { proposal_id, proposer_id: shared.proposer_id, caller, command: Some(command) };
     let bytes = command.encoded_len();
-    if bytes > config.request_bytes_max.saturating_add(ENVELOPE_BYTES_MAX) {
+    if bytes > config.request_bytes_max.saturating_add(envelope_bytes) {
         return Err(ProposeError::TooLarge);
     }
     let lag = shared.committed.load(Ordering::Relaxed).saturating_sub(shared.applied.load(Ordering::Relaxed));

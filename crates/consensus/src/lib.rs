@@ -16,6 +16,7 @@
 
 mod alone;
 mod answer;
+mod auth;
 mod handle;
 mod machine;
 pub mod metrics;
@@ -27,6 +28,7 @@ mod start;
 mod write_plane;
 
 pub use answer::{Answer, Applied, ApplyError, ProposeError};
+pub use auth::{Auth, AuthError, LeaseKeys, ROOT, Right};
 pub use handle::{Consensus, ConsensusConfig, ConsensusStatus, InstallError, LeaseInfo, StartError};
 pub use peers::{NoPeers, PeerTransport};
 pub use replica::CatchUp;

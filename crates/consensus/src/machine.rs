@@ -9,6 +9,7 @@
 //! when it changes nothing or is refused; `compacted <= revision`; a key attached to a lease is in that lease's set.
 
 mod alarm;
+mod auth;
 mod encode;
 mod kv;
 mod lease;
@@ -26,13 +27,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use raft::eraftpb::ConfState;
 use tailwater_api::etcdserverpb as pb;
-use tailwater_api::write::command::Command;
+use tailwater_api::write::{Caller, command::Command};
 use tailwater_eventlog::{
     Alarm, Event, EventLog, Fact, HistoryId, KeyIndex, KeyRange, LeaseId, LogState, Member, MemberId, Position,
     Revision, StorageError, Term, WriteBatch,
 };
 
-use crate::{Answer, ApplyError};
+use crate::{Answer, ApplyError, Auth};
 use encode::PREFIXES;
 pub(crate) use lease::{LeaseChange, LeaseRecord};
 pub(crate) use members::{Group, conf_state_of, member_message};
@@ -85,6 +86,9 @@ pub(crate) struct Machine {
     cluster_id: u64,
     leases: BTreeMap<LeaseId, LeaseRecord>,
     alarms: BTreeSet<Alarm>,
+    auth: Auth,
+    /// Whether readers must be told of the auth state.
+    auth_fact: bool,
     members: BTreeMap<MemberId, Member>,
     removed: BTreeSet<MemberId>,
     cluster_version: String,
@@ -122,6 +126,8 @@ impl Machine {
             cluster_id: 0,
             leases: BTreeMap::new(),
             alarms: BTreeSet::new(),
+            auth: Auth::default(),
+            auth_fact: false,
             members: BTreeMap::new(),
             removed: BTreeSet::new(),
             cluster_version: String::new(),
@@ -134,6 +140,7 @@ impl Machine {
             encode::load_row(&mut machine, &key, &value)
                 .ok_or_else(|| StorageError::Inconsistent(format!("state row {key:?} can't be read")))?;
         }
+        machine.auth.refresh();
         machine.attach_all();
         Ok(machine)
     }
@@ -185,6 +192,7 @@ impl Machine {
     pub(crate) fn facts(&self) -> Vec<Fact> {
         let mut facts = vec![
             Fact::Compacted(self.state.compacted),
+            Fact::Auth(self.auth.to_facts()),
             Fact::Alarms(self.alarms.iter().copied().collect()),
             Fact::Members(self.members.values().cloned().collect()),
         ];
@@ -203,6 +211,10 @@ impl Machine {
     pub(crate) fn take_output(&mut self) -> Output {
         self.output_bytes = 0;
         let mut output = std::mem::take(&mut self.output);
+        // Once per batch: it tells the whole state.
+        if std::mem::take(&mut self.auth_fact) {
+            output.facts.push(Fact::Auth(self.auth.to_facts()));
+        }
         output.write.log_state = self.state;
         output
     }
@@ -214,16 +226,20 @@ impl Machine {
         self.state.applied_term = term;
     }
 
-    /// Applies one command. `waiting` says whether somebody waits for the answer: without, prev_kv and range results
-    /// are not computed.
+    /// Applies one command, if the client that it comes from may: `None` is the system itself. `waiting` says whether
+    /// somebody waits for the answer: without, prev_kv and range results are not computed.
     pub(crate) fn apply(
         &mut self,
         values: &dyn Values,
+        caller: Option<&Caller>,
         command: Option<Command>,
         waiting: bool,
     ) -> Result<Answer, MachineError> {
         let command = command.ok_or(MachineError::Unknown)?;
         self.refuse_for_alarms(&command)?;
+        if let Some(caller) = caller {
+            self.check_caller(caller, &command)?;
+        }
         match command {
             Command::Put(request) => self.put(values, request, waiting),
             Command::DeleteRange(request) => self.delete_range(values, request, waiting),
@@ -242,6 +258,18 @@ impl Machine {
             Command::MemberPromote(request) => Ok(self.member_promote(&request)?),
             Command::MemberUpdate(request) => Ok(self.member_update(request)?),
             Command::ForceNewCluster(request) => Ok(self.force_new_cluster(&request)),
+            Command::AuthEnable(_)
+            | Command::AuthDisable(_)
+            | Command::AuthUserAdd(_)
+            | Command::AuthUserDelete(_)
+            | Command::AuthUserChangePassword(_)
+            | Command::AuthUserGrantRole(_)
+            | Command::AuthUserRevokeRole(_)
+            | Command::AuthRoleAdd(_)
+            | Command::AuthRoleDelete(_)
+            | Command::AuthRoleGrantPermission(_)
+            | Command::AuthRoleRevokePermission(_)
+            | Command::AuthTokenSecret(_) => Ok(self.auth(command)?),
         }
     }
 

@@ -76,6 +76,8 @@ pub struct AuthFacts {
     pub users: Vec<Bytes>,
     /// Encoded `authpb.Role`s, sorted by name.
     pub roles: Vec<Bytes>,
+    /// What tokens are made and checked with, anywhere in the cluster; empty: none was chosen.
+    pub token_secret: Bytes,
 }
 
 /// A raised alarm.

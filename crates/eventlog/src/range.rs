@@ -24,6 +24,16 @@ impl KeyRange {
         }
     }
 
+    /// As etcd's pair of `key` and `range_end`.
+    #[must_use]
+    pub fn to_etcd(&self) -> (Bytes, Bytes) {
+        match self {
+            Self::Key(key) => (key.clone(), Bytes::new()),
+            Self::Span(start, end) => (start.clone(), end.clone()),
+            Self::From(start) => (start.clone(), Bytes::from_static(&[0])),
+        }
+    }
+
     /// Every key.
     #[must_use]
     pub fn all() -> Self {

@@ -253,6 +253,19 @@ impl Delivery {
         self.answer(head);
     }
 
+    /// Cancels the watchers for whose range there is a reason.
+    pub(crate) fn deny(&mut self, reason: &dyn Fn(&KeyRange) -> Option<String>) {
+        let ranges = self.watchers.range_from(i64::MIN).map(|(id, watcher)| (id, watcher.group.key().range()));
+        let denied: Vec<_> = ranges.filter_map(|(id, range)| Some((id, reason(&range)?))).collect();
+        for (watch_id, reason) in denied {
+            self.remove(watch_id);
+            self.core.flow.ended(Ended::Refused, 1);
+            let mut head = answer(&self.core.published.load(), watch_id);
+            (head.canceled, head.cancel_reason) = (true, reason);
+            self.answer(head);
+        }
+    }
+
     /// Asks for progress of the whole stream.
     pub(crate) fn request_progress(&mut self) {
         let published = self.core.published.load().revision();

@@ -39,7 +39,7 @@ pub struct ReadSnapshot {
     /// The alarms that are raised.
     pub alarms: Vec<Alarm>,
     /// Users and roles.
-    pub auth: AuthFacts,
+    pub auth: Arc<AuthFacts>,
     /// "major.minor.0", empty until decided.
     pub cluster_version: String,
 }
@@ -100,6 +100,12 @@ impl Fanout {
     #[must_use]
     pub fn snapshot(&self) -> Arc<ReadSnapshot> {
         self.core.published.load().snapshot.clone()
+    }
+
+    /// Whether users and roles are still these, as [`ReadSnapshot::auth`] told them. Cheaper than a snapshot.
+    #[must_use]
+    pub fn is_auth(&self, auth: &Arc<AuthFacts>) -> bool {
+        Arc::ptr_eq(&self.core.published.load().snapshot.auth, auth)
     }
 
     /// Waits until everything up to `position` is visible. Cancel safe.

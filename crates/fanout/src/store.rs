@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use tailwater_eventlog::{Cursor, Event, EventKind, Fact, Position, Revision, Term};
+use tailwater_eventlog::{AuthFacts, Cursor, Event, EventKind, Fact, Position, Revision, Term};
 
 use crate::ReadSnapshot;
 use crate::keys::KeyTree;
@@ -130,7 +130,7 @@ impl Store {
         let snapshot = &mut self.snapshot;
         match fact {
             Fact::Compacted(revision) => snapshot.compacted = snapshot.compacted.max(*revision),
-            Fact::Auth(auth) => snapshot.auth = auth.clone(),
+            Fact::Auth(auth) => snapshot.auth = Arc::new(auth.clone()),
             Fact::Alarms(alarms) => snapshot.alarms.clone_from(alarms),
             Fact::Members(members) => snapshot.members.clone_from(members),
             Fact::Leader(leader, term) => (snapshot.leader, snapshot.term) = (*leader, *term),
@@ -143,7 +143,7 @@ impl Store {
         let ReadSnapshot { compacted, leader, term, members, alarms, auth, cluster_version, .. } = &self.snapshot;
         let mut facts = vec![
             Fact::Compacted(*compacted),
-            Fact::Auth(auth.clone()),
+            Fact::Auth(AuthFacts::clone(auth)),
             Fact::Alarms(alarms.clone()),
             Fact::Members(members.clone()),
             Fact::ClusterVersion(cluster_version.clone()),

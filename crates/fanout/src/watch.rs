@@ -165,6 +165,11 @@ impl WatchControl {
         self.shared.delivery.lock().cancel(watch_id);
     }
 
+    /// Ends the watchers for whose range `reason` gives one: they are cancelled with it, and given nothing more.
+    pub fn deny(&self, reason: &dyn Fn(&KeyRange) -> Option<String>) {
+        self.shared.delivery.lock().deny(reason);
+    }
+
     /// A progress request for the whole stream (watch id -1 in the answer).
     pub fn progress(&self) {
         self.shared.delivery.lock().request_progress();

@@ -14,6 +14,7 @@ use tailwater_eventlog::{Alarm, AlarmKind, EventLog, HashError, Revision, StoreH
 use tokio_stream::wrappers::WatchStream;
 
 use crate::Gateway;
+use crate::auth::Credentials;
 use crate::body::{Chunks, framed};
 use crate::kv::mismatched;
 use crate::status::{Code, Fault};
@@ -51,9 +52,13 @@ impl Gateway {
     }
 
     /// `Maintenance.Alarm`. Listing reads, the other actions are proposed.
-    pub(crate) async fn alarm(&self, request: pb::AlarmRequest) -> Result<pb::AlarmResponse, Fault> {
+    pub(crate) async fn alarm(
+        &self,
+        credentials: &Credentials,
+        request: pb::AlarmRequest,
+    ) -> Result<pb::AlarmResponse, Fault> {
         if request.action != pb::alarm_request::AlarmAction::Get as i32 {
-            return match self.propose(request.encoded_len(), Command::Alarm(request)).await? {
+            return match self.propose(credentials, request.encoded_len(), Command::Alarm(request)).await? {
                 Answer::Alarm(mut response) => {
                     response.header = self.complete(response.header);
                     Ok(response)

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::AuthConfig;
+
 /// How the gateway serves.
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
@@ -25,6 +27,8 @@ pub struct GatewayConfig {
     pub quota_bytes: u64,
     /// When old history is compacted without a client's asking.
     pub auto_compaction: AutoCompaction,
+    /// How clients show who they are.
+    pub auth: AuthConfig,
 }
 
 impl GatewayConfig {

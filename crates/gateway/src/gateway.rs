@@ -5,16 +5,18 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use arc_swap::ArcSwap;
 use parking_lot::RwLock;
 use tailwater_api::etcdserverpb as pb;
 use tailwater_api::wire;
 use tailwater_api::write::command::Command;
-use tailwater_consensus::{Answer, ProposeError, WritePlane};
+use tailwater_consensus::{Answer, Applied, ProposeError, WritePlane};
 use tailwater_eventlog::{EventLog, Position, Revision, StoreHash};
 use tailwater_fanout::{Fanout, SocketShare};
 use tokio::sync::watch;
 
 use crate::GatewayConfig;
+use crate::auth::{AuthView, Credentials, Passwords, Tokens, is_stale};
 use crate::metrics::Calls;
 use crate::route::Forwarder;
 use crate::route::position::Place;
@@ -40,6 +42,10 @@ struct Shared {
     /// Takes what the fanout of this process does not hold.
     forwarder: OnceLock<Forwarder>,
     config: GatewayConfig,
+    tokens: Tokens,
+    passwords: Passwords,
+    /// The auth state as it was looked at last, decoded.
+    auth: ArcSwap<AuthView>,
     answered: AtomicU64,
     serving: watch::Sender<bool>,
     /// Why nothing is answered, if nothing is.
@@ -51,6 +57,9 @@ struct Shared {
 
 impl Gateway {
     /// Joins the planes. `storage` is there where this process is a member; `render_metrics` yields the body of `/metrics`.
+    ///
+    /// # Panics
+    /// When the settings of auth can't be used: [`crate::AuthConfig::validate`] says why.
     #[must_use]
     pub fn new(
         write_plane: Arc<dyn WritePlane>,
@@ -62,6 +71,8 @@ impl Gateway {
         let (serving, _) = watch::channel(true);
         let answered = AtomicU64::new(0);
         let calls = Calls::new();
+        let tokens = config.auth.tokens().expect("settings are validated before they are used");
+        let passwords = config.auth.passwords();
         Self {
             shared: Arc::new(Shared {
                 write_plane,
@@ -70,6 +81,9 @@ impl Gateway {
                 hashes: OnceLock::new(),
                 forwarder: OnceLock::new(),
                 config,
+                tokens,
+                passwords,
+                auth: ArcSwap::from_pointee(AuthView::of(Arc::default())),
                 answered,
                 serving,
                 unready: RwLock::default(),
@@ -131,6 +145,18 @@ impl Gateway {
 
     pub(crate) fn config(&self) -> &GatewayConfig {
         &self.shared.config
+    }
+
+    pub(crate) fn tokens(&self) -> &Tokens {
+        &self.shared.tokens
+    }
+
+    pub(crate) fn passwords(&self) -> &Passwords {
+        &self.shared.passwords
+    }
+
+    pub(crate) fn auth_view(&self) -> &ArcSwap<AuthView> {
+        &self.shared.auth
     }
 
     pub(crate) fn write_plane(&self) -> &dyn WritePlane {
@@ -242,12 +268,34 @@ impl Gateway {
         self.shared.fanout.snapshot().cursor.position >= position
     }
 
-    /// Proposes a command made of a request of `request_bytes` and waits until it is applied.
-    pub(crate) async fn propose(&self, request_bytes: usize, command: Command) -> Result<Answer, Fault> {
+    /// Proposes a command made of a client's request of `request_bytes` and waits until it is applied.
+    pub(crate) async fn propose(
+        &self,
+        credentials: &Credentials,
+        request_bytes: usize,
+        command: Command,
+    ) -> Result<Answer, Fault> {
         if self.raft_bytes(request_bytes) > self.shared.config.request_bytes_max {
             return Err(Fault::RequestTooLarge);
         }
-        let proposed = self.shared.write_plane.propose(command).await;
+        let (caller, view) = self.authorize_command(credentials, &command).await?;
+        if !view.rules.is_enabled() {
+            return self.settle_proposal(self.shared.write_plane.propose_as(Some(caller), command).await).await;
+        }
+        // Users or roles may have changed where it is applied and not yet be seen here; it had no effect then.
+        let again = command.clone();
+        match self.shared.write_plane.propose_as(Some(caller), command).await {
+            Err(error) if is_stale(&error) => {
+                self.settle(false).await?;
+                let (caller, _) = self.authorize_command(credentials, &again).await?;
+                self.settle_proposal(self.shared.write_plane.propose_as(Some(caller), again).await).await
+            }
+            proposed => self.settle_proposal(proposed).await,
+        }
+    }
+
+    /// What a proposal came to, once it is visible here.
+    async fn settle_proposal(&self, proposed: Result<Applied, ProposeError>) -> Result<Answer, Fault> {
         if let Err(error) = &proposed
             && !matches!(error, ProposeError::Refused(_) | ProposeError::TooLarge)
         {

@@ -6,6 +6,7 @@ use tailwater_api::write::command::Command;
 use tailwater_consensus::Answer as Applied;
 
 use crate::Gateway;
+use crate::auth::Credentials;
 use crate::body::Answer;
 use crate::checks;
 use crate::status::Fault;
@@ -13,9 +14,13 @@ use crate::txn;
 
 impl Gateway {
     /// `KV.Put`.
-    pub(crate) async fn put(&self, request: pb::PutRequest) -> Result<pb::PutResponse, Fault> {
+    pub(crate) async fn put(
+        &self,
+        credentials: &Credentials,
+        request: pb::PutRequest,
+    ) -> Result<pb::PutResponse, Fault> {
         checks::put(&request)?;
-        match self.propose(request.encoded_len(), Command::Put(request)).await? {
+        match self.propose(credentials, request.encoded_len(), Command::Put(request)).await? {
             Applied::Put(mut response) => {
                 response.header = self.complete(response.header);
                 Ok(response)
@@ -25,9 +30,13 @@ impl Gateway {
     }
 
     /// `KV.DeleteRange`.
-    pub(crate) async fn delete_range(&self, request: pb::DeleteRangeRequest) -> Result<pb::DeleteRangeResponse, Fault> {
+    pub(crate) async fn delete_range(
+        &self,
+        credentials: &Credentials,
+        request: pb::DeleteRangeRequest,
+    ) -> Result<pb::DeleteRangeResponse, Fault> {
         checks::delete_range(&request)?;
-        match self.propose(request.encoded_len(), Command::DeleteRange(request)).await? {
+        match self.propose(credentials, request.encoded_len(), Command::DeleteRange(request)).await? {
             Applied::DeleteRange(mut response) => {
                 response.header = self.complete(response.header);
                 Ok(response)
@@ -37,12 +46,12 @@ impl Gateway {
     }
 
     /// `KV.Txn`: one that only reads stays out of the raft log.
-    pub(crate) async fn txn(&self, request: pb::TxnRequest) -> Result<Answer, Fault> {
+    pub(crate) async fn txn(&self, credentials: &Credentials, request: pb::TxnRequest) -> Result<Answer, Fault> {
         checks::txn(&request, self.config().txn_ops_max)?;
         if txn::is_read_only(&request) {
-            return self.read_txn(&request).await;
+            return self.read_txn(credentials, &request).await;
         }
-        match self.propose(request.encoded_len(), Command::Txn(request)).await? {
+        match self.propose(credentials, request.encoded_len(), Command::Txn(request)).await? {
             Applied::Txn(mut response) => {
                 response.header = self.complete(response.header);
                 Ok(Answer::message(&response))
@@ -53,8 +62,12 @@ impl Gateway {
 
     /// `KV.Compact`. It returns when the compaction is applied, which makes it effective for every reader, and a physical
     /// one when the log is folded below it.
-    pub(crate) async fn compact(&self, request: pb::CompactionRequest) -> Result<pb::CompactionResponse, Fault> {
-        match self.propose(request.encoded_len(), Command::Compact(request)).await? {
+    pub(crate) async fn compact(
+        &self,
+        credentials: &Credentials,
+        request: pb::CompactionRequest,
+    ) -> Result<pb::CompactionResponse, Fault> {
+        match self.propose(credentials, request.encoded_len(), Command::Compact(request)).await? {
             Applied::Compact(mut response) => {
                 response.header = self.complete(response.header);
                 Ok(response)

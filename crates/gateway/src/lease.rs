@@ -9,11 +9,13 @@ use prost::Message;
 use rand::Rng;
 use tailwater_api::etcdserverpb as pb;
 use tailwater_api::grpc::RequestStream;
+use tailwater_api::write::Caller;
 use tailwater_api::write::command::Command;
-use tailwater_consensus::Answer;
+use tailwater_consensus::{Answer, Auth, Right};
 use tailwater_eventlog::LeaseId;
 
 use crate::Gateway;
+use crate::auth::{Credentials, is_stale};
 use crate::body::{Chunks, framed};
 use crate::kv::mismatched;
 use crate::methods::Method;
@@ -26,6 +28,7 @@ impl Gateway {
     /// `Lease.LeaseGrant`. Id 0 asks for a random one.
     pub(crate) async fn lease_grant(
         &self,
+        credentials: &Credentials,
         mut request: pb::LeaseGrantRequest,
     ) -> Result<pb::LeaseGrantResponse, Fault> {
         let is_chosen = request.id != 0;
@@ -33,7 +36,7 @@ impl Gateway {
             if !is_chosen {
                 request.id = rand::rng().random_range(1..=i64::MAX);
             }
-            match self.propose(request.encoded_len(), Command::LeaseGrant(request)).await {
+            match self.propose(credentials, request.encoded_len(), Command::LeaseGrant(request)).await {
                 Err(Fault::LeaseExists) if !is_chosen && attempt < ID_ATTEMPTS_MAX => {}
                 Err(fault) => return Err(fault),
                 Ok(Answer::LeaseGrant(mut response)) => {
@@ -47,8 +50,12 @@ impl Gateway {
     }
 
     /// `Lease.LeaseRevoke`.
-    pub(crate) async fn lease_revoke(&self, request: pb::LeaseRevokeRequest) -> Result<pb::LeaseRevokeResponse, Fault> {
-        match self.propose(request.encoded_len(), Command::LeaseRevoke(request)).await? {
+    pub(crate) async fn lease_revoke(
+        &self,
+        credentials: &Credentials,
+        request: pb::LeaseRevokeRequest,
+    ) -> Result<pb::LeaseRevokeResponse, Fault> {
+        match self.propose(credentials, request.encoded_len(), Command::LeaseRevoke(request)).await? {
             Answer::LeaseRevoke(mut response) => {
                 response.header = self.complete(response.header);
                 Ok(response)
@@ -57,13 +64,21 @@ impl Gateway {
         }
     }
 
-    /// `Lease.LeaseTimeToLive`; an unknown lease has a TTL of -1.
+    /// `Lease.LeaseTimeToLive`; an unknown lease has a TTL of -1. Its keys are told to who may read all of them.
     pub(crate) async fn lease_time_to_live(
         &self,
+        credentials: &Credentials,
         request: pb::LeaseTimeToLiveRequest,
     ) -> Result<pb::LeaseTimeToLiveResponse, Fault> {
         let info = self.write_plane().lease_time_to_live(LeaseId(request.id), request.keys).await?;
         self.settle(true).await?;
+        if let Some(info) = &info {
+            let may_read = |rules: &Auth, caller: &Caller| {
+                let of_lease = info.keys.iter().map(|key| rules.check_range(caller, Right::Read, key, &[]));
+                of_lease.into_iter().find(Result::is_err).unwrap_or(Ok(()))
+            };
+            self.authorize(credentials, may_read).await?;
+        }
         let header = Some(self.current_header());
         Ok(match info {
             None => pb::LeaseTimeToLiveResponse { header, id: request.id, ttl: -1, granted_ttl: 0, keys: vec![] },
@@ -77,15 +92,34 @@ impl Gateway {
         })
     }
 
-    /// `Lease.LeaseLeases`.
-    pub(crate) async fn lease_leases(&self) -> Result<pb::LeaseLeasesResponse, Fault> {
+    /// `Lease.LeaseLeases`: for who may read the keys of all of them.
+    pub(crate) async fn lease_leases(&self, credentials: &Credentials) -> Result<pb::LeaseLeasesResponse, Fault> {
         self.settle(true).await?;
+        self.check_lease(credentials, Right::Read, None).await?;
         let leases = self.write_plane().leases().await?.into_iter().map(|id| pb::LeaseStatus { id: id.0 }).collect();
         Ok(pb::LeaseLeasesResponse { header: Some(self.current_header()), leases })
     }
 
-    async fn keep_alive(self, id: i64) -> Result<pb::LeaseKeepAliveResponse, Fault> {
+    /// Which keys a lease has is known where leases are kept.
+    async fn check_lease(&self, credentials: &Credentials, right: Right, id: Option<LeaseId>) -> Result<(), Fault> {
+        let (caller, view) = self.authorize(credentials, Auth::check_known).await?;
+        if !view.rules.is_enabled() || view.rules.check_root(&caller).is_ok() {
+            return Ok(());
+        }
+        match self.write_plane().check_lease(caller, right, id).await {
+            Err(error) if is_stale(&error) => {
+                self.settle(false).await?;
+                let (caller, _) = self.authorize(credentials, Auth::check_known).await?;
+                Ok(self.write_plane().check_lease(caller, right, id).await?)
+            }
+            checked => Ok(checked?),
+        }
+    }
+
+    /// For who may write its keys.
+    async fn keep_alive(self, credentials: Credentials, id: i64) -> Result<pb::LeaseKeepAliveResponse, Fault> {
         self.settle(true).await?;
+        self.check_lease(&credentials, Right::Write, Some(LeaseId(id))).await?;
         // Before the renewal, as in etcd: its revision is one that the lease was known at.
         let header = Some(self.current_header());
         let ttl = self.write_plane().lease_keep_alive(LeaseId(id)).await?;
@@ -97,6 +131,7 @@ impl Gateway {
 pub(crate) struct KeepAliveCall {
     gateway: Gateway,
     method: Method,
+    credentials: Credentials,
     requests: RequestStream<axum::body::Body>,
     pending: Option<Pending>,
     fault: Option<Fault>,
@@ -105,9 +140,9 @@ pub(crate) struct KeepAliveCall {
 type Pending = Pin<Box<dyn Future<Output = Result<pb::LeaseKeepAliveResponse, Fault>> + Send>>;
 
 impl KeepAliveCall {
-    pub(crate) fn open(gateway: Gateway, method: Method, body: axum::body::Body) -> Self {
+    pub(crate) fn open(gateway: Gateway, method: Method, credentials: Credentials, body: axum::body::Body) -> Self {
         let requests = RequestStream::new(body, gateway.config().message_bytes_max());
-        Self { gateway, method, requests, pending: None, fault: None }
+        Self { gateway, method, credentials, requests, pending: None, fault: None }
     }
 
     fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Fault>> {
@@ -121,7 +156,7 @@ impl KeepAliveCall {
             self.gateway.calls().received(&self.method, message.len());
             let request =
                 pb::LeaseKeepAliveRequest::decode(message).map_err(|error| Fault::malformed_in_stream(&error))?;
-            self.pending = Some(Box::pin(self.gateway.clone().keep_alive(request.id)));
+            self.pending = Some(Box::pin(self.gateway.clone().keep_alive(self.credentials.clone(), request.id)));
         }
     }
 }

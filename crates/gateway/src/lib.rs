@@ -11,6 +11,7 @@
 //! answered; nothing is read from a stream before there is room for its answer.
 
 mod admin;
+mod auth;
 mod body;
 mod checks;
 mod compactor;
@@ -29,6 +30,7 @@ mod status;
 mod txn;
 mod watch;
 
+pub use auth::{AuthConfig, AuthConfigError, JwtConfig, PeerIdentity, TokenConfig};
 pub use compactor::run_auto_compaction;
 pub use config::{AutoCompaction, GatewayConfig};
 pub use gateway::{Gateway, HashForwarder};

@@ -8,6 +8,7 @@ use tailwater_consensus::{Answer, ProposeError};
 use tailwater_eventlog::{Member, MemberId, Revision};
 
 use crate::Gateway;
+use crate::auth::Credentials;
 use crate::kv::mismatched;
 use crate::status::Fault;
 
@@ -20,14 +21,21 @@ impl Gateway {
     }
 
     /// `Cluster.MemberAdd`. The member's id is random: one that was removed never returns, so URLs can't decide it.
-    pub(crate) async fn member_add(&self, request: pb::MemberAddRequest) -> Result<pb::MemberAddResponse, Fault> {
+    pub(crate) async fn member_add(
+        &self,
+        credentials: &Credentials,
+        request: pb::MemberAddRequest,
+    ) -> Result<pb::MemberAddResponse, Fault> {
         check_urls(&request.peer_ur_ls)?;
+        self.require_root(credentials).await?;
         let id = rand::random_range(1..=u64::MAX);
         let bytes = request.encoded_len();
         let mut peer_urls = request.peer_ur_ls;
         peer_urls.sort();
         let member = tail::Member { id, peer_urls, is_learner: request.is_learner, ..Default::default() };
-        let members = self.change_members(bytes, Command::MemberAdd(write::MemberAdd { member: Some(member) })).await?;
+        let members = self
+            .change_members(credentials, bytes, Command::MemberAdd(write::MemberAdd { member: Some(member) }))
+            .await?;
         let member = members.iter().find(|member| member.id == id).cloned();
         Ok(pb::MemberAddResponse { header: Some(self.header(Revision(0))), member, members })
     }
@@ -35,34 +43,38 @@ impl Gateway {
     /// `Cluster.MemberRemove`.
     pub(crate) async fn member_remove(
         &self,
+        credentials: &Credentials,
         request: pb::MemberRemoveRequest,
     ) -> Result<pb::MemberRemoveResponse, Fault> {
         let command = Command::MemberRemove(write::MemberRemove { id: request.id });
-        let members = self.change_members(request.encoded_len(), command).await?;
+        let members = self.change_members(credentials, request.encoded_len(), command).await?;
         Ok(pb::MemberRemoveResponse { header: Some(self.header(Revision(0))), members })
     }
 
     /// `Cluster.MemberUpdate`.
     pub(crate) async fn member_update(
         &self,
+        credentials: &Credentials,
         request: pb::MemberUpdateRequest,
     ) -> Result<pb::MemberUpdateResponse, Fault> {
         check_urls(&request.peer_ur_ls)?;
+        self.require_root(credentials).await?;
         let bytes = request.encoded_len();
         let mut peer_urls = request.peer_ur_ls;
         peer_urls.sort();
         let command = Command::MemberUpdate(write::MemberUpdate { id: request.id, peer_urls });
-        let members = self.change_members(bytes, command).await?;
+        let members = self.change_members(credentials, bytes, command).await?;
         Ok(pb::MemberUpdateResponse { header: Some(self.header(Revision(0))), members })
     }
 
     /// `Cluster.MemberPromote`.
     pub(crate) async fn member_promote(
         &self,
+        credentials: &Credentials,
         request: pb::MemberPromoteRequest,
     ) -> Result<pb::MemberPromoteResponse, Fault> {
         let command = Command::MemberPromote(write::MemberPromote { id: request.id });
-        let members = self.change_members(request.encoded_len(), command).await?;
+        let members = self.change_members(credentials, request.encoded_len(), command).await?;
         Ok(pb::MemberPromoteResponse { header: Some(self.header(Revision(0))), members })
     }
 
@@ -80,8 +92,13 @@ impl Gateway {
         }
     }
 
-    async fn change_members(&self, request_bytes: usize, command: Command) -> Result<Vec<pb::Member>, Fault> {
-        match self.propose(request_bytes, command).await? {
+    async fn change_members(
+        &self,
+        credentials: &Credentials,
+        request_bytes: usize,
+        command: Command,
+    ) -> Result<Vec<pb::Member>, Fault> {
+        match self.propose(credentials, request_bytes, command).await? {
             Answer::Members(changed) => Ok(members(&changed)),
             other => mismatched("members", &other),
         }

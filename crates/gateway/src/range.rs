@@ -10,11 +10,14 @@ use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 use tailwater_api::etcdserverpb as pb;
 use tailwater_api::etcdserverpb::range_request::{SortOrder, SortTarget};
+use tailwater_api::write::Caller;
 use tailwater_api::{grpc, wire};
+use tailwater_consensus::{Auth, Right};
 use tailwater_eventlog::{Event, KeyRange, Revision};
 use tailwater_fanout::{ListPermit, RangeAnswer, RangeQuery, SortBy};
 
 use crate::Gateway;
+use crate::auth::Credentials;
 use crate::checks;
 use crate::status::{Code, Fault};
 
@@ -34,18 +37,26 @@ const FIELD_RANGE_RESPONSE: u32 = 1;
 
 impl Gateway {
     /// `KV.Range`.
-    pub(crate) async fn range(&self, request: pb::RangeRequest) -> Result<RangeChunks, Fault> {
+    pub(crate) async fn range(
+        &self,
+        credentials: &Credentials,
+        request: pb::RangeRequest,
+    ) -> Result<RangeChunks, Fault> {
         checks::range(&request)?;
         let start = Instant::now();
-        let chunks = self.list(&request).await;
+        let chunks = self.list(credentials, &request).await;
         self.calls().range(start.elapsed(), chunks.is_ok());
         chunks
     }
 
-    async fn list(&self, request: &pb::RangeRequest) -> Result<RangeChunks, Fault> {
+    async fn list(&self, credentials: &Credentials, request: &pb::RangeRequest) -> Result<RangeChunks, Fault> {
         self.settle(request.serializable).await?;
+        let may =
+            |rules: &Auth, caller: &Caller| rules.check_range(caller, Right::Read, &request.key, &request.range_end);
+        let (_, view) = self.authorize_here(credentials, may)?;
         let revision = (request.revision > 0).then_some(Revision(request.revision));
         let answer = self.read(request, revision).await?;
+        self.recheck(&view, credentials, may)?;
         // The snapshot that was read is no newer than the one that is visible now.
         self.remember(self.fanout().snapshot().cursor.position);
         let header = self.header(answer.header_revision);

@@ -12,6 +12,7 @@ use tailwater_eventlog::MemberId;
 
 use crate::Gateway;
 use crate::admin::HealthWatch;
+use crate::auth::Credentials;
 use crate::body::{Answer, CallBody};
 use crate::lease::KeepAliveCall;
 use crate::methods::{self, Kind, Method};
@@ -21,6 +22,7 @@ use crate::route::position::{POSITION, POSITION_MIN, Place};
 use crate::status::{Code, Fault};
 use crate::watch::WatchCall;
 
+const AUTH: &str = "etcdserverpb.Auth";
 const RANGE: &str = "/etcdserverpb.KV/Range";
 /// What a member without a vote answers, of ranges the serializable ones; etcd's rule.
 const SERVED_BY_LEARNERS: &[&str] = &[
@@ -44,7 +46,7 @@ impl Gateway {
             // What another replica has sent here is not sent on: that could go in a circle.
             let is_first = !request.headers().contains_key(POSITION_MIN);
             return match self.forwarder().filter(|_| is_first && is_routed(request.uri().path())) {
-                Some(forwarder) => Box::pin(forwarder.call(request)).await,
+                Some(forwarder) => Box::pin(forwarder.call(self.vouch(request))).await,
                 None => self.call(request).await,
             };
         }
@@ -130,13 +132,15 @@ impl Gateway {
         if let Some(place) = headers.get(POSITION_MIN).and_then(Place::parse) {
             self.reach_place(place).await?;
         }
+        let credentials = Credentials::of(head);
+        self.admit(method, &credentials).await?;
         if method.kind == Kind::BidiStream {
             return Ok(Answer::Stream(match method.path {
                 "/etcdserverpb.Watch/Watch" => {
                     let peer = head.extensions.get::<SocketAddr>().copied();
-                    Box::new(WatchCall::open(self.clone(), *method, body, requires_leader, peer))
+                    Box::new(WatchCall::open(self.clone(), *method, credentials, body, requires_leader, peer))
                 }
-                _ => Box::new(KeepAliveCall::open(self.clone(), *method, body)),
+                _ => Box::new(KeepAliveCall::open(self.clone(), *method, credentials, body)),
             }));
         }
         let message = grpc::collect_unary(body, self.config().message_bytes_max()).await?;
@@ -148,32 +152,66 @@ impl Gateway {
                 return Err(Fault::NotSupportedForLearner);
             }
         }
-        self.dispatch(method, message).await
+        self.dispatch(method, &credentials, message).await
     }
 
-    async fn dispatch(&self, method: &Method, message: bytes::Bytes) -> Result<Answer, Fault> {
+    async fn dispatch(
+        &self,
+        method: &Method,
+        credentials: &Credentials,
+        message: bytes::Bytes,
+    ) -> Result<Answer, Fault> {
+        if method.service() == AUTH {
+            return self.dispatch_auth(method, credentials, message).await;
+        }
+        let by = credentials;
         Ok(match method.path {
-            RANGE => Answer::Range(Box::new(self.range(decode(message)?).await?)),
-            "/etcdserverpb.KV/RangeStream" => Answer::Stream(Box::new(self.range_stream(decode(message)?).await?)),
-            "/etcdserverpb.KV/Put" => Answer::message(&self.put(decode(message)?).await?),
-            "/etcdserverpb.KV/DeleteRange" => Answer::message(&self.delete_range(decode(message)?).await?),
-            "/etcdserverpb.KV/Txn" => self.txn(decode(message)?).await?,
-            "/etcdserverpb.KV/Compact" => Answer::message(&self.compact(decode(message)?).await?),
-            "/etcdserverpb.Lease/LeaseGrant" => Answer::message(&self.lease_grant(decode(message)?).await?),
-            "/etcdserverpb.Lease/LeaseRevoke" => Answer::message(&self.lease_revoke(decode(message)?).await?),
-            "/etcdserverpb.Lease/LeaseTimeToLive" => Answer::message(&self.lease_time_to_live(decode(message)?).await?),
-            "/etcdserverpb.Lease/LeaseLeases" => Answer::message(&self.lease_leases().await?),
-            "/etcdserverpb.Cluster/MemberAdd" => Answer::message(&self.member_add(decode(message)?).await?),
-            "/etcdserverpb.Cluster/MemberRemove" => Answer::message(&self.member_remove(decode(message)?).await?),
-            "/etcdserverpb.Cluster/MemberUpdate" => Answer::message(&self.member_update(decode(message)?).await?),
-            "/etcdserverpb.Cluster/MemberPromote" => Answer::message(&self.member_promote(decode(message)?).await?),
+            RANGE => Answer::Range(Box::new(self.range(by, decode(message)?).await?)),
+            "/etcdserverpb.KV/RangeStream" => Answer::Stream(Box::new(self.range_stream(by, decode(message)?).await?)),
+            "/etcdserverpb.KV/Put" => Answer::message(&self.put(by, decode(message)?).await?),
+            "/etcdserverpb.KV/DeleteRange" => Answer::message(&self.delete_range(by, decode(message)?).await?),
+            "/etcdserverpb.KV/Txn" => self.txn(by, decode(message)?).await?,
+            "/etcdserverpb.KV/Compact" => Answer::message(&self.compact(by, decode(message)?).await?),
+            "/etcdserverpb.Lease/LeaseGrant" => Answer::message(&self.lease_grant(by, decode(message)?).await?),
+            "/etcdserverpb.Lease/LeaseRevoke" => Answer::message(&self.lease_revoke(by, decode(message)?).await?),
+            "/etcdserverpb.Lease/LeaseTimeToLive" => {
+                Answer::message(&self.lease_time_to_live(by, decode(message)?).await?)
+            }
+            "/etcdserverpb.Lease/LeaseLeases" => Answer::message(&self.lease_leases(by).await?),
+            "/etcdserverpb.Cluster/MemberAdd" => Answer::message(&self.member_add(by, decode(message)?).await?),
+            "/etcdserverpb.Cluster/MemberRemove" => Answer::message(&self.member_remove(by, decode(message)?).await?),
+            "/etcdserverpb.Cluster/MemberUpdate" => Answer::message(&self.member_update(by, decode(message)?).await?),
+            "/etcdserverpb.Cluster/MemberPromote" => Answer::message(&self.member_promote(by, decode(message)?).await?),
             "/etcdserverpb.Maintenance/MoveLeader" => Answer::message(&self.move_leader(decode(message)?).await?),
             "/etcdserverpb.Cluster/MemberList" => Answer::message(&self.member_list(decode(message)?).await?),
             "/etcdserverpb.Maintenance/Status" => Answer::message(&self.status().await?),
             "/etcdserverpb.Maintenance/HashKV" => Answer::message(&self.hash_kv(decode(message)?).await?),
-            "/etcdserverpb.Maintenance/Alarm" => Answer::message(&self.alarm(decode(message)?).await?),
+            "/etcdserverpb.Maintenance/Alarm" => Answer::message(&self.alarm(by, decode(message)?).await?),
             "/grpc.health.v1.Health/Check" => Answer::message(&self.health_check(&decode(message)?)?),
             "/grpc.health.v1.Health/Watch" => Answer::Stream(Box::new(HealthWatch::open(self, &decode(message)?))),
+            _ => return Err(Fault::unserved(method.service(), method.name())),
+        })
+    }
+
+    async fn dispatch_auth(&self, method: &Method, by: &Credentials, message: bytes::Bytes) -> Result<Answer, Fault> {
+        Ok(match method.name() {
+            "AuthStatus" => Answer::message(&self.auth_status().await?),
+            "Authenticate" => Answer::message(&self.authenticate(decode(message)?).await?),
+            "AuthEnable" => Answer::message(&self.auth_enable(by).await?),
+            "AuthDisable" => Answer::message(&self.auth_disable(by, decode(message)?).await?),
+            "UserAdd" => Answer::message(&self.user_add(by, decode(message)?).await?),
+            "UserGet" => Answer::message(&self.user_get(by, &decode(message)?).await?),
+            "UserList" => Answer::message(&self.user_list(by).await?),
+            "UserDelete" => Answer::message(&self.user_delete(by, decode(message)?).await?),
+            "UserChangePassword" => Answer::message(&self.user_change_password(by, decode(message)?).await?),
+            "UserGrantRole" => Answer::message(&self.user_grant_role(by, decode(message)?).await?),
+            "UserRevokeRole" => Answer::message(&self.user_revoke_role(by, decode(message)?).await?),
+            "RoleAdd" => Answer::message(&self.role_add(by, decode(message)?).await?),
+            "RoleGet" => Answer::message(&self.role_get(by, &decode(message)?).await?),
+            "RoleList" => Answer::message(&self.role_list(by).await?),
+            "RoleDelete" => Answer::message(&self.role_delete(by, decode(message)?).await?),
+            "RoleGrantPermission" => Answer::message(&self.role_grant_permission(by, decode(message)?).await?),
+            "RoleRevokePermission" => Answer::message(&self.role_revoke_permission(by, decode(message)?).await?),
             _ => return Err(Fault::unserved(method.service(), method.name())),
         })
     }

@@ -4,7 +4,7 @@
 //! `api/v3rpc/rpctypes/error.go`); the codes steer retries and balancing.
 
 use tailwater_api::grpc::FrameError;
-use tailwater_consensus::{ApplyError, ProposeError};
+use tailwater_consensus::{ApplyError, AuthError, ProposeError};
 use tailwater_fanout::ReadError;
 
 /// gRPC's status codes, as far as they are sent.
@@ -159,6 +159,44 @@ faults! {
     NotSupportedForLearner => FailedPrecondition, "etcdserver: rpc not supported for learner";
     /// Leadership for a learner or a stranger.
     BadLeaderTransferee => FailedPrecondition, "etcdserver: bad leader transferee";
+    /// No credentials where some are needed, or a user without a name.
+    UserEmpty => InvalidArgument, "etcdserver: user name is empty";
+    /// No such user.
+    UserNotFound => FailedPrecondition, "etcdserver: user name not found";
+    /// The user name is taken.
+    UserExists => FailedPrecondition, "etcdserver: user name already exists";
+    /// A role without a name.
+    RoleEmpty => InvalidArgument, "etcdserver: role name is empty";
+    /// No such role.
+    RoleNotFound => FailedPrecondition, "etcdserver: role name not found";
+    /// The role name is taken.
+    RoleExists => FailedPrecondition, "etcdserver: role name already exists";
+    /// Auth needs a user root.
+    NoRootUser => FailedPrecondition, "etcdserver: root user does not exist";
+    /// Auth needs a user root with the role root.
+    NoRootRole => FailedPrecondition, "etcdserver: root user does not have root role";
+    /// The user may not.
+    PermissionDenied => PermissionDenied, "etcdserver: permission denied";
+    /// A grant without a permission.
+    PermissionNotGiven => InvalidArgument, "etcdserver: permission not given";
+    /// The role does not have the permission to be revoked.
+    PermissionNotGranted => FailedPrecondition, "etcdserver: permission is not granted to the role";
+    /// The user does not have the role to be revoked.
+    RoleNotGranted => FailedPrecondition, "etcdserver: role is not granted to the user";
+    /// It would break auth.
+    InvalidAuthManagement => InvalidArgument, "etcdserver: invalid auth management";
+    /// Users or roles have changed since the token was made, or while the call was served.
+    AuthOldRevision => InvalidArgument, "etcdserver: revision of auth store is old";
+    /// A login while auth is off.
+    AuthNotEnabled => FailedPrecondition, "etcdserver: authentication is not enabled";
+    /// A login with a wrong name or password.
+    AuthFailed => InvalidArgument, "etcdserver: authentication failed, invalid user ID or password";
+    /// A login of a user without a password; a password that can't be read. Not in etcd's table, so its code is Unknown.
+    NoPasswordUser => Unknown, "auth: authentication failed, password was given for no password user";
+    /// The token is none of this cluster's, or not any more.
+    InvalidAuthToken => Unauthenticated, "etcdserver: invalid auth token";
+    /// A login where only the key that checks tokens is known. Not in etcd's table, so its code is Unknown.
+    VerifyOnly => Unknown, "auth: token signing attempted with verify-only key";
     /// The caller's own deadline passed.
     DeadlineExceeded => DeadlineExceeded, "context deadline exceeded";
 }
@@ -168,6 +206,13 @@ impl Fault {
     #[must_use]
     pub fn unserved(service: &str, method: &str) -> Self {
         Self::Other(Code::Unimplemented, format!("tailwater: {service}/{method} is not served by this version"))
+    }
+
+    /// As text inside an answer, where etcd writes what Go prints of an error.
+    #[must_use]
+    pub fn in_band(&self) -> String {
+        let (code, text) = self.status();
+        format!("rpc error: code = {} desc = {text}", code.name())
     }
 
     /// A payload that is not the expected message; grpc-go's sentence, our reason.
@@ -199,6 +244,29 @@ impl From<ApplyError> for Fault {
             ApplyError::PeerUrlExists => Self::PeerUrlExists,
             ApplyError::NotLearner => Self::MemberNotLearner,
             ApplyError::TooManyLearners => Self::TooManyLearners,
+            ApplyError::Auth(error) => error.into(),
+        }
+    }
+}
+
+impl From<AuthError> for Fault {
+    fn from(error: AuthError) -> Self {
+        match error {
+            AuthError::UserEmpty => Self::UserEmpty,
+            AuthError::UserNotFound => Self::UserNotFound,
+            AuthError::UserExists => Self::UserExists,
+            AuthError::RoleEmpty => Self::RoleEmpty,
+            AuthError::RoleNotFound => Self::RoleNotFound,
+            AuthError::RoleExists => Self::RoleExists,
+            AuthError::NoRootUser => Self::NoRootUser,
+            AuthError::NoRootRole => Self::NoRootRole,
+            AuthError::PermissionDenied => Self::PermissionDenied,
+            AuthError::PermissionNotGiven => Self::PermissionNotGiven,
+            AuthError::PermissionNotGranted => Self::PermissionNotGranted,
+            AuthError::RoleNotGranted => Self::RoleNotGranted,
+            AuthError::InvalidManagement => Self::InvalidAuthManagement,
+            AuthError::OldRevision => Self::AuthOldRevision,
+            AuthError::NoPasswordUser => Self::NoPasswordUser,
         }
     }
 }

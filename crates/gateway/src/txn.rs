@@ -6,11 +6,14 @@ use bytes::{Bytes, BytesMut};
 use prost::Message;
 use tailwater_api::etcdserverpb as pb;
 use tailwater_api::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
+use tailwater_api::write::Caller;
 use tailwater_api::{grpc, wire};
+use tailwater_consensus::Auth;
 use tailwater_eventlog::{Event, KeyRange, Revision};
 use tailwater_fanout::RangeQuery;
 
 use crate::Gateway;
+use crate::auth::Credentials;
 use crate::body::Answer;
 use crate::range::RangeMessage;
 use crate::status::Fault;
@@ -41,8 +44,10 @@ fn ranges<'a>(ops: impl Iterator<Item = &'a pb::RequestOp>) -> impl Iterator<Ite
 
 impl Gateway {
     /// Answers a read-only txn. Everything is read at the newest revision of one moment, which is the header's.
-    pub(crate) async fn read_txn(&self, request: &pb::TxnRequest) -> Result<Answer, Fault> {
+    pub(crate) async fn read_txn(&self, credentials: &Credentials, request: &pb::TxnRequest) -> Result<Answer, Fault> {
         self.settle(is_serializable(request)).await?;
+        let may = |rules: &Auth, caller: &Caller| rules.check_txn(caller, request, &|_| None);
+        let (_, view) = self.authorize_here(credentials, may)?;
         let mut attempts = 0;
         loop {
             attempts += 1;
@@ -53,6 +58,7 @@ impl Gateway {
             if answer.as_ref().is_err_and(|fault| *fault == Fault::Compacted) && overtaken && attempts < ATTEMPTS_MAX {
                 continue;
             }
+            self.recheck(&view, credentials, may)?;
             return answer;
         }
     }

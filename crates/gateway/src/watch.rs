@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -14,11 +15,14 @@ use tailwater_api::etcdserverpb as pb;
 use tailwater_api::etcdserverpb::watch_create_request::FilterType;
 use tailwater_api::etcdserverpb::watch_request::RequestUnion;
 use tailwater_api::grpc::{FrameError, RequestStream};
+use tailwater_api::write::Caller;
+use tailwater_consensus::{Auth, Right};
 use tailwater_eventlog::{KeyRange, Revision};
 use tailwater_fanout::{CreateWatch, WatchControl, WatchFilter, WatchStream};
 use tokio::time::{Interval, MissedTickBehavior};
 
 use crate::Gateway;
+use crate::auth::{AuthView, Credentials};
 use crate::body::Chunks;
 use crate::methods::Method;
 use crate::status::Fault;
@@ -32,6 +36,11 @@ const LEADERLESS_TICKS_MAX: u32 = 3;
 pub(crate) struct WatchCall {
     gateway: Gateway,
     method: Method,
+    credentials: Credentials,
+    /// The state that all watchers were permitted by.
+    view: Arc<AuthView>,
+    /// Who the stream's watchers were permitted for; a token counts while they are created.
+    caller: Option<Caller>,
     requests: RequestStream<axum::body::Body>,
     /// Whether the client has ended its side; its watches go on, as in etcd.
     half_closed: bool,
@@ -60,6 +69,7 @@ impl WatchCall {
     pub(crate) fn open(
         gateway: Gateway,
         method: Method,
+        credentials: Credentials,
         body: axum::body::Body,
         requires_leader: bool,
         peer: Option<SocketAddr>,
@@ -72,8 +82,11 @@ impl WatchCall {
         });
         Self {
             requests: RequestStream::new(body, gateway.config().message_bytes_max()),
+            view: gateway.auth(),
             gateway,
             method,
+            credentials,
+            caller: None,
             half_closed: false,
             control,
             stream: Box::pin(stream),
@@ -92,7 +105,7 @@ impl WatchCall {
                     Poll::Ready(reached) => reached?,
                 }
                 if let Some(waiting) = self.waiting.take() {
-                    self.control.create(waiting.create, None);
+                    self.begin(waiting.create);
                 }
             }
             if self.half_closed {
@@ -127,12 +140,50 @@ impl WatchCall {
         let create = decode_create(request);
         let answered = self.gateway.answered();
         if self.gateway.is_visible(answered) {
-            self.control.create(create, None);
+            self.begin(create);
             return;
         }
         let gateway = self.gateway.clone();
         let reached = Box::pin(async move { gateway.reach(answered).await });
         self.waiting = Some(Waiting { reached, create });
+    }
+
+    /// A watcher begins if its range may be read now.
+    fn begin(&mut self, create: CreateWatch) {
+        self.recheck();
+        let (key, range_end) = create.range.to_etcd();
+        let may = |rules: &Auth, caller: &Caller| rules.check_range(caller, Right::Read, &key, &range_end);
+        let denied = match self.gateway.authorize_here(&self.credentials, may) {
+            Ok((caller, _)) => {
+                self.caller = Some(caller);
+                None
+            }
+            Err(fault) => Some(fault.in_band()),
+        };
+        self.control.create(create, denied);
+    }
+
+    /// Ends the watchers whose ranges may not be read any more, before anything more is given to them. Which state counts
+    /// is the one at what is visible; etcd goes on with them.
+    fn recheck(&mut self) {
+        if self.gateway.is_auth_at(&self.view) {
+            return;
+        }
+        self.view = self.gateway.auth();
+        let Some(caller) = &mut self.caller else { return };
+        let rules = &self.view.rules;
+        if caller.user.is_empty() {
+            // Auth was off when the watchers began.
+            *caller = self.gateway.identify(&self.view, &self.credentials).unwrap_or_default();
+        } else {
+            // The user is known since then; what it may is what counts now.
+            caller.auth_revision = rules.revision();
+        }
+        self.control.deny(&|range| {
+            let (key, range_end) = range.to_etcd();
+            let checked = rules.check_range(caller, Right::Read, &key, &range_end);
+            checked.err().map(|error| Fault::from(error).in_band())
+        });
     }
 
     fn poll_leader(&mut self, cx: &mut Context<'_>) -> Result<(), Fault> {
@@ -155,6 +206,7 @@ impl Chunks for WatchCall {
             self.fault = Some(fault);
             return Poll::Ready(None);
         }
+        self.recheck();
         self.stream.as_mut().poll_next(cx)
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tailwater_consensus::ConsensusConfig;
 use tailwater_eventlog::{KeyRange, MemberId};
 use tailwater_fanout::FanoutConfig;
-use tailwater_gateway::{AutoCompaction, GatewayConfig};
+use tailwater_gateway::{AuthConfig, AutoCompaction, GatewayConfig};
 use tailwater_transport::NodeDescription;
 
 use crate::connection::ConnectionLimits;
@@ -72,6 +72,7 @@ pub(crate) struct Config {
     pub(crate) drain_grace: Duration,
     list_memory_bytes: usize,
     slow_request: Duration,
+    auth: AuthConfig,
 }
 
 impl Config {
@@ -131,6 +132,7 @@ impl Config {
             drain_grace: time("drain-grace", &flags.drain_grace)?,
             slow_request: duration::parse(&flags.warning_unary_request_duration)
                 .map_err(|reason| format!("--warning-unary-request-duration: {reason}"))?,
+            auth: crate::auth_flags::parse(flags)?,
         })
     }
 
@@ -204,6 +206,7 @@ impl Config {
             reported_version: self.reported_version.clone(),
             quota_bytes: self.quota_bytes,
             auto_compaction: self.auto_compaction,
+            auth: self.auth.clone(),
         }
     }
 

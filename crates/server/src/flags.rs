@@ -145,6 +145,15 @@ pub(crate) struct Flags {
     /// The etcd version that is reported to clients
     #[arg(long, default_value = "3.7.3")]
     pub(crate) reported_version: String,
+    /// "simple", or "jwt" with its options: jwt,pub-key=FILE,priv-key=FILE,sign-method=METHOD,ttl=DURATION
+    #[arg(long, default_value = "simple")]
+    pub(crate) auth_token: String,
+    /// Seconds that a simple token lives after its last use
+    #[arg(long, default_value_t = 300)]
+    pub(crate) auth_token_ttl: u32,
+    /// Work factor of password hashes, 4 to 31
+    #[arg(long, default_value_t = 10)]
+    pub(crate) bcrypt_cost: u32,
     /// Duration after which a unary call is logged
     #[arg(long, default_value = "300ms")]
     pub(crate) warning_unary_request_duration: String,

@@ -1,5 +1,6 @@
 //! `tailwater`: flags, config, composition of roles, telemetry and shutdown. No logic of its own.
 
+mod auth_flags;
 mod config;
 mod connection;
 mod corruption;

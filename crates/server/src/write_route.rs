@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tailwater_api::write::command::Command;
-use tailwater_consensus::{Applied, ConsensusStatus, LeaseInfo, Reply, WritePlane};
+use tailwater_api::write::{Caller, command::Command};
+use tailwater_consensus::{Applied, ConsensusStatus, LeaseInfo, Reply, Right, WritePlane};
 use tailwater_eventlog::{LeaseId, Member, MemberId, Position, Term};
 use tailwater_fanout::Fanout;
 use tailwater_transport::{Directory, LinkConfig, RemoteSource, Router, describe};
@@ -26,8 +26,8 @@ pub(crate) struct TierPlane {
 }
 
 impl WritePlane for TierPlane {
-    fn propose(&self, command: Command) -> Reply<'_, Applied> {
-        self.router.propose(command)
+    fn propose_as(&self, caller: Option<Caller>, command: Command) -> Reply<'_, Applied> {
+        self.router.propose_as(caller, command)
     }
 
     fn barrier(&self) -> Reply<'_, Position> {
@@ -40,6 +40,10 @@ impl WritePlane for TierPlane {
 
     fn lease_time_to_live(&self, id: LeaseId, keys: bool) -> Reply<'_, Option<LeaseInfo>> {
         self.router.lease_time_to_live(id, keys)
+    }
+
+    fn check_lease(&self, caller: Caller, right: Right, id: Option<LeaseId>) -> Reply<'_, ()> {
+        self.router.check_lease(caller, right, id)
     }
 
     fn leases(&self) -> Reply<'_, Vec<LeaseId>> {

@@ -8,19 +8,23 @@
 //! | `member/` + id (8 bytes) | encoded `tailwater.tail.v1.Member` |
 //! | `removed/` + id (8 bytes) | nothing; the member was removed |
 //! | `alarm/` + member id (8 bytes) + kind (1 byte: 1 NOSPACE, 2 CORRUPT) | nothing |
+//! | `auth` | whether auth is on (1 byte, 0 or 1), auth revision (8 bytes), token secret (the rest) |
+//! | `auth/user/` + name | encoded `authpb.User` |
+//! | `auth/role/` + name | encoded `authpb.Role` |
 //! | `cluster_id` | 8 bytes |
 //! | `cluster_version` | UTF-8 text |
 //! | `compacted_at_zero` | nothing; the row exists once a compaction at revision 0 was accepted |
 //! | `conf_state` | auto leave (1 byte), then voters, learners, outgoing voters, next learners: each a count (4 bytes) and so many ids (8 bytes) |
 
-use bytes::Buf;
+use bytes::{Buf, Bytes};
 use prost::Message;
 use raft::eraftpb::ConfState;
-use tailwater_api::tail;
+use tailwater_api::{authpb, tail};
 use tailwater_eventlog::{Alarm, AlarmKind, LeaseId, Member, MemberId};
 
 use super::members::{member as decode_member, member_message};
 use super::{LeaseRecord, Machine};
+use crate::Auth;
 
 /// First byte of every value.
 pub(super) const FORMAT: u8 = 1;
@@ -32,10 +36,14 @@ const LEASE: &[u8] = b"lease/";
 const MEMBER: &[u8] = b"member/";
 const REMOVED: &[u8] = b"removed/";
 const ALARM: &[u8] = b"alarm/";
+/// Also the prefix of users and roles.
+pub(super) const AUTH: &[u8] = b"auth";
+const AUTH_USER: &[u8] = b"auth/user/";
+const AUTH_ROLE: &[u8] = b"auth/role/";
 
 /// The prefixes under which all rows of the machine lie.
-pub(crate) const PREFIXES: [&[u8]; 8] =
-    [LEASE, MEMBER, REMOVED, ALARM, CLUSTER_ID, CLUSTER_VERSION, CONF_STATE, COMPACTED_AT_ZERO];
+pub(crate) const PREFIXES: [&[u8]; 9] =
+    [LEASE, MEMBER, REMOVED, ALARM, AUTH, CLUSTER_ID, CLUSTER_VERSION, CONF_STATE, COMPACTED_AT_ZERO];
 
 pub(super) fn lease_key(id: LeaseId) -> Vec<u8> {
     [LEASE, &id.0.to_be_bytes()].concat()
@@ -65,6 +73,24 @@ pub(super) fn member(member: &Member) -> Vec<u8> {
     let mut out = vec![FORMAT];
     member_message(member).encode(&mut out).expect("a vector takes any length");
     out
+}
+
+pub(super) fn user_key(name: &[u8]) -> Vec<u8> {
+    [AUTH_USER, name].concat()
+}
+
+pub(super) fn role_key(name: &[u8]) -> Vec<u8> {
+    [AUTH_ROLE, name].concat()
+}
+
+pub(super) fn auth(auth: &Auth) -> Vec<u8> {
+    let enabled = u8::from(auth.is_enabled());
+    [&[FORMAT, enabled][..], &auth.revision().to_be_bytes(), auth.token_secret()].concat()
+}
+
+/// An encoded message as a value.
+pub(super) fn sealed(message: Vec<u8>) -> Vec<u8> {
+    [vec![FORMAT], message].concat()
 }
 
 pub(super) fn number(number: u64) -> Vec<u8> {
@@ -105,6 +131,14 @@ pub(super) fn load_row(machine: &mut Machine, key: &[u8], value: &[u8]) -> Optio
             _ => return None,
         };
         machine.alarms.insert(Alarm { member, kind });
+    } else if key == AUTH {
+        machine.auth.set_enabled(value.try_get_u8().ok()? == 1);
+        machine.auth.set_revision(value.try_get_u64().ok()?);
+        machine.auth.set_token_secret(Bytes::copy_from_slice(value));
+    } else if key.starts_with(AUTH_USER) {
+        machine.auth.insert_user(authpb::User::decode(value).ok()?);
+    } else if key.starts_with(AUTH_ROLE) {
+        machine.auth.insert_role(authpb::Role::decode(value).ok()?);
     } else if key == CLUSTER_ID {
         machine.cluster_id = value.try_get_u64().ok()?;
     } else if key == CLUSTER_VERSION {

@@ -11,6 +11,8 @@ use tailwater_api::write;
 
 use super::*;
 
+mod auth;
+
 const TTL_ABOVE_MAX: i64 = 9_000_000_001;
 
 /// Rows by (revision, sub), and the state rows.
@@ -43,9 +45,13 @@ impl World {
     }
 
     fn run(&mut self, command: Command) -> Result<Answer, ApplyError> {
+        self.run_as(None, command)
+    }
+
+    fn run_as(&mut self, caller: Option<Caller>, command: Command) -> Result<Answer, ApplyError> {
         let position = Position(self.machine.state().applied.0 + 1);
         self.machine.advance(position, Term(1));
-        let answer = match self.machine.apply(&self.memory, Some(command), true) {
+        let answer = match self.machine.apply(&self.memory, caller.as_ref(), Some(command), true) {
             Ok(answer) => Ok(answer),
             Err(MachineError::Refused(refused)) => Err(refused),
             Err(error) => panic!("{error}"),

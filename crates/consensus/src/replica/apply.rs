@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crossbeam::channel::{Receiver, Sender, TryRecvError};
 use prost::Message;
 use raft::eraftpb::{Entry, EntryType};
-use tailwater_api::write::{self, CommandBatch, command::Command};
+use tailwater_api::write::{self, Caller, CommandBatch, command::Command};
 use tailwater_eventlog::{
     Cursor, EventLog, Fact, Frame, LeaseId, LogState, MemberId, Position, Revision, Staged, StorageError, Tail,
     TailConfig, Term,
@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use super::core::{ENTRY_FORMAT, Install};
 use super::shared::{Shared, Waiter};
 use crate::machine::{Group, Machine, MachineError, quota};
-use crate::{Answer, Applied, ApplyError, InstallError, PeerTransport, ProposeError};
+use crate::{Answer, Applied, ApplyError, InstallError, PeerTransport, ProposeError, Right};
 
 /// Bytes of events gathered from several entries into one write.
 const WRITE_BYTES_MAX: usize = 4 << 20;
@@ -36,6 +36,8 @@ pub(crate) enum ApplyJob {
     Leader(Option<MemberId>, Term),
     /// Keys attached to a lease.
     LeaseKeys(LeaseId, oneshot::Sender<Option<Vec<Bytes>>>),
+    /// Whether a client has a right to the keys of a lease, or of all.
+    CheckLease(Caller, Right, Option<LeaseId>, oneshot::Sender<Result<(), ApplyError>>),
     /// Folding has caught up with the compacted revision.
     Folded,
     /// Go on at a copied state; answered when that is durable.
@@ -177,6 +179,9 @@ impl Applier {
                 // Whoever no longer waits needs no answer.
                 let _ = reply.send(self.machine.lease_keys(id));
             }
+            ApplyJob::CheckLease(caller, right, lease, reply) => {
+                let _ = reply.send(self.machine.check_lease_caller(&caller, right, lease));
+            }
             ApplyJob::Folded => self.answer_physical(),
             ApplyJob::Install(staged, reply) => {
                 let installed = self.install(*staged)?;
@@ -204,7 +209,7 @@ impl Applier {
     }
 
     fn command(&mut self, position: Position, command: write::Command) -> Result<(), MachineError> {
-        let write::Command { proposal_id, proposer_id, command } = command;
+        let write::Command { proposal_id, proposer_id, caller, command } = command;
         let own = proposer_id == self.shared.proposer_id;
         let waiter = if own { self.shared.take_waiter(proposal_id) } else { None };
         let fold_wanted = match &command {
@@ -212,7 +217,7 @@ impl Applier {
             _ => None,
         };
         let cost = command.as_ref().map_or(0, quota::cost);
-        let mut answer = match self.machine.apply(&self.events, command, waiter.is_some()) {
+        let mut answer = match self.machine.apply(&self.events, caller.as_ref(), command, waiter.is_some()) {
             Ok(answer) => Ok(answer),
             Err(MachineError::Refused(refused)) => Err(refused),
             Err(error) => return Err(error),

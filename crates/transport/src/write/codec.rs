@@ -2,8 +2,8 @@
 
 use tailwater_api::tail;
 use tailwater_api::write::{self as pb, FailureCode, applied, write_response};
-use tailwater_consensus::{Answer, Applied, ApplyError, LeaseInfo, ProposeError};
-use tailwater_eventlog::{LeaseId, Member, MemberId, Position, StorageError};
+use tailwater_consensus::{Answer, Applied, ApplyError, AuthError, LeaseInfo, ProposeError};
+use tailwater_eventlog::{LeaseId, Member, MemberId, Position, Revision, StorageError};
 
 /// What a leader answered, or another member instead of it.
 #[derive(Debug)]
@@ -69,6 +69,27 @@ fn refusal_code(refused: &ApplyError) -> FailureCode {
         ApplyError::PeerUrlExists => FailureCode::PeerUrlExists,
         ApplyError::NotLearner => FailureCode::NotLearner,
         ApplyError::TooManyLearners => FailureCode::TooManyLearners,
+        ApplyError::Auth(error) => auth_code(*error),
+    }
+}
+
+fn auth_code(error: AuthError) -> FailureCode {
+    match error {
+        AuthError::UserEmpty => FailureCode::AuthUserEmpty,
+        AuthError::UserNotFound => FailureCode::AuthUserNotFound,
+        AuthError::UserExists => FailureCode::AuthUserExists,
+        AuthError::RoleEmpty => FailureCode::AuthRoleEmpty,
+        AuthError::RoleNotFound => FailureCode::AuthRoleNotFound,
+        AuthError::RoleExists => FailureCode::AuthRoleExists,
+        AuthError::NoRootUser => FailureCode::AuthNoRootUser,
+        AuthError::NoRootRole => FailureCode::AuthNoRootRole,
+        AuthError::PermissionDenied => FailureCode::AuthPermissionDenied,
+        AuthError::PermissionNotGiven => FailureCode::AuthPermissionNotGiven,
+        AuthError::PermissionNotGranted => FailureCode::AuthPermissionNotGranted,
+        AuthError::RoleNotGranted => FailureCode::AuthRoleNotGranted,
+        AuthError::InvalidManagement => FailureCode::AuthInvalidManagement,
+        AuthError::OldRevision => FailureCode::AuthOldRevision,
+        AuthError::NoPasswordUser => FailureCode::AuthNoPasswordUser,
     }
 }
 
@@ -131,6 +152,21 @@ pub(super) fn decode_failure(failure: pb::Failure) -> Failed {
         FailureCode::PeerUrlExists => refused(ApplyError::PeerUrlExists),
         FailureCode::NotLearner => refused(ApplyError::NotLearner),
         FailureCode::TooManyLearners => refused(ApplyError::TooManyLearners),
+        FailureCode::AuthUserEmpty => refused(AuthError::UserEmpty.into()),
+        FailureCode::AuthUserNotFound => refused(AuthError::UserNotFound.into()),
+        FailureCode::AuthUserExists => refused(AuthError::UserExists.into()),
+        FailureCode::AuthRoleEmpty => refused(AuthError::RoleEmpty.into()),
+        FailureCode::AuthRoleNotFound => refused(AuthError::RoleNotFound.into()),
+        FailureCode::AuthRoleExists => refused(AuthError::RoleExists.into()),
+        FailureCode::AuthNoRootUser => refused(AuthError::NoRootUser.into()),
+        FailureCode::AuthNoRootRole => refused(AuthError::NoRootRole.into()),
+        FailureCode::AuthPermissionDenied => refused(AuthError::PermissionDenied.into()),
+        FailureCode::AuthPermissionNotGiven => refused(AuthError::PermissionNotGiven.into()),
+        FailureCode::AuthPermissionNotGranted => refused(AuthError::PermissionNotGranted.into()),
+        FailureCode::AuthRoleNotGranted => refused(AuthError::RoleNotGranted.into()),
+        FailureCode::AuthInvalidManagement => refused(AuthError::InvalidManagement.into()),
+        FailureCode::AuthOldRevision => refused(AuthError::OldRevision.into()),
+        FailureCode::AuthNoPasswordUser => refused(AuthError::NoPasswordUser.into()),
     })
 }
 
@@ -148,6 +184,7 @@ pub(super) fn encode_applied(applied: Applied) -> pb::Applied {
             let members = members.into_iter().map(encode_member).collect();
             applied::Answer::Members(tail::Members { members })
         }
+        Answer::AuthChanged(revision) => applied::Answer::AuthChanged(pb::AuthChanged { revision: revision.0 }),
         Answer::Done => applied::Answer::Done(pb::Done {}),
     };
     pb::Applied { position: applied.position.0, answer: Some(answer) }
@@ -163,6 +200,7 @@ pub(super) fn decode_applied(applied: pb::Applied) -> Option<Applied> {
         applied::Answer::LeaseGrant(response) => Answer::LeaseGrant(response),
         applied::Answer::LeaseRevoke(response) => Answer::LeaseRevoke(response),
         applied::Answer::Alarm(response) => Answer::Alarm(response),
+        applied::Answer::AuthChanged(changed) => Answer::AuthChanged(Revision(changed.revision)),
         applied::Answer::Done(pb::Done {}) => Answer::Done,
         applied::Answer::Members(tail::Members { members }) => {
             Answer::Members(members.into_iter().map(decode_member).collect())

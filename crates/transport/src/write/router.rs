@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tailwater_api::write::command::Command;
 use tailwater_api::write::write_request::Request;
 use tailwater_api::write::write_response::Response;
 use tailwater_api::write::{self as pb};
-use tailwater_consensus::{Applied, ConsensusStatus, LeaseInfo, ProposeError, Reply, WritePlane};
+use tailwater_api::write::{Caller, command::Command};
+use tailwater_consensus::{Applied, ConsensusStatus, LeaseInfo, ProposeError, Reply, Right, WritePlane};
 use tailwater_eventlog::{LeaseId, MemberId, Position, StorageError};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -139,8 +139,8 @@ impl Router {
 }
 
 impl WritePlane for Router {
-    fn propose(&self, command: Command) -> Reply<'_, Applied> {
-        Box::pin(self.inner.propose(command))
+    fn propose_as(&self, caller: Option<Caller>, command: Command) -> Reply<'_, Applied> {
+        Box::pin(self.inner.propose(caller, command))
     }
 
     fn barrier(&self) -> Reply<'_, Position> {
@@ -172,6 +172,21 @@ impl WritePlane for Router {
                     Response::TimeToLive(remaining) => Some(remaining.lease.map(codec::decode_lease)),
                     _ => None,
                 },
+            };
+            self.inner.ask(question).await
+        })
+    }
+
+    fn check_lease(&self, caller: Caller, right: Right, id: Option<LeaseId>) -> Reply<'_, ()> {
+        Box::pin(async move {
+            let question = Question {
+                remote: &|| {
+                    let (id, write) = (id.map(|id| id.0), right == Right::Write);
+                    Request::CheckLease(pb::CheckLease { caller: Some(caller.clone()), id, write })
+                },
+                repeat: Repeat::Harmless,
+                local: &|replica| replica.check_lease(caller.clone(), right, id),
+                decode: |response| matches!(response, Response::Checked(_)).then_some(()),
             };
             self.inner.ask(question).await
         })
@@ -216,11 +231,14 @@ impl WritePlane for Router {
 }
 
 impl Inner {
-    async fn propose(&self, command: Command) -> Result<Applied, ProposeError> {
+    async fn propose(&self, caller: Option<Caller>, command: Command) -> Result<Applied, ProposeError> {
         let question = Question {
-            remote: &|| Request::Propose(pb::Command { command: Some(command.clone()), ..Default::default() }),
+            remote: &|| {
+                let (caller, command) = (caller.clone(), Some(command.clone()));
+                Request::Propose(pb::Command { caller, command, ..Default::default() })
+            },
             repeat: Repeat::Never,
-            local: &|replica| replica.propose(command.clone()),
+            local: &|replica| replica.propose_as(caller.clone(), command.clone()),
             decode: |response| match response {
                 Response::Applied(applied) => codec::decode_applied(applied),
                 _ => None,

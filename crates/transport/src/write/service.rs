@@ -12,7 +12,7 @@ use tailwater_api::write::write_plane_server::{WritePlane as WritePlaneRpc, Writ
 use tailwater_api::write::{
     self as pb, WriteRequest, WriteRequests, WriteResponse, WriteResponses, write_request, write_response,
 };
-use tailwater_consensus::{ProposeError, WritePlane};
+use tailwater_consensus::{ProposeError, Right, WritePlane};
 use tailwater_eventlog::{LeaseId, MemberId};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
@@ -209,8 +209,8 @@ async fn ask(replica: &dyn WritePlane, request: Option<write_request::Request>) 
     use write_request::Request;
     use write_response::Response;
     let answered: Result<Response, ProposeError> = match request {
-        Some(Request::Propose(pb::Command { command: Some(command), .. })) => {
-            replica.propose(command).await.map(|applied| Response::Applied(codec::encode_applied(applied)))
+        Some(Request::Propose(pb::Command { command: Some(command), caller, .. })) => {
+            replica.propose_as(caller, command).await.map(|applied| Response::Applied(codec::encode_applied(applied)))
         }
         Some(Request::Barrier(pb::Barrier {})) => {
             replica.barrier().await.map(|position| Response::Barrier(pb::BarrierPassed { position: position.0 }))
@@ -226,6 +226,11 @@ async fn ask(replica: &dyn WritePlane, request: Option<write_request::Request>) 
         Some(Request::Leases(pb::ListLeases {})) => {
             let leases = replica.leases().await;
             leases.map(|ids| Response::Leases(pb::LeaseIds { ids: ids.into_iter().map(|id| id.0).collect() }))
+        }
+        Some(Request::CheckLease(pb::CheckLease { caller, id, write })) => {
+            let right = if write { Right::Write } else { Right::Read };
+            let checked = replica.check_lease(caller.unwrap_or_default(), right, id.map(LeaseId)).await;
+            checked.map(|()| Response::Checked(pb::LeaseChecked {}))
         }
         Some(Request::MoveLeader(pb::MoveLeader { to })) => {
             replica.move_leader(MemberId(to)).await.map(|()| Response::Moved(pb::LeaderMoved {}))

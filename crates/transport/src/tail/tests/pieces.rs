@@ -32,9 +32,11 @@ fn fact() -> impl Strategy<Value = Fact> {
     let messages = || prop::collection::vec(bytes(9), 0..3);
     prop_oneof![
         any::<i64>().prop_map(|revision| Fact::Compacted(Revision(revision))),
-        (any::<bool>(), any::<u64>(), messages(), messages()).prop_map(|(enabled, revision, users, roles)| {
-            Fact::Auth(AuthFacts { enabled, revision, users, roles })
-        }),
+        (any::<bool>(), any::<u64>(), messages(), messages(), bytes(40)).prop_map(
+            |(enabled, revision, users, roles, token_secret)| {
+                Fact::Auth(AuthFacts { enabled, revision, users, roles, token_secret })
+            }
+        ),
         prop::collection::vec(alarm, 0..4).prop_map(Fact::Alarms),
         prop::collection::vec(member, 0..4).prop_map(Fact::Members),
         (any::<Option<u64>>(), any::<u64>()).prop_map(|(leader, term)| {

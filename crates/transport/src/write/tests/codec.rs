@@ -6,7 +6,7 @@ use tailwater_api::etcdserverpb as etcd;
 use tailwater_api::peer::{Hello, PeerBatch};
 use tailwater_api::write::{self as pb, write_response::Response};
 use tailwater_consensus::Answer;
-use tailwater_eventlog::{RowError, StorageError};
+use tailwater_eventlog::{Revision, RowError, StorageError};
 
 use super::super::codec::*;
 use super::*;
@@ -39,6 +39,7 @@ fn answers() -> Vec<Answer> {
             client_urls: vec!["http://c:3".into()],
             is_learner: true,
         }]),
+        Answer::AuthChanged(Revision(13)),
         Answer::Done,
     ]
 }
@@ -72,6 +73,21 @@ fn errors() -> Vec<ProposeError> {
         ApplyError::PeerUrlExists,
         ApplyError::NotLearner,
         ApplyError::TooManyLearners,
+        AuthError::UserEmpty.into(),
+        AuthError::UserNotFound.into(),
+        AuthError::UserExists.into(),
+        AuthError::RoleEmpty.into(),
+        AuthError::RoleNotFound.into(),
+        AuthError::RoleExists.into(),
+        AuthError::NoRootUser.into(),
+        AuthError::NoRootRole.into(),
+        AuthError::PermissionDenied.into(),
+        AuthError::PermissionNotGiven.into(),
+        AuthError::PermissionNotGranted.into(),
+        AuthError::RoleNotGranted.into(),
+        AuthError::InvalidManagement.into(),
+        AuthError::OldRevision.into(),
+        AuthError::NoPasswordUser.into(),
     ];
     let mut errors: Vec<ProposeError> = refusals.into_iter().map(ProposeError::Refused).collect();
     errors.extend([
