@@ -5,17 +5,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each crate, and the crates of this project that it may use. Dependencies point one way: server → gateway → fanout →
-/// eventlog, and server → consensus → eventlog; `api` lies under all. The gateway reaches the write plane through
+/// eventlog, and server → consensus → eventlog; `api` and `tls` lie under all. The gateway reaches the write plane through
 /// consensus's `WritePlane`. `snapshot` knows etcd's files and nothing of ours. fanout and consensus do not know each other; `transport` carries what passes between nodes.
 const LAYERS: &[(&str, &[&str])] = &[
     ("api", &[]),
+    ("tls", &[]),
     ("snapshot", &["api"]),
     ("eventlog", &["api"]),
     ("consensus", &["api", "eventlog"]),
     ("fanout", &["api", "eventlog"]),
-    ("transport", &["api", "eventlog", "consensus"]),
-    ("gateway", &["api", "snapshot", "eventlog", "consensus", "fanout"]),
-    ("server", &["api", "snapshot", "eventlog", "consensus", "fanout", "transport", "gateway"]),
+    ("transport", &["api", "tls", "eventlog", "consensus"]),
+    ("gateway", &["api", "tls", "snapshot", "eventlog", "consensus", "fanout"]),
+    ("server", &["api", "tls", "snapshot", "eventlog", "consensus", "fanout", "transport", "gateway"]),
     ("bench", &["api"]),
     // The program beside the library is of the same name.
     ("sim", &["api", "eventlog", "consensus", "fanout", "sim"]),

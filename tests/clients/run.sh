@@ -103,7 +103,10 @@ run_go() {
     if [[ -n $server ]]; then
         interval=$progress_interval
     fi
-    cd "$here/go" && TAILWATER_WATCH_PROGRESS_INTERVAL=$interval go test -count=1 ./...
+    # The suite of TLS starts servers of its own.
+    local binary=${TAILWATER_BIN:+$(realpath "$TAILWATER_BIN")}
+    cd "$here/go" && TAILWATER_BIN=$binary ETCDCTL=$etcdctl TAILWATER_WATCH_PROGRESS_INTERVAL=$interval \
+        go test -count=1 ./...
 }
 run_etcdctl() { cd "$here/etcdctl" && ETCDCTL=$etcdctl go test -count=1 -timeout 10m ./...; }
 run_python() {

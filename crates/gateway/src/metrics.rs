@@ -216,11 +216,12 @@ impl Observation {
     }
 
     fn warn(&self, duration: Duration, code: i32) {
+        // etcd's names, blanks and all, so that what reads its log reads this one.
         tracing::warn!(
-            method = self.method.path,
-            duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
-            request_bytes = self.request_bytes,
-            response_bytes = self.sent_bytes,
+            "time spent" = format!("{duration:?}"),
+            "response type" = self.method.path,
+            "request size" = self.request_bytes,
+            "response size" = self.sent_bytes,
             code = code_name(code),
             "request stats"
         );

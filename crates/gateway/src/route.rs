@@ -21,6 +21,7 @@ use metrics::{counter, gauge};
 use parking_lot::RwLock;
 use tailwater_api::grpc;
 use tailwater_eventlog::KeyRange;
+use tailwater_tls::ClientTls;
 use tokio::sync::watch as signal;
 
 use crate::Gateway;
@@ -68,6 +69,7 @@ pub struct Forwarder {
 struct Shared {
     /// Largest message that is read from a client.
     message_bytes_max: usize,
+    tls: Option<ClientTls>,
     replicas: RwLock<Vec<Arc<Replica>>>,
     /// The fanout in this process, where there is one.
     here: OnceLock<Arc<Replica>>,
@@ -78,11 +80,12 @@ struct Shared {
 }
 
 impl Forwarder {
-    /// Knows no replica yet. A client's message above `message_bytes_max` is refused.
+    /// Knows no replica yet. A client's message above `message_bytes_max` is refused; `tls` is for https: URLs.
     #[must_use]
-    pub fn new(message_bytes_max: usize) -> Self {
+    pub fn new(message_bytes_max: usize, tls: Option<ClientTls>) -> Self {
         let shared = Shared {
             message_bytes_max,
+            tls,
             replicas: RwLock::default(),
             here: OnceLock::new(),
             answered: Answered::default(),
@@ -106,7 +109,7 @@ impl Forwarder {
             let key = (info.id, info.url.clone(), info.ranges.clone());
             let replica = match known.remove(&key) {
                 Some(replica) => replica,
-                None => match Replica::new(&info) {
+                None => match Replica::new(&info, self.shared.tls.as_ref()) {
                     Ok(replica) => Arc::new(replica),
                     Err(error) => {
                         tracing::warn!(url = info.url, %error, "a replica announces a URL that can't be used");

@@ -1,6 +1,8 @@
 //! Flags, checked against each other once and turned into what each crate takes.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+mod tls;
+mod urls;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,14 +10,18 @@ use tailwater_consensus::ConsensusConfig;
 use tailwater_eventlog::{KeyRange, MemberId};
 use tailwater_fanout::FanoutConfig;
 use tailwater_gateway::{AuthConfig, AutoCompaction, GatewayConfig};
-use tailwater_transport::NodeDescription;
+use tailwater_transport::{LinkConfig, NodeDescription};
 
-use crate::connection::ConnectionLimits;
+pub(crate) use self::tls::TlsSides;
+use self::urls::Urls;
+pub(crate) use self::urls::{Listen, authority};
+use crate::connection::{ConnectionLimits, Keepalive};
 use crate::data_dir::{DataDir, Identity};
 use crate::duration;
 use crate::flags::Flags;
 use crate::founding::Founding;
 use crate::roles::{self, Roles};
+use crate::telemetry::LogConfig;
 
 /// Where clients are served when nothing is said.
 const CLIENT_URL_DEFAULT: &str = "http://localhost:2379";
@@ -27,6 +33,9 @@ const QUOTA_BYTES_DEFAULT: u64 = 2 << 30;
 
 /// Bytes of recent frames that a relay keeps for its readers, as a member's tail does.
 const RELAY_BYTES_MAX: usize = 64 << 20;
+
+/// Requests beyond this hold up those behind them.
+const REQUEST_BYTES_ADVISED: usize = 10 << 20;
 
 /// A shorter raft log would have the state flushed all the time.
 const RAFT_LOG_BYTES_MIN: u64 = 256 << 10;
@@ -41,14 +50,15 @@ pub(crate) struct Config {
     /// What a fanout holds; none: every key.
     pub(crate) ranges: Vec<KeyRange>,
     pub(crate) data_dir: PathBuf,
-    pub(crate) client_addresses: Vec<SocketAddr>,
-    pub(crate) metrics_addresses: Vec<SocketAddr>,
+    pub(crate) client_listens: Vec<Listen>,
+    pub(crate) metrics_listens: Vec<Listen>,
     pub(crate) client_urls: Vec<String>,
     pub(crate) peer_urls: Vec<String>,
-    pub(crate) peer_addresses: Vec<SocketAddr>,
+    pub(crate) peer_listens: Vec<Listen>,
+    pub(crate) tls: TlsSides,
     /// What a member's new data directory begins with; an existing one has its own.
     pub(crate) founding: Option<Founding>,
-    pub(crate) log_level: tracing::Level,
+    pub(crate) log: LogConfig,
     pub(crate) reported_version: String,
     pub(crate) initial_corrupt_check: bool,
     /// Zero: off.
@@ -68,6 +78,8 @@ pub(crate) struct Config {
     watch_memory_bytes: usize,
     connection_age_max: Duration,
     connection_age_grace: Duration,
+    max_concurrent_streams: u32,
+    keepalive: Keepalive,
     /// What clients have to go away in when the server stops.
     pub(crate) drain_grace: Duration,
     list_memory_bytes: usize,
@@ -93,19 +105,26 @@ impl Config {
         let Urls { listen_clients, client_urls, listen_peers, peer_urls } = Urls::from_flags(roles, flags)?;
         let founding = if roles.is_member() { Some(Founding::from_flags(flags, &peer_urls)?) } else { None };
         let (heartbeat_interval, election_ticks) = ticks(flags)?;
+        let data_dir = PathBuf::from(flags.data_dir.clone().unwrap_or_else(|| format!("{}.tailwater", flags.name)));
+        let client_listens = urls::listens("listen-client-urls", &listen_clients)?;
+        let metrics_listens = urls::listens("listen-metrics-urls", &flags.listen_metrics_urls)?;
+        let peer_listens = urls::listens("listen-peer-urls", &listen_peers)?;
+        let listens = (client_listens.as_slice(), peer_listens.as_slice(), metrics_listens.as_slice());
+        let tls = TlsSides::from_flags(&flags.tls, &data_dir, listens)?;
         Ok(Self {
             name: flags.name.clone(),
             roles,
             upstream,
             ranges,
-            data_dir: flags.data_dir.clone().unwrap_or_else(|| format!("{}.tailwater", flags.name)).into(),
-            client_addresses: addresses("listen-client-urls", &listen_clients)?,
-            metrics_addresses: addresses("listen-metrics-urls", &flags.listen_metrics_urls)?,
+            data_dir,
+            client_listens,
+            metrics_listens,
             client_urls,
-            peer_addresses: addresses("listen-peer-urls", &listen_peers)?,
+            peer_listens,
+            tls,
             peer_urls,
             founding,
-            log_level: log_level(&flags.log_level)?,
+            log: LogConfig::from_flags(flags)?,
             reported_version: reported_version(&flags.reported_version)?,
             initial_corrupt_check: flags.initial_corrupt_check,
             corrupt_check_interval: duration::parse(&flags.corrupt_check_time)
@@ -129,6 +148,12 @@ impl Config {
             list_memory_bytes: flags.list_memory_bytes,
             connection_age_max: time("max-connection-age", &flags.max_connection_age)?,
             connection_age_grace: time("max-connection-age-grace", &flags.max_connection_age_grace)?,
+            max_concurrent_streams: flags.max_concurrent_streams,
+            keepalive: Keepalive {
+                pings_apart: time("grpc-keepalive-min-time", &flags.grpc_keepalive_min_time)?,
+                interval: time("grpc-keepalive-interval", &flags.grpc_keepalive_interval)?,
+                timeout: time("grpc-keepalive-timeout", &flags.grpc_keepalive_timeout)?,
+            },
             drain_grace: time("drain-grace", &flags.drain_grace)?,
             slow_request: duration::parse(&flags.warning_unary_request_duration)
                 .map_err(|reason| format!("--warning-unary-request-duration: {reason}"))?,
@@ -212,7 +237,7 @@ impl Config {
 
     /// Whether other nodes may follow this one's memory.
     fn is_relay(&self) -> bool {
-        !self.roles.is_member() && !self.peer_addresses.is_empty()
+        !self.roles.is_member() && !self.peer_listens.is_empty()
     }
 
     /// What this node says of itself to others.
@@ -235,71 +260,37 @@ impl Config {
         self.request_bytes_max + 512 * 1024
     }
 
+    /// Says what is allowed and not advised.
+    pub(crate) fn warn(&self) {
+        if self.request_bytes_max > REQUEST_BYTES_ADVISED {
+            tracing::warn!(
+                max_request_bytes = self.request_bytes_max,
+                recommended_request_bytes = REQUEST_BYTES_ADVISED,
+                "exceeded recommended request limit"
+            );
+        }
+    }
+
+    /// For connections to other nodes.
+    pub(crate) fn link(&self) -> LinkConfig {
+        LinkConfig { tls: Some(self.tls.peer_dialer.clone()), ..LinkConfig::default() }
+    }
+
     /// For connections of clients.
     pub(crate) fn connections(&self) -> ConnectionLimits {
         ConnectionLimits {
             send_buffer_bytes: self.stream_chunk_bytes,
             age_max: self.connection_age_max,
             age_grace: self.connection_age_grace,
+            streams_max: self.max_concurrent_streams,
+            keepalive: self.keepalive,
+            has_named_users: self.tls.client.client_cert_auth,
         }
     }
 }
 
 fn time(flag: &str, text: &str) -> Result<Duration, String> {
     duration::parse(text).map_err(|reason| format!("--{flag}: {reason}"))
-}
-
-/// The URLs of a list flag; only http is served by this build.
-fn urls(flag: &str, text: &str) -> Result<Vec<String>, String> {
-    let mut urls: Vec<String> = text.split(',').map(|url| url.trim().to_owned()).collect();
-    for url in &urls {
-        let Some(authority) = url.strip_prefix("http://") else {
-            return Err(format!("--{flag}: {url:?} must begin with http://, the only scheme this version serves"));
-        };
-        let port = authority.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-        if port.is_none() {
-            return Err(format!(
-                "--{flag}: {url:?} must name a host and a port and no path, as in http://10.0.0.1:2379"
-            ));
-        }
-    }
-    urls.sort();
-    Ok(urls)
-}
-
-/// Where this node serves, and what it tells others of that.
-struct Urls {
-    /// Lists as flags hold them; empty: nowhere.
-    listen_clients: String,
-    client_urls: Vec<String>,
-    listen_peers: String,
-    peer_urls: Vec<String>,
-}
-
-impl Urls {
-    fn from_flags(roles: Roles, flags: &Flags) -> Result<Self, String> {
-        let or = |given: &Option<String>, default: &str| given.clone().unwrap_or_else(|| default.to_owned());
-        let listen_clients =
-            or(&flags.listen_client_urls, if roles.serves_clients() { CLIENT_URL_DEFAULT } else { "" });
-        let client_urls = match &flags.advertise_client_urls {
-            Some(text) => urls("advertise-client-urls", text)?,
-            None if !roles.serves_clients() => Vec::new(),
-            None if listen_clients == CLIENT_URL_DEFAULT => vec![listen_clients.clone()],
-            None => return Err("--advertise-client-urls is required when --listen-client-urls is set".into()),
-        };
-        let peer_default = if roles.is_member() { PEER_URL_DEFAULT } else { "" };
-        let listen_peers = or(&flags.listen_peer_urls, peer_default);
-        if !roles.is_member() && listen_peers.is_empty() && flags.initial_advertise_peer_urls.is_some() {
-            return Err("--initial-advertise-peer-urls is of no use without --listen-peer-urls on a fanout".into());
-        }
-        let advertised = match roles.is_member() {
-            true => or(&flags.initial_advertise_peer_urls, PEER_URL_DEFAULT),
-            false => or(&flags.initial_advertise_peer_urls, &listen_peers),
-        };
-        let peer_urls =
-            if advertised.is_empty() { Vec::new() } else { urls("initial-advertise-peer-urls", &advertised)? };
-        Ok(Self { listen_clients, client_urls, listen_peers, peer_urls })
-    }
 }
 
 /// What a node without a replica follows, in the order given.
@@ -317,29 +308,10 @@ fn upstream(roles: Roles, flags: &Flags) -> Result<Vec<String>, String> {
             Err(format!("--roles={} needs --upstream, the peer URLs of members or of fanouts to follow", flags.roles))
         }
         (false, false) => {
-            urls("upstream", &flags.upstream)?;
+            urls::parse("upstream", &flags.upstream)?;
             Ok(flags.upstream.split(',').map(|url| url.trim().to_owned()).collect())
         }
     }
-}
-
-/// Where to listen; a host name is resolved. Nothing given: nowhere.
-fn addresses(flag: &str, text: &str) -> Result<Vec<SocketAddr>, String> {
-    let mut found = Vec::new();
-    if text.is_empty() {
-        return Ok(found);
-    }
-    for url in urls(flag, text)? {
-        let authority = &url["http://".len()..];
-        let mut resolved: Vec<SocketAddr> = authority
-            .to_socket_addrs()
-            .map_err(|error| format!("--{flag}: {url:?}: {error}; give an address of this machine"))?
-            .collect();
-        // A name may stand for IPv4 and IPv6; the first family is enough, as with etcd.
-        resolved.sort_by_key(SocketAddr::is_ipv6);
-        found.extend(resolved.into_iter().take(1));
-    }
-    Ok(found)
 }
 
 fn ticks(flags: &Flags) -> Result<(Duration, usize), String> {
@@ -391,16 +363,6 @@ fn progress_interval(flags: &Flags) -> Result<Duration, String> {
 
 fn at_least(flag: &str, value: usize, least: usize) -> Result<usize, String> {
     if value < least { Err(format!("--{flag} ({value}) must be at least {least}")) } else { Ok(value) }
-}
-
-fn log_level(text: &str) -> Result<tracing::Level, String> {
-    match text {
-        "debug" => Ok(tracing::Level::DEBUG),
-        "info" => Ok(tracing::Level::INFO),
-        "warn" => Ok(tracing::Level::WARN),
-        "error" | "panic" | "fatal" | "dpanic" => Ok(tracing::Level::ERROR),
-        _ => Err(format!("--log-level: {text:?} must be debug, info, warn, error, panic or fatal")),
-    }
 }
 
 fn reported_version(text: &str) -> Result<String, String> {

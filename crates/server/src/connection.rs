@@ -9,11 +9,14 @@ use std::time::Duration;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use socket2::SockRef;
+use tailwater_gateway::PeerIdentity;
+use tailwater_tls::{Accepted, Door};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::front::Front;
 use crate::listener::Surface;
+use crate::pings::Guarded;
 
 /// What a client may send on one stream, and on all streams of a connection, before we have read it.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
@@ -21,9 +24,6 @@ const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// Calls that a client may have given up before we have looked at them. Go's clients do so in bursts, whenever a context
 /// that many calls share ends; beyond it the connection is closed, as a defence against floods.
 const RESET_STREAMS_MAX: usize = 8192;
-/// etcd's keepalive: asked after two hours of silence, gone after 20 s without an answer.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2 * 3600);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// What the kernel takes beyond what it could send at once. A client that stops reading then leaves so much with us, not
 /// a whole send buffer.
 const UNSENT_BYTES: u32 = 32 * 1024;
@@ -37,6 +37,22 @@ pub(crate) struct ConnectionLimits {
     pub(crate) age_max: Duration,
     /// What its calls have left to end by themselves.
     pub(crate) age_grace: Duration,
+    /// Calls of one connection at a time; the largest number: no limit.
+    pub(crate) streams_max: u32,
+    pub(crate) keepalive: Keepalive,
+    /// Whether the common name of a client's certificate is the user.
+    pub(crate) has_named_users: bool,
+}
+
+/// Who asks whom, and how often, whether it lives.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keepalive {
+    /// A client's pings must be so far apart; zero: no limit.
+    pub(crate) pings_apart: Duration,
+    /// A client that is silent for so long is asked; zero: never.
+    pub(crate) interval: Duration,
+    /// It has so long to answer.
+    pub(crate) timeout: Duration,
 }
 
 /// How connections are told that the server drains.
@@ -54,8 +70,7 @@ pub(crate) async fn serve(
     surface: Surface,
     limits: ConnectionLimits,
     mut draining: watch::Receiver<Draining>,
-    stream: TcpStream,
-    peer: SocketAddr,
+    (door, stream, peer): (Door, TcpStream, SocketAddr),
 ) {
     // Watch events are small writes that must not wait for an acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
@@ -68,11 +83,22 @@ pub(crate) async fn serve(
     {
         tracing::debug!(%error, "the buffers of a connection keep their size");
     }
+    let entered = tokio::select! {
+        entered = door.accept(stream, peer) => entered,
+        _ = drained(&mut draining) => return,
+    };
+    let (stream, certificate) = match entered {
+        Ok(Accepted { stream, peer }) => (stream, peer),
+        Err(rejected) => return rejected.log_client(),
+    };
+    let named = certificate.filter(|certificate| limits.has_named_users && !certificate.common_name.is_empty());
+    let identity = PeerIdentity { common_name: named.map(|certificate| certificate.common_name.into()) };
     let chance = RandomState::new().hash_one(peer);
     let serving = front.clone();
     let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         let front = serving.clone();
         request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(identity.clone());
         // Boxed: a watch lives for hours and would keep room for all that it took to open it.
         let answer: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(async move {
             let request = request.map(axum::body::Body::new);
@@ -84,7 +110,8 @@ pub(crate) async fn serve(
         answer
     });
     let builder = builder(limits);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut connection =
+        pin!(builder.serve_connection(TokioIo::new(Guarded::new(stream, limits.keepalive.pings_apart)), service));
     let grace = tokio::select! {
         ended = connection.as_mut() => return report(ended),
         within = drained(&mut draining) => {
@@ -149,11 +176,10 @@ fn builder(limits: ConnectionLimits) -> auto::Builder<TokioExecutor> {
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_send_buf_size(limits.send_buffer_bytes)
-        // Unlimited, as etcd's default.
-        .max_concurrent_streams(None)
+        .max_concurrent_streams(Some(limits.streams_max).filter(|streams| *streams != u32::MAX))
         .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
-        .keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+        .keep_alive_interval(Some(limits.keepalive.interval).filter(|interval| !interval.is_zero()))
+        .keep_alive_timeout(limits.keepalive.timeout);
     builder.http1().timer(TokioTimer::new());
     builder
 }

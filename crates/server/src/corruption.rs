@@ -18,6 +18,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) struct CorruptionCheck {
     pub(crate) consensus: Consensus,
     pub(crate) directory: Arc<Directory>,
+    pub(crate) link: LinkConfig,
     pub(crate) write_plane: Arc<dyn WritePlane>,
 }
 
@@ -100,7 +101,7 @@ impl CorruptionCheck {
 
     async fn hash_of(&self, member: &Member, revision: Revision) -> Option<StoreHash> {
         for url in &member.peer_urls {
-            let fetched = fetch_hash(url, self.directory.cluster_id(), revision, TIMEOUT, &LinkConfig::default()).await;
+            let fetched = fetch_hash(url, self.directory.cluster_id(), revision, TIMEOUT, &self.link).await;
             match fetched {
                 Ok(hash) => return Some(hash),
                 Err(HashFailed::Compacted(_) | HashFailed::NotReached(_)) => return None,

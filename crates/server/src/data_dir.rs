@@ -104,7 +104,7 @@ impl DataDir {
                 let (identity, members) = (founding.identity, founding.members.clone());
                 return Ok(Beginning { identity, founds: true, members });
             }
-            let group = join::ask(&founding.other_urls())?;
+            let group = join::ask(&founding.other_urls(), &config.link())?;
             let identity = group.identity_of(&config.peer_urls)?;
             Ok(Beginning { identity, founds: false, members: group.members })
         })
@@ -139,8 +139,9 @@ fn refuse_foreign(path: &Path) -> Result<(), DataDirError> {
     let unusable = |reason| DataDirError::Unusable { path: path.display().to_string(), reason };
     for entry in fs::read_dir(path).map_err(unusable)? {
         let name = entry.map_err(unusable)?.file_name().to_string_lossy().into_owned();
-        // Left behind by a start that was killed before the identity was in place; a fresh volume has lost+found.
-        if name != LOCK_FILE && name != "IDENTITY.tmp" && name != "lost+found" {
+        // Left behind by a start that was killed before the identity was in place; a fresh volume has lost+found. Certificates
+        // that are made at the first start come before all else.
+        if name != LOCK_FILE && name != "IDENTITY.tmp" && name != "lost+found" && name != "fixtures" {
             return Err(DataDirError::Foreign { path: path.display().to_string(), found: name });
         }
     }

@@ -19,8 +19,13 @@ const NODES_MAX: usize = 256;
 const ROUND: Duration = Duration::from_secs(1);
 
 /// Keeps what `forwarder` knows of the replicas. `clients` drives its connections.
-pub(crate) async fn keep(forwarder: &Forwarder, upstream: Vec<String>, clients: &Handle, on_change: impl Fn(bool)) {
-    let mut discovery = Discovery { upstream, ..Discovery::default() };
+pub(crate) async fn keep(
+    forwarder: &Forwarder,
+    (upstream, link): (Vec<String>, LinkConfig),
+    clients: &Handle,
+    on_change: impl Fn(bool),
+) {
+    let mut discovery = Discovery { upstream, link, ..Discovery::default() };
     let mut rounds = tokio::time::interval(ROUND);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut was_ready = false;
@@ -44,6 +49,7 @@ pub(crate) async fn keep(forwarder: &Forwarder, upstream: Vec<String>, clients: 
 struct Discovery {
     /// Of the flags; asked in every round.
     upstream: Vec<String>,
+    link: LinkConfig,
     /// Peer URLs of the members, so that the group is found again when all upstreams are gone.
     members: BTreeSet<String>,
     /// 0: not known yet.
@@ -70,9 +76,9 @@ impl Discovery {
             let mut answers = JoinSet::new();
             for url in next.drain(..) {
                 if asked.len() < NODES_MAX && asked.insert(url.clone()) {
-                    let cluster_id = self.cluster_id;
+                    let (cluster_id, link) = (self.cluster_id, self.link.clone());
                     answers.spawn(async move {
-                        let answer = describe(&url, cluster_id, TIMEOUT, &LinkConfig::default()).await;
+                        let answer = describe(&url, cluster_id, TIMEOUT, &link).await;
                         answer.inspect_err(|error| tracing::debug!(url, %error, "a node did not say what it is"))
                     });
                 }

@@ -10,7 +10,7 @@ use tailwater_eventlog::{HistoryId, MemberId, Revision};
 use tailwater_fanout::Fanout;
 use tailwater_gateway::{Code, Forwarder, Gateway};
 use tailwater_transport::{
-    Description, Directory, Greeter, LinkConfig, RemoteSource, RemoteSourceConfig, Router, RouterConfig, describe,
+    Description, Directory, Greeter, RemoteSource, RemoteSourceConfig, Router, RouterConfig, describe,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::data_dir::Identity;
 use crate::discovery;
 use crate::front::{Front, Plain};
-use crate::host::{Host, bind_all, told_to_end};
+use crate::host::{Bound, Ending, Host, bind_all, tell_ready, told_to_end};
 use crate::relay_side::{Describer, RelaySide};
 use crate::upstream::{self, Found, TELL_INTERVAL};
 use crate::write_route::{RouteKeeper, TierPlane};
@@ -40,7 +40,7 @@ pub(crate) struct FanoutNode {
     id: MemberId,
     host: Host,
     front: Front,
-    peer_listeners: parking_lot::Mutex<Vec<std::net::TcpListener>>,
+    peer_listeners: parking_lot::Mutex<Vec<Bound>>,
     /// Streams to leaders, and what is served to other nodes.
     peers: Runtime,
     started: OnceLock<Started>,
@@ -78,7 +78,7 @@ impl FanoutNode {
     /// A port is taken.
     pub(crate) fn build(config: &Config) -> anyhow::Result<Self> {
         let host = Host::bind(config)?;
-        let peer_listeners = bind_all(&config.peer_addresses)?;
+        let peer_listeners = bind_all(&config.peer_listens, &config.tls.peer)?;
         let peers = Builder::new_multi_thread().worker_threads(1).thread_name("peers").enable_all().build()?;
         let front = Front::new(Arc::new(Waiting), telemetry::start_metrics()?);
         let id = MemberId(rand::random_range(1..=u64::MAX));
@@ -100,10 +100,10 @@ impl FanoutNode {
     ///
     /// # Errors
     /// Why this node could not begin to serve, or can't go on.
-    pub(crate) fn run(&self) -> anyhow::Result<()> {
+    pub(crate) fn run(&self) -> anyhow::Result<Ending> {
         self.host.control.block_on(async {
             tokio::select! {
-                outcome = self.serve() => outcome,
+                outcome = self.serve() => outcome.map(|()| Ending::Own),
                 told = told_to_end() => told,
             }
         })
@@ -112,7 +112,7 @@ impl FanoutNode {
     async fn serve(&self) -> anyhow::Result<()> {
         // Probes are answered while this node waits.
         self.host.listen(&self.front)?;
-        let found = upstream::find(&self.config.upstream).await?;
+        let found = upstream::find(&self.config.upstream, &self.config.link()).await?;
         tracing::info!(
             cluster_id = format!("{:x}", found.cluster_id),
             members = found.members.len(),
@@ -134,7 +134,7 @@ impl FanoutNode {
         match &started.forwarder {
             Some(forwarder) => {
                 let clients = self.host.clients.handle();
-                discovery::keep(forwarder, self.config.upstream.clone(), clients, |_| {}).await;
+                discovery::keep(forwarder, (self.config.upstream.clone(), self.config.link()), clients, |_| {}).await;
             }
             None => std::future::pending().await,
         }
@@ -147,7 +147,8 @@ impl FanoutNode {
         directory.set_members(&found.members);
         // As no member: its requests may come from anywhere.
         let greeter = Greeter::new(MemberId(0), directory.clone());
-        let router_config = RouterConfig::new(self.config.request_timeout());
+        let router_config =
+            RouterConfig { link: self.config.link(), ..RouterConfig::new(self.config.request_timeout()) };
         let router = Router::new(None, greeter, router_config, self.peers.handle().clone());
         let inside = self.host.clients.enter();
         let fanout = Fanout::start(self.config.fanout(identity), remote.clone());
@@ -158,17 +159,24 @@ impl FanoutNode {
         let render = Box::new(self.front.render_metrics());
         let gateway = Gateway::new(write_plane, fanout.clone(), None, self.config.gateway(identity), render);
         gateway.set_unready(Some(TRANSFERRING));
-        let members = directory.clone();
+        let (members, link) = (directory.clone(), self.config.link());
         gateway.forward_hashes(Box::new(move |at| {
-            let asked = hashes::ask(members.clone(), at.unwrap_or(Revision(0)));
+            let asked = hashes::ask(members.clone(), link.clone(), at.unwrap_or(Revision(0)));
             Box::pin(async { asked.await.map_err(hashes::fault) })
         }));
         let is_ready = Arc::new(AtomicBool::new(false));
         let relay = self.serve_peers(&fanout, &remote, &router, &directory, &is_ready)?;
-        let (upstream, members) = (self.config.upstream.clone(), found.members.clone());
-        let routes =
-            RouteKeeper { router, directory, fanout: fanout.clone(), remote: remote.clone(), upstream, members };
-        let forwarder = (!self.config.ranges.is_empty()).then(|| Forwarder::new(self.config.message_bytes_max()));
+        let routes = RouteKeeper {
+            router,
+            directory,
+            fanout: fanout.clone(),
+            remote: remote.clone(),
+            upstream: self.config.upstream.clone(),
+            link: self.config.link(),
+            members: found.members.clone(),
+        };
+        let forwarder = (!self.config.ranges.is_empty())
+            .then(|| Forwarder::new(self.config.message_bytes_max(), Some(self.config.tls.client_dialer.clone())));
         if let Some(forwarder) = &forwarder {
             gateway.forward_with(forwarder.clone());
         }
@@ -195,7 +203,7 @@ impl FanoutNode {
         let seen = describer.clone();
         let version = format!("{{\"etcdserver\":\"{0}\",\"etcdcluster\":\"{0}\"}}", self.config.reported_version);
         let listeners = std::mem::take(&mut *self.peer_listeners.lock());
-        let at = (listeners, self.peers.handle());
+        let at = (listeners, self.peers.handle(), self.config.link());
         let relay = RelaySide::serve(describer, router.clone(), directory.clone(), version, at)?;
         let readers = relay.tail.topology().clone();
         self.front.describe_with(move || Description { readers: readers.readers(), ..seen.describe() });
@@ -211,6 +219,7 @@ impl FanoutNode {
             // Before this node itself counts as cut off, so that there is time for another source.
             silence_max: election_timeout,
             core_age_max: election_timeout * 2,
+            link: self.config.link(),
             ..RemoteSourceConfig::new(found.urls.clone(), self.id)
         }
     }
@@ -232,7 +241,7 @@ impl FanoutNode {
     /// How many keys there are to be had, where a source tells.
     async fn upstream_keys(&self, found: &Found) -> Option<u64> {
         let url = found.urls.first()?;
-        let answer = describe(url, found.cluster_id, Duration::from_secs(1), &LinkConfig::default()).await;
+        let answer = describe(url, found.cluster_id, Duration::from_secs(1), &self.config.link()).await;
         answer.ok().map(|described| described.node.load.keys)
     }
 
@@ -273,7 +282,7 @@ impl FanoutNode {
             started.gateway.set_unready(now);
             started.is_ready.store(now.is_none(), Ordering::Relaxed);
             match now {
-                None => tracing::info!(revision = snapshot.cursor.revision.0, "ready to serve client requests"),
+                None => tell_ready(Some(snapshot.cursor.revision.0)),
                 Some(reason) => {
                     let quiet_ms = u64::try_from(quiet_since.elapsed().as_millis()).unwrap_or(u64::MAX);
                     tracing::warn!(reason, quiet_ms, "not ready: clients are sent elsewhere");

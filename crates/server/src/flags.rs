@@ -1,9 +1,19 @@
-//! The command line: etcd's names where etcd has one. A flag wins over `TAILWATER_*`, which wins over `ETCD_*`.
+//! The command line: etcd's names where etcd has one. A flag wins over `TAILWATER_*`, which wins over `ETCD_*`; under
+//! etcd's own name its rules come before (see `etcd_name`).
+
+mod tls;
 
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+pub(crate) use self::tls::TlsFlags;
+use crate::etcd_name::{self, Asked, Note};
+use crate::telemetry::{self, LogConfig};
+
+/// The etcd version that clients are told unless a flag says another.
+pub(crate) const REPORTED_VERSION: &str = "3.7.3";
 
 /// An etcd-compatible store that takes watch fan-out off the consensus write path.
 #[derive(Debug, Parser)]
@@ -29,6 +39,15 @@ pub(crate) struct StatusFlags {
     /// Client URLs to ask first, separated by commas; the others are found from there
     #[arg(long, default_value = "http://127.0.0.1:2379")]
     pub(crate) endpoints: String,
+    /// Who signs the servers' certificates [default: whom this machine trusts]
+    #[arg(long, default_value = "")]
+    pub(crate) cacert: String,
+    /// Certificate to show
+    #[arg(long, default_value = "")]
+    pub(crate) cert: String,
+    /// Key of --cert
+    #[arg(long, default_value = "")]
+    pub(crate) key: String,
     /// "table" or "json"
     #[arg(short = 'w', long, default_value = "table", value_parser = ["table", "json"])]
     pub(crate) write_out: String,
@@ -97,6 +116,18 @@ pub(crate) struct Flags {
     /// Operations in a transaction
     #[arg(long, default_value_t = 128)]
     pub(crate) max_txn_ops: u32,
+    /// Calls that one connection of a client may have at a time
+    #[arg(long, default_value_t = u32::MAX)]
+    pub(crate) max_concurrent_streams: u32,
+    /// Least duration between two pings of a client; who pings more often is told to go away; 0: no limit
+    #[arg(long, default_value = "5s")]
+    pub(crate) grpc_keepalive_min_time: String,
+    /// Silence of a client after which it is asked whether it lives; 0: never
+    #[arg(long, default_value = "2h")]
+    pub(crate) grpc_keepalive_interval: String,
+    /// Duration that it has to answer
+    #[arg(long, default_value = "20s")]
+    pub(crate) grpc_keepalive_timeout: String,
     /// Interval of progress notifications; 0: 10m
     #[arg(long, default_value = "0s")]
     pub(crate) watch_progress_notify_interval: String,
@@ -106,6 +137,14 @@ pub(crate) struct Flags {
     /// debug, info, warn, error, panic or fatal
     #[arg(long, default_value = "info")]
     pub(crate) log_level: String,
+    /// Where the log goes: stderr, stdout, or files to append to, separated by commas
+    #[arg(long, default_value = "default")]
+    pub(crate) log_outputs: String,
+    /// "json", or "console" for lines with tabs
+    #[arg(long, default_value = "json")]
+    pub(crate) log_format: String,
+    #[command(flatten)]
+    pub(crate) tls: TlsFlags,
     /// Milliseconds between heartbeats
     #[arg(long, default_value_t = 100)]
     pub(crate) heartbeat_interval: u32,
@@ -143,7 +182,7 @@ pub(crate) struct Flags {
     #[arg(long, default_value = "5s")]
     pub(crate) drain_grace: String,
     /// The etcd version that is reported to clients
-    #[arg(long, default_value = "3.7.3")]
+    #[arg(long, default_value = REPORTED_VERSION)]
     pub(crate) reported_version: String,
     /// "simple", or "jwt" with its options: jwt,pub-key=FILE,priv-key=FILE,sign-method=METHOD,ttl=DURATION
     #[arg(long, default_value = "simple")]
@@ -161,21 +200,76 @@ pub(crate) struct Flags {
 
 /// What the command line asks for.
 pub(crate) enum Parsed {
-    /// `tailwater serve`.
-    Serve(Box<Flags>),
+    /// `tailwater serve`, or this program under etcd's name.
+    Serve(Box<Flags>, Option<Vec<Note>>),
     /// `tailwater status`.
     Status(StatusFlags),
     /// Help or version was printed, or the command line is wrong.
     Exit(ExitCode),
 }
 
-/// Reads the arguments (without the program's name) and the environment.
-pub(crate) fn parse(arguments: Vec<String>, environment: impl Fn(&str) -> Option<String>) -> Parsed {
-    match read(arguments, environment) {
-        Ok(Command::Serve(flags)) => Parsed::Serve(flags),
+/// Reads the arguments, the program's name first, and the environment.
+pub(crate) fn parse(program: &str, arguments: Vec<String>) -> Parsed {
+    if etcd_name::is_meant_by(program) {
+        return parse_as_etcd(&arguments);
+    }
+    match read(arguments, |name| std::env::var(name).ok()) {
+        Ok(Command::Serve(flags)) => Parsed::Serve(flags, None),
         Ok(Command::Status(flags)) => Parsed::Status(flags),
         Err(error) => Parsed::Exit(report(&error)),
     }
+}
+
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "no log exists yet, and none is asked for")]
+fn parse_as_etcd(arguments: &[String]) -> Parsed {
+    let environment: Vec<_> = std::env::vars().collect();
+    match etcd_name::read(arguments, &environment, |path| std::fs::read_to_string(path)) {
+        Asked::Print(text) => {
+            print!("{text}");
+            Parsed::Exit(ExitCode::SUCCESS)
+        }
+        Asked::Misspelt(text) => {
+            eprint!("{text}");
+            Parsed::Exit(ExitCode::from(2))
+        }
+        Asked::Refused(refused) => {
+            telemetry::start_log(&LogConfig::default());
+            refused.log();
+            Parsed::Exit(ExitCode::FAILURE)
+        }
+        Asked::Serve(line, notes) => {
+            let line = std::iter::once("serve".to_owned()).chain(line).collect();
+            // etcd's variables are among the flags already.
+            let own = |name: &str| std::env::var(name).ok().filter(|_| name.starts_with("TAILWATER_"));
+            match read(line, own) {
+                Ok(Command::Serve(flags)) => Parsed::Serve(flags, Some(notes)),
+                Ok(Command::Status(_)) => unreachable!("the line begins with serve"),
+                Err(error) => Parsed::Exit(report(&error)),
+            }
+        }
+    }
+}
+
+/// The names of all flags of `tailwater serve`.
+pub(crate) fn names() -> Vec<String> {
+    described().into_iter().map(|(name, _)| name).collect()
+}
+
+/// All flags of `tailwater serve`, and what each is for.
+pub(crate) fn described() -> Vec<(String, String)> {
+    let command = Flags::augment_args(clap::Command::new("serve"));
+    let described = command.get_arguments().filter_map(|argument| {
+        let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+        Some((argument.get_long()?.to_owned(), help))
+    });
+    described.collect()
+}
+
+/// Whether a flag of `tailwater serve` needs no value.
+pub(crate) fn is_switch(name: &str) -> bool {
+    let command = Flags::augment_args(clap::Command::new("serve"));
+    let mut arguments = command.get_arguments();
+    arguments.any(|argument| argument.get_long() == Some(name) && argument.is_require_equals_set())
 }
 
 fn read(arguments: Vec<String>, environment: impl Fn(&str) -> Option<String>) -> Result<Command, clap::Error> {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use tailwater_eventlog::{Member, MemberId};
 
+use crate::config::authority;
 use crate::data_dir::Identity;
 use crate::flags::Flags;
 use crate::ids;
@@ -83,10 +84,11 @@ impl Founding {
 fn named_members(text: &str) -> Result<BTreeMap<String, Vec<String>>, String> {
     let mut named = BTreeMap::<String, Vec<String>>::new();
     for entry in text.split(',') {
-        let form = || format!("--initial-cluster: {entry:?} must have the form name=http://host:port");
+        let form = || {
+            format!("--initial-cluster: {entry:?} must have the form name=http://host:port or name=https://host:port")
+        };
         let (name, url) = entry.trim().split_once('=').ok_or_else(form)?;
-        let authority = url.strip_prefix("http://").ok_or_else(form)?;
-        if name.is_empty() || authority.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+        if name.is_empty() || authority(url).is_none() {
             return Err(form());
         }
         named.entry(name.to_owned()).or_default().push(url.to_owned());
@@ -143,7 +145,7 @@ mod tests {
             (&["--initial-cluster=b=http://h:1"], "must contain \"default\""),
             (&["--initial-cluster=default=http://h:9"], "make them equal"),
             (&["--initial-cluster=default"], "must have the form"),
-            (&["--initial-cluster=default=https://h:1"], "must have the form"),
+            (&["--initial-cluster=default=unix://h:1"], "must have the form"),
             (&["--initial-cluster=default=http://h:1,b=http://h:1"], "same URL"),
             (&["--initial-cluster-state=existing"], "needs --initial-cluster"),
             (&["--initial-cluster-state=old"], "must be new or existing"),

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use tailwater_gateway::{Code, Forwarder};
+use tailwater_transport::LinkConfig;
 
 use crate::config::Config;
 use crate::discovery;
 use crate::front::{Front, Plain};
-use crate::host::{Host, told_to_end};
+use crate::host::{Ending, Host, tell_ready, told_to_end};
 use crate::telemetry;
 
 const UNREADY: &str = "tailwater: no replica is known that answers reads";
@@ -18,6 +19,7 @@ pub(crate) struct GatewayNode {
     front: Front,
     forwarder: Forwarder,
     upstream: Vec<String>,
+    link: LinkConfig,
 }
 
 /// What probes are told.
@@ -40,7 +42,7 @@ impl GatewayNode {
     /// A port is taken.
     pub(crate) fn build(config: &Config) -> anyhow::Result<Self> {
         let host = Host::bind(config)?;
-        let forwarder = Forwarder::new(config.message_bytes_max());
+        let forwarder = Forwarder::new(config.message_bytes_max(), Some(config.tls.client_dialer.clone()));
         let front = Front::new(Arc::new(Readiness(forwarder.clone())), telemetry::start_metrics()?);
         front.forward(forwarder.clone());
         tracing::info!(
@@ -50,19 +52,19 @@ impl GatewayNode {
             version = env!("CARGO_PKG_VERSION"),
             "starting a tailwater server"
         );
-        Ok(Self { host, front, forwarder, upstream: config.upstream.clone() })
+        Ok(Self { host, front, forwarder, upstream: config.upstream.clone(), link: config.link() })
     }
 
     /// Serves until a signal comes.
     ///
     /// # Errors
     /// A listener can't be used, or signals can't be awaited.
-    pub(crate) fn run(&self) -> anyhow::Result<()> {
+    pub(crate) fn run(&self) -> anyhow::Result<Ending> {
         self.host.control.block_on(async {
             // Probes are answered while no replica is known.
             self.host.listen(&self.front)?;
             tokio::select! {
-                () = self.discover() => Ok(()),
+                () = self.discover() => Ok(Ending::Own),
                 told = told_to_end() => told,
             }
         })
@@ -70,10 +72,11 @@ impl GatewayNode {
 
     async fn discover(&self) {
         let tell = |is_ready| match is_ready {
-            true => tracing::info!("ready to serve client requests"),
+            true => tell_ready(None),
             false => tracing::warn!("no replica is known that answers reads; calls are refused"),
         };
-        discovery::keep(&self.forwarder, self.upstream.clone(), self.host.clients.handle(), tell).await;
+        let upstream = (self.upstream.clone(), self.link.clone());
+        discovery::keep(&self.forwarder, upstream, self.host.clients.handle(), tell).await;
     }
 
     /// Stops accepting and lets clients go.

@@ -15,11 +15,11 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// Why the last of them did not.
-pub(crate) async fn ask(directory: Arc<Directory>, at: Revision) -> Result<StoreHash, HashFailed> {
+pub(crate) async fn ask(directory: Arc<Directory>, link: LinkConfig, at: Revision) -> Result<StoreHash, HashFailed> {
     let mut failed = HashFailed::Silent;
     for node in directory.members().into_iter().rev() {
         for url in &node.peer_urls {
-            match fetch_hash(url, directory.cluster_id(), at, TIMEOUT, &LinkConfig::default()).await {
+            match fetch_hash(url, directory.cluster_id(), at, TIMEOUT, &link).await {
                 Ok(hash) => return Ok(hash),
                 // The others have compacted it as well.
                 Err(error @ HashFailed::Compacted(_)) => return Err(error),

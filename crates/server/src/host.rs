@@ -1,14 +1,19 @@
 //! What every process has, whatever its roles: listeners, the runtimes that serve them, and how they end.
 
-use std::net::SocketAddr;
+use std::ffi::OsStr;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::process::ExitCode;
 use std::time::Duration;
 
+use tailwater_tls::{Door, ServerTls, TlsConfig};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
-use crate::config::Config;
+use crate::config::{Config, Listen};
 use crate::connection::{ConnectionLimits, Draining};
 use crate::front::Front;
 use crate::listener::{Connections, Surface, bind};
@@ -20,8 +25,8 @@ const DRAIN_MAX: Duration = Duration::from_secs(1);
 /// Sockets and runtimes.
 pub(crate) struct Host {
     /// Bound before anything else is started, so that a taken port is the first thing to be known.
-    client_listeners: Vec<std::net::TcpListener>,
-    metrics_listeners: Vec<std::net::TcpListener>,
+    client_listeners: Vec<Bound>,
+    metrics_listeners: Vec<Bound>,
     limits: ConnectionLimits,
     /// What clients have to go away in when the server stops.
     drain_grace: Duration,
@@ -40,8 +45,8 @@ impl Host {
     /// A port is taken, or no thread can be started.
     pub(crate) fn bind(config: &Config) -> anyhow::Result<Self> {
         Ok(Self {
-            client_listeners: bind_all(&config.client_addresses)?,
-            metrics_listeners: bind_all(&config.metrics_addresses)?,
+            client_listeners: bind_all(&config.client_listens, &config.tls.client)?,
+            metrics_listeners: bind_all(&config.metrics_listens, &config.tls.client)?,
             limits: config.connections(),
             drain_grace: config.drain_grace,
             draining: watch::channel(Draining::No).0,
@@ -58,18 +63,26 @@ impl Host {
     pub(crate) fn listen(&self, front: &Front) -> anyhow::Result<()> {
         let connections =
             Connections::new(front.clone(), self.limits, self.draining.subscribe(), self.connections.clone());
-        for listener in &self.client_listeners {
+        for Bound { listener, door } in &self.client_listeners {
             let listener = listener.try_clone()?;
-            tracing::warn!(
-                address = %listener.local_addr()?,
-                "serving client traffic insecurely; this is strongly discouraged!"
-            );
-            self.connections.spawn_on(report_end(connections.clone().accept(listener)), self.clients.handle());
+            let address = listener.local_addr()?;
+            if door.is_secure() {
+                tracing::info!(traffic = "grpc+http", %address, "serving client traffic securely");
+            }
+            if door.is_plain() {
+                tracing::warn!(
+                    traffic = "grpc+http",
+                    %address,
+                    "serving client traffic insecurely; this is strongly discouraged!"
+                );
+            }
+            let accepting = connections.clone().accept(listener, door.clone());
+            self.connections.spawn_on(report_end(accepting), self.clients.handle());
         }
-        for listener in &self.metrics_listeners {
+        for Bound { listener, door } in &self.metrics_listeners {
             let listener = listener.try_clone()?;
             tracing::info!(address = %listener.local_addr()?, "serving metrics");
-            let accepting = connections.on(Surface::Metrics).accept(listener);
+            let accepting = connections.on(Surface::Metrics).accept(listener, door.clone());
             self.connections.spawn_on(report_end(accepting), self.control.handle());
         }
         Ok(())
@@ -94,27 +107,86 @@ impl Host {
     }
 }
 
-/// Binds each address.
+/// A port that is bound, and how it is entered.
+pub(crate) struct Bound {
+    pub(crate) listener: std::net::TcpListener,
+    pub(crate) door: Door,
+}
+
+/// Binds each address; the files of TLS are read where one is secure.
 ///
 /// # Errors
-/// One is taken or not of this machine.
-pub(crate) fn bind_all(addresses: &[SocketAddr]) -> anyhow::Result<Vec<std::net::TcpListener>> {
-    addresses.iter().copied().map(bind).collect()
+/// One is taken or not of this machine, or the files can't be used.
+pub(crate) fn bind_all(listens: &[Listen], tls: &TlsConfig) -> anyhow::Result<Vec<Bound>> {
+    let is_secure = listens.iter().any(|listen| listen.is_secure);
+    if !is_secure && !listens.is_empty() && tls.has_certificate() && !tls.is_self_signed {
+        let addresses: Vec<_> = listens.iter().map(|listen| listen.authority.as_str()).collect();
+        tracing::warn!(
+            addresses = addresses.join(","),
+            "The scheme of these URLs is HTTP while key/cert files are presented. Ignored key/cert files."
+        );
+    }
+    let server = if is_secure { Some(ServerTls::new(tls)?) } else { None };
+    let bind_one = |listen: &Listen| {
+        let door = match (&server, listen.is_secure, listen.is_plain) {
+            (Some(server), true, true) => Door::either(server.clone()),
+            (Some(server), true, false) => Door::secure(server.clone()),
+            _ => Door::plain(),
+        };
+        Ok(Bound { listener: bind(listen.address)?, door })
+    };
+    listens.iter().map(bind_one).collect()
+}
+
+/// How a process came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// By itself: this member was removed.
+    Own,
+    /// By this signal.
+    Signal(i32),
 }
 
 /// Resolves when the process is told to end.
 ///
 /// # Errors
 /// Signals can't be awaited here.
-pub(crate) async fn told_to_end() -> anyhow::Result<()> {
+pub(crate) async fn told_to_end() -> anyhow::Result<Ending> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let name = tokio::select! {
-        _ = terminate.recv() => "terminated",
-        _ = interrupt.recv() => "interrupt",
+    let (kind, name) = tokio::select! {
+        _ = terminate.recv() => (SignalKind::terminate(), "terminated"),
+        _ = interrupt.recv() => (SignalKind::interrupt(), "interrupt"),
     };
     tracing::info!(signal = name, "received signal; shutting down");
-    Ok(())
+    Ok(Ending::Signal(kind.as_raw_value()))
+}
+
+/// Ends this process as the signal would have without anybody listening for it. The first process of a container can't
+/// be ended so, and ends well.
+pub(crate) fn end_by(signal: i32) -> ExitCode {
+    if std::process::id() != 1 {
+        signal_hook::low_level::emulate_default_handler(signal).ok();
+    }
+    ExitCode::SUCCESS
+}
+
+/// Says that clients are served: in the log, and to the service manager that started this process, if it wants to know.
+pub(crate) fn tell_ready(revision: Option<i64>) {
+    tracing::info!(revision, "ready to serve client requests");
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    if let Err(error) = notify(&socket) {
+        tracing::warn!(%error, "the service manager was not told");
+    }
+}
+
+fn notify(socket: &OsStr) -> std::io::Result<()> {
+    let datagram = UnixDatagram::unbound()?;
+    let address = match socket.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(socket)?,
+    };
+    datagram.send_to_addr(b"READY=1", &address).map(drop)
 }
 
 async fn report_end(accepting: impl Future<Output = std::io::Result<()>>) {

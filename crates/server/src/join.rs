@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tailwater_eventlog::Member;
-use tailwater_transport::{MemberList, fetch_members};
+use tailwater_transport::{LinkConfig, MemberList, fetch_members};
 
 use crate::data_dir::Identity;
 
@@ -51,13 +51,13 @@ impl From<MemberList> for Group {
 ///
 /// # Errors
 /// None did, with the last reason.
-pub(crate) fn ask(urls: &[String]) -> anyhow::Result<Group> {
+pub(crate) fn ask(urls: &[String], link: &LinkConfig) -> anyhow::Result<Group> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let end = Instant::now() + PATIENCE;
     let mut last = anyhow::anyhow!("--initial-cluster names no other member");
     loop {
         for url in urls {
-            match runtime.block_on(fetch_members(url, TIMEOUT)) {
+            match runtime.block_on(fetch_members(url, TIMEOUT, link)) {
                 Ok(list) => return Ok(list.into()),
                 Err(error) => {
                     tracing::warn!(url, reason = %error, "a member does not say who the members are");
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_group_that_nobody_answers_for_is_named_with_its_remedy() {
-        let error = ask(&[]).expect_err("nobody to ask");
+        let error = ask(&[], &LinkConfig::default()).expect_err("nobody to ask");
         assert!(error.to_string().contains("correct --initial-cluster"), "{error}");
     }
 }

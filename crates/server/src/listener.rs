@@ -1,10 +1,11 @@
-//! Listening sockets and their connections: HTTP/1.1 and HTTP/2 without TLS on one port.
+//! Listening sockets and their connections: HTTP/1.1 and HTTP/2, with TLS and without, on one port.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use tailwater_tls::Door;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
@@ -81,7 +82,7 @@ impl Connections {
     ///
     /// # Errors
     /// The listener can't be used with this runtime.
-    pub(crate) async fn accept(mut self, listener: std::net::TcpListener) -> std::io::Result<()> {
+    pub(crate) async fn accept(mut self, listener: std::net::TcpListener, door: Door) -> std::io::Result<()> {
         let listener = TcpListener::from_std(listener)?;
         loop {
             let accepted = tokio::select! {
@@ -91,7 +92,7 @@ impl Connections {
             match accepted {
                 Ok((stream, peer)) => {
                     let Self { front, surface, limits, draining, .. } = self.clone();
-                    self.tracker.spawn(serve(front, surface, limits, draining, stream, peer));
+                    self.tracker.spawn(serve(front, surface, limits, draining, (door.clone(), stream, peer)));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "failed to accept a connection");

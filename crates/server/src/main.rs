@@ -8,6 +8,7 @@ mod data_dir;
 mod describe;
 mod discovery;
 mod duration;
+mod etcd_name;
 mod fanout_node;
 mod flags;
 mod founding;
@@ -22,6 +23,7 @@ mod member;
 mod member_front;
 mod no_source;
 mod peer_side;
+mod pings;
 mod process;
 mod relay_side;
 mod roles;
@@ -38,22 +40,29 @@ use crate::data_dir::DataDir;
 use crate::fanout_node::FanoutNode;
 use crate::flags::Parsed;
 use crate::gateway_node::GatewayNode;
+use crate::host::Ending;
 use crate::member::MemberNode;
 use crate::roles::Roles;
 
 fn main() -> ExitCode {
-    let flags = match flags::parse(std::env::args().skip(1).collect(), |name| std::env::var(name).ok()) {
-        Parsed::Serve(flags) => flags,
+    let mut arguments = std::env::args();
+    let program = arguments.next().unwrap_or_default();
+    let (flags, as_etcd) = match flags::parse(&program, arguments.collect()) {
+        Parsed::Serve(flags, as_etcd) => (flags, as_etcd),
         Parsed::Status(flags) => return survey::run(&flags),
         Parsed::Exit(code) => return code,
     };
     let config = match Config::from_flags(&flags) {
         Ok(config) => config,
+        Err(reason) if as_etcd.is_some() => return etcd_name::refuse(&reason),
         Err(reason) => return flags::refuse(&reason),
     };
-    telemetry::start_log(config.log_level);
+    telemetry::start_log(&config.log);
+    as_etcd.iter().flatten().for_each(etcd_name::Note::log);
     match serve(config) {
-        Ok(()) => ExitCode::SUCCESS,
+        // As etcd: whoever started this process sees which signal ended it.
+        Ok(Ending::Signal(signal)) if as_etcd.is_some() => host::end_by(signal),
+        Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(reason = format!("{error:#}"), "server stopped");
             ExitCode::FAILURE
@@ -62,7 +71,9 @@ fn main() -> ExitCode {
 }
 
 /// Builds the node, runs it until a signal or a failure, and drains it.
-fn serve(config: Config) -> anyhow::Result<()> {
+fn serve(config: Config) -> anyhow::Result<Ending> {
+    config.tls.prepare()?;
+    config.warn();
     if config.roles == Roles::Gateway {
         let node = GatewayNode::build(&config)?;
         let outcome = node.run();

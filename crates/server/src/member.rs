@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::corruption::CorruptionCheck;
 use crate::data_dir::{DataDir, Identity};
 use crate::front::Front;
-use crate::host::{Host, bind_all, told_to_end};
+use crate::host::{Ending, Host, bind_all, tell_ready, told_to_end};
 use crate::member_front::MemberFront;
 use crate::peer_side::PeerSide;
 use crate::telemetry;
@@ -48,7 +48,7 @@ impl MemberNode {
     pub(crate) fn build(config: &Config, data_dir: &DataDir) -> anyhow::Result<Self> {
         let identity = data_dir.identity;
         let host = Host::bind(config)?;
-        let peer_listeners = bind_all(&config.peer_addresses)?;
+        let peer_listeners = bind_all(&config.peer_listens, &config.tls.peer)?;
         let metrics = telemetry::start_metrics()?;
         tracing::info!(
             name = config.name,
@@ -88,7 +88,7 @@ impl MemberNode {
     ///
     /// # Errors
     /// Why the write plane stopped, or why this member could not begin to serve.
-    pub(crate) fn run(&self) -> anyhow::Result<()> {
+    pub(crate) fn run(&self) -> anyhow::Result<Ending> {
         self.host.control.block_on(async {
             let serving = async {
                 self.join().await?;
@@ -100,19 +100,19 @@ impl MemberNode {
                     self.front.open(gateway.clone());
                 }
                 self.host.listen(&self.front)?;
-                tracing::info!("ready to serve client requests");
+                tell_ready(None);
                 let own = MemberId(self.identity.member_id);
                 let newest = || self.source.tail.end().revision;
                 let mode = self.config.auto_compaction;
                 let compaction = run_auto_compaction(mode, self.write_plane.clone(), own, newest);
                 tokio::join!(compaction, check.run(self.config.corrupt_check_interval));
-                Ok(())
+                Ok(Ending::Own)
             };
             tokio::select! {
                 outcome = serving => outcome,
                 reason = self.consensus.stopped() => match reason {
                     Some(reason) => bail!("the write plane stopped: {reason}"),
-                    None => Ok(()),
+                    None => Ok(Ending::Own),
                 },
                 told = told_to_end() => told,
             }
@@ -175,6 +175,7 @@ impl MemberNode {
         CorruptionCheck {
             consensus: self.consensus.clone(),
             directory: self.peer.directory(),
+            link: self.config.link(),
             write_plane: self.write_plane.clone(),
         }
     }

@@ -7,8 +7,8 @@ use tailwater_consensus::{CatchUp, Consensus, PeerTransport};
 use tailwater_eventlog::{LocalSource, MemberId, Source};
 use tailwater_fanout::Fanout;
 use tailwater_transport::{
-    CopyConfig, CoreWord, Description, Directory, NodeDescription, NodeLoad, PeerPort, Peers, PeersConfig, PortInfo,
-    PortServer, Router, RouterConfig, TailService, TailServiceConfig, WriteService, WriteServiceConfig,
+    CopyConfig, CoreWord, Description, Directory, LinkConfig, NodeDescription, NodeLoad, PeerPort, Peers, PeersConfig,
+    PortInfo, PortServer, Router, RouterConfig, TailService, TailServiceConfig, WriteService, WriteServiceConfig,
     copy_member_state,
 };
 use tokio::runtime::{Builder, Runtime};
@@ -16,6 +16,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::config::Config;
 use crate::data_dir::Identity;
 use crate::describe::node_load;
+use crate::host::Bound;
 use crate::no_source::NoSource;
 use crate::process;
 
@@ -29,6 +30,7 @@ pub(crate) struct PeerSide {
     peers: Peers,
     runtime: Runtime,
     version: String,
+    link: LinkConfig,
     /// What is known from the start.
     announced: NodeDescription,
     served: parking_lot::Mutex<Option<(PortServer, WriteService, TailService)>>,
@@ -46,13 +48,15 @@ impl PeerSide {
     pub(crate) fn new(config: &Config, identity: Identity) -> anyhow::Result<Self> {
         let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("peers").enable_all().build()?;
         let directory = Arc::new(Directory::new(identity.cluster_id));
-        let peers = Peers::new(PeersConfig::new(MemberId(identity.member_id)), directory, runtime.handle().clone());
+        let peers_config = PeersConfig { link: config.link(), ..PeersConfig::new(MemberId(identity.member_id)) };
+        let peers = Peers::new(peers_config, directory, runtime.handle().clone());
         let version = config.reported_version.clone();
         let announced = config.announced(MemberId(identity.member_id), identity.cluster_id);
         Ok(Self {
             peers,
             runtime,
             version,
+            link: config.link(),
             announced,
             served: parking_lot::Mutex::default(),
             source: Arc::default(),
@@ -69,7 +73,7 @@ impl PeerSide {
     ///
     /// # Errors
     /// A listener can't be used.
-    pub(crate) fn serve(&self, consensus: &Consensus, listeners: Vec<std::net::TcpListener>) -> anyhow::Result<()> {
+    pub(crate) fn serve(&self, consensus: &Consensus, listeners: Vec<Bound>) -> anyhow::Result<()> {
         self.peers.attach(Arc::new(consensus.clone()));
         let write =
             WriteService::new(Arc::new(consensus.clone()), self.peers.greeter().clone(), WriteServiceConfig::default());
@@ -81,9 +85,9 @@ impl PeerSide {
             .add_service(write.clone().into_server())
             .add_service(tail.clone().into_grpc())
             .into_server();
-        for listener in listeners {
-            tracing::info!(address = %listener.local_addr()?, "now serving peer traffic");
-            let serving = port.clone().serve(listener);
+        for Bound { listener, door } in listeners {
+            tracing::info!(address = %listener.local_addr()?, "serving peer traffic");
+            let serving = port.clone().serve(listener, door);
             self.runtime.spawn(async move {
                 if let Err(error) = serving.await {
                     tracing::error!(%error, "a peer listener failed");
@@ -92,7 +96,7 @@ impl PeerSide {
         }
         *self.served.lock() = Some((port, write, tail));
         let directory = self.peers.directory().clone();
-        self.runtime.spawn(catch_up(consensus.clone(), directory));
+        self.runtime.spawn(catch_up(consensus.clone(), directory, self.link.clone()));
         Ok(())
     }
 
@@ -145,7 +149,7 @@ impl PeerSide {
         Router::new(
             Some(Arc::new(consensus.clone())),
             self.peers.greeter().clone(),
-            RouterConfig::new(config.request_timeout()),
+            RouterConfig { link: config.link(), ..RouterConfig::new(config.request_timeout()) },
             self.runtime.handle().clone(),
         )
     }
@@ -222,12 +226,12 @@ fn core_word(consensus: Consensus) -> impl Fn() -> CoreWord + Send + Sync {
 }
 
 /// Copies the state of another member whenever the replica can't go on without.
-async fn catch_up(consensus: Consensus, directory: Arc<Directory>) {
+async fn catch_up(consensus: Consensus, directory: Arc<Directory>, link: LinkConfig) {
     let mut wanted = consensus.catch_up_wanted();
     loop {
         let Ok(wish) = wanted.wait_for(Option::is_some).await.map(|wish| *wish) else { return };
         let wish = wish.expect("just waited for");
-        match copy(&consensus, &directory, wish).await {
+        match copy(&consensus, &directory, &link, wish).await {
             Ok(()) => tracing::info!(position = wish.position.0, "caught up with the state of another member"),
             Err(error) => {
                 tracing::warn!(reason = format!("{error:#}"), "the state of another member was not taken over");
@@ -237,7 +241,7 @@ async fn catch_up(consensus: Consensus, directory: Arc<Directory>) {
     }
 }
 
-async fn copy(consensus: &Consensus, directory: &Directory, wish: CatchUp) -> anyhow::Result<()> {
+async fn copy(consensus: &Consensus, directory: &Directory, link: &LinkConfig, wish: CatchUp) -> anyhow::Result<()> {
     let own = consensus.member_id();
     let mut sources: Vec<_> = directory.members().into_iter().filter(|member| member.id != own).collect();
     // The leader has enough to do: it is asked last.
@@ -246,7 +250,7 @@ async fn copy(consensus: &Consensus, directory: &Directory, wish: CatchUp) -> an
     let log = consensus.event_log();
     let staging = tokio::task::spawn_blocking(move || log.staging()).await??;
     tracing::info!(position = wish.position.0, "copying the state of another member: the log does not reach back");
-    let config = CopyConfig { cluster_id: directory.cluster_id(), ..CopyConfig::new(own) };
+    let config = CopyConfig { cluster_id: directory.cluster_id(), link: link.clone(), ..CopyConfig::new(own) };
     let staged = copy_member_state(&urls, staging, wish.position, &config).await?;
     Ok(consensus.install(staged).await?)
 }

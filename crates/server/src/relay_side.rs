@@ -6,13 +6,14 @@ use std::time::Duration;
 use tailwater_eventlog::MemberId;
 use tailwater_fanout::Fanout;
 use tailwater_transport::{
-    CoreWord, Description, Directory, Greeter, NodeDescription, PeerPort, PortInfo, PortServer, RemoteSource, Router,
-    TailService, TailServiceConfig, WriteService, WriteServiceConfig,
+    CoreWord, Description, Directory, Greeter, LinkConfig, NodeDescription, PeerPort, PortInfo, PortServer,
+    RemoteSource, Router, TailService, TailServiceConfig, WriteService, WriteServiceConfig,
 };
 use tokio::runtime::Handle;
 
 use crate::describe::node_load;
 use crate::hashes;
+use crate::host::Bound;
 
 /// What readers have to go away in when this process stops.
 const GRACE: Duration = Duration::from_secs(1);
@@ -73,7 +74,7 @@ impl RelaySide {
         router: Router,
         directory: Arc<Directory>,
         version: String,
-        (listeners, runtime): (Vec<std::net::TcpListener>, &Handle),
+        (listeners, runtime, link): (Vec<Bound>, &Handle, LinkConfig),
     ) -> anyhow::Result<Self> {
         let id = describer.announced.id;
         let config = TailServiceConfig { cluster_id: describer.announced.cluster_id, ..Default::default() };
@@ -81,7 +82,7 @@ impl RelaySide {
         let tail = TailService::new(config, Box::new(move || fanout.source()), None, Box::new(move || words.word()));
         tail.describe_with(Box::new(move || describer.describe()));
         let members = directory.clone();
-        tail.forward_hashes(Box::new(move |at| Box::pin(hashes::ask(members.clone(), at))));
+        tail.forward_hashes(Box::new(move |at| Box::pin(hashes::ask(members.clone(), link.clone(), at))));
         // Its own name, so that a node that means another one notices.
         let greeter = Greeter::new(MemberId(id.0), directory.clone());
         let write = WriteService::forwarding(router, greeter, WriteServiceConfig::default());
@@ -89,9 +90,9 @@ impl RelaySide {
             .add_service(write.clone().into_server())
             .add_service(tail.clone().into_grpc())
             .into_server();
-        for listener in listeners {
-            tracing::info!(address = %listener.local_addr()?, "now serving peer traffic");
-            let serving = port.clone().serve(listener);
+        for Bound { listener, door } in listeners {
+            tracing::info!(address = %listener.local_addr()?, "serving peer traffic");
+            let serving = port.clone().serve(listener, door);
             runtime.spawn(async move {
                 if let Err(error) = serving.await {
                     tracing::error!(%error, "a peer listener failed");

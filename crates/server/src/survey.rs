@@ -1,10 +1,12 @@
 //! `tailwater status`: asks every node that can be found, and shows members, fanouts as a tree, and slow streams.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use serde::Serialize;
+use tailwater_tls::{ClientTls, TlsConfig};
 use tailwater_transport::{LinkConfig, describe, fetch_text};
 use tokio::task::JoinSet;
 
@@ -72,7 +74,7 @@ pub(crate) fn run(flags: &StatusFlags) -> ExitCode {
     let endpoints: Vec<String> = flags.endpoints.split(',').map(|url| with_scheme(url.trim())).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let surveyed = match runtime {
-        Ok(runtime) => runtime.block_on(survey(&endpoints)),
+        Ok(runtime) => runtime.block_on(survey(&endpoints, link(flags))),
         Err(error) => Err(error.to_string()),
     };
     match surveyed {
@@ -88,11 +90,23 @@ pub(crate) fn run(flags: &StatusFlags) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// As etcdctl's flags say it.
+fn link(flags: &StatusFlags) -> LinkConfig {
+    let path = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
+    let tls = TlsConfig {
+        cert_file: path(&flags.cert),
+        key_file: path(&flags.key),
+        trusted_ca_file: path(&flags.cacert),
+        ..TlsConfig::default()
+    };
+    LinkConfig { tls: Some(ClientTls::new(tls)), ..LinkConfig::default() }
+}
+
 /// Asks the nodes at these client URLs, and all that they name.
 ///
 /// # Errors
 /// None of the endpoints answers.
-pub(crate) async fn survey(endpoints: &[String]) -> Result<Survey, String> {
+pub(crate) async fn survey(endpoints: &[String], link: LinkConfig) -> Result<Survey, String> {
     let mut answers = BTreeMap::<String, Status>::new();
     let mut errors = Vec::new();
     let mut asked = BTreeSet::<Doors>::new();
@@ -100,7 +114,7 @@ pub(crate) async fn survey(endpoints: &[String]) -> Result<Survey, String> {
     while !waiting.is_empty() && asked.len() < NODES_MAX {
         let mut asking = JoinSet::new();
         for doors in waiting.drain(..).filter(|doors| asked.insert(doors.clone())) {
-            asking.spawn(ask(doors));
+            asking.spawn(ask(doors, link.clone()));
         }
         while let Some(answer) = asking.join_next().await {
             match answer {
@@ -134,17 +148,17 @@ fn named(status: &Status) -> impl Iterator<Item = (String, Doors)> {
     readers.chain(members).collect::<Vec<_>>().into_iter()
 }
 
-async fn ask(doors: Doors) -> Result<Status, Unanswered> {
+async fn ask(doors: Doors, link: LinkConfig) -> Result<Status, Unanswered> {
     let mut last = Unanswered::default();
     for door in doors {
         let (endpoint, answer) = match door {
             Door::Client(url) => {
-                let text = fetch_text(&url, "/status", TIMEOUT).await.map_err(|error| error.to_string());
+                let text = fetch_text(&url, "/status", TIMEOUT, &link).await.map_err(|error| error.to_string());
                 let status = text.and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string()));
                 (url, status)
             }
             Door::Peer(url) => {
-                let answer = describe(&url, 0, TIMEOUT, &LinkConfig::default()).await;
+                let answer = describe(&url, 0, TIMEOUT, &link).await;
                 (url, answer.map(Status::from).map_err(|error| error.to_string()))
             }
         };

@@ -1,7 +1,9 @@
-//! Logs as JSON lines in etcd's shape on stderr, and the metrics recorder.
+//! Logs as JSON lines in etcd's shape, and the metrics recorder.
 
 use std::fmt::Write as _;
+use std::fs::File;
 use std::io::Write as _;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
@@ -13,34 +15,123 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry};
 
-/// Starts logging: our own crates at `level`, libraries from warnings on.
-pub(crate) fn start_log(level: tracing::Level) {
-    let filter = EnvFilter::new(format!("warn,tailwater={level}"));
-    Registry::default().with(JsonLines.with_filter(filter)).init();
+use crate::flags::Flags;
+
+/// What is logged, how and where.
+#[derive(Clone, Debug)]
+pub(crate) struct LogConfig {
+    level: tracing::Level,
+    format: Format,
+    outputs: Vec<Output>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Json,
+    /// Fields of a line between tabs, the others as JSON at its end.
+    Console,
+}
+
+#[derive(Clone, Debug)]
+enum Output {
+    Stderr,
+    Stdout,
+    /// Opened for appending when the flags are read; clones share it.
+    File(Arc<File>),
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { level: tracing::Level::INFO, format: Format::Json, outputs: vec![Output::Stderr] }
+    }
+}
+
+impl LogConfig {
+    /// Opens the files.
+    ///
+    /// # Errors
+    /// One sentence that names the flag.
+    pub(crate) fn from_flags(flags: &Flags) -> Result<Self, String> {
+        let format = match flags.log_format.as_str() {
+            "json" => Format::Json,
+            "console" => Format::Console,
+            other => return Err(format!("--log-format: {other:?} must be json or console")),
+        };
+        let outputs: Result<Vec<_>, _> = flags.log_outputs.split(',').map(|text| output(text.trim())).collect();
+        Ok(Self { level: level(&flags.log_level)?, format, outputs: outputs? })
+    }
+}
+
+fn level(text: &str) -> Result<tracing::Level, String> {
+    match text {
+        "debug" => Ok(tracing::Level::DEBUG),
+        "info" => Ok(tracing::Level::INFO),
+        "warn" => Ok(tracing::Level::WARN),
+        "error" | "panic" | "fatal" | "dpanic" => Ok(tracing::Level::ERROR),
+        _ => Err(format!("--log-level: {text:?} must be debug, info, warn, error, panic or fatal")),
+    }
+}
+
+fn output(text: &str) -> Result<Output, String> {
+    match text {
+        // The journal takes what a unit writes to stderr.
+        "default" | "stderr" | "systemd/journal" => Ok(Output::Stderr),
+        "stdout" => Ok(Output::Stdout),
+        "" => Err("--log-outputs: an output has no name; give stderr, stdout or a file".into()),
+        path => {
+            let file = File::options().append(true).create(true).open(path);
+            let file = file.map_err(|error| format!("--log-outputs: {path:?}: {error}"))?;
+            Ok(Output::File(Arc::new(file)))
+        }
+    }
+}
+
+/// Starts logging: our own crates at the level asked for, libraries from warnings on.
+pub(crate) fn start_log(config: &LogConfig) {
+    let filter = EnvFilter::new(format!("warn,tailwater={}", config.level));
+    Registry::default().with(Lines(config.clone()).with_filter(filter)).init();
 }
 
 /// Writes {level, ts, caller, msg, fields…}.
-struct JsonLines;
+struct Lines(LogConfig);
 
-impl<S: Subscriber> Layer<S> for JsonLines {
+impl Lines {
+    fn write(&self, line: &str) {
+        for output in &self.0.outputs {
+            // A log that can't be written has nobody left to tell.
+            match output {
+                Output::Stderr => std::io::stderr().lock().write_all(line.as_bytes()).ok(),
+                Output::Stdout => std::io::stdout().lock().write_all(line.as_bytes()).ok(),
+                Output::File(file) => file.as_ref().write_all(line.as_bytes()).ok(),
+            };
+        }
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Lines {
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
         let metadata = event.metadata();
         let mut fields = Fields::default();
         event.record(&mut fields);
+        let (level, ts) = (metadata.level().as_str().to_lowercase(), timestamp(SystemTime::now()));
+        let (caller, message) = (caller(metadata.file(), metadata.line()), fields.message);
+        if self.0.format == Format::Console {
+            let others = Value::Object(fields.others);
+            return self.write(&format!("{ts}\t{level}\t{caller}\t{message}\t{others}\n"));
+        }
         // By hand rather than as a map, which would sort the four that a reader looks for first.
         let mut text = format!(
             "{{\"level\":{},\"ts\":{},\"caller\":{},\"msg\":{}",
-            Value::from(metadata.level().as_str().to_lowercase()),
-            Value::from(timestamp(SystemTime::now())),
-            Value::from(caller(metadata.file(), metadata.line())),
-            Value::from(fields.message),
+            Value::from(level),
+            Value::from(ts),
+            Value::from(caller),
+            Value::from(message),
         );
         for (name, value) in &fields.others {
             write!(text, ",{}:{value}", Value::from(name.as_str())).expect("writing to a string cannot fail");
         }
         text.push_str("}\n");
-        // A log that can't be written has nobody left to tell.
-        std::io::stderr().lock().write_all(text.as_bytes()).ok();
+        self.write(&text);
     }
 }
 
@@ -62,7 +153,9 @@ impl Visit for Fields {
         if field.name() == "message" {
             self.message = text;
         } else {
-            self.set(field, text.into());
+            // A list of strings looks the same in JSON; whoever reads the log gets it as a list.
+            let list = serde_json::from_str::<Vec<String>>(&text).map(Value::from);
+            self.set(field, list.unwrap_or_else(|_| text.into()));
         }
     }
 

@@ -26,10 +26,10 @@ pub(crate) struct Found {
 ///
 /// # Errors
 /// Two of them belong to different clusters.
-pub(crate) async fn find(urls: &[String]) -> anyhow::Result<Found> {
+pub(crate) async fn find(urls: &[String], link: &LinkConfig) -> anyhow::Result<Found> {
     let mut told: Option<Instant> = None;
     loop {
-        let answers = ask(urls).await;
+        let answers = ask(urls, link).await;
         if let Some(found) = judge(urls, &answers)? {
             return Ok(found);
         }
@@ -48,11 +48,12 @@ pub(crate) async fn find(urls: &[String]) -> anyhow::Result<Found> {
 }
 
 /// All at once, in the order of the URLs.
-async fn ask(urls: &[String]) -> Vec<Result<Description, String>> {
+async fn ask(urls: &[String], link: &LinkConfig) -> Vec<Result<Description, String>> {
     let mut asked = JoinSet::new();
     for (at, url) in urls.iter().cloned().enumerate() {
+        let link = link.clone();
         asked.spawn(async move {
-            let answer = describe(&url, 0, TIMEOUT, &LinkConfig::default()).await;
+            let answer = describe(&url, 0, TIMEOUT, &link).await;
             (at, answer.map_err(|error| error.to_string()))
         });
     }

@@ -78,6 +78,7 @@ pub(crate) struct RouteKeeper {
     pub(crate) fanout: Fanout,
     pub(crate) remote: Arc<RemoteSource>,
     pub(crate) upstream: Vec<String>,
+    pub(crate) link: LinkConfig,
     /// As they were when the group was found.
     pub(crate) members: Vec<Member>,
 }
@@ -127,7 +128,7 @@ impl RouteKeeper {
     /// The upstream with this id, reached where this node was told to look for it.
     async fn find(&self, id: MemberId) -> Option<Member> {
         for url in &self.upstream {
-            let described = describe(url, self.directory.cluster_id(), DESCRIBE_TIMEOUT, &LinkConfig::default()).await;
+            let described = describe(url, self.directory.cluster_id(), DESCRIBE_TIMEOUT, &self.link).await;
             if let Ok(described) = described
                 && described.node.id == id
             {

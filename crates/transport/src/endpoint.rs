@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
+use tailwater_tls::{ClientTls, Protocol, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 use tonic::transport::{Channel, Endpoint};
 
@@ -25,6 +25,8 @@ pub struct LinkConfig {
     pub stream_window_bytes: u32,
     /// The first pause after a failure, and the longest. Default 50 ms and 1 s.
     pub backoff: (Duration, Duration),
+    /// For https: URLs. Default none: they can't be used.
+    pub tls: Option<ClientTls>,
 }
 
 impl Default for LinkConfig {
@@ -35,6 +37,7 @@ impl Default for LinkConfig {
             keepalive_timeout: Duration::from_secs(4),
             stream_window_bytes: 1 << 20,
             backoff: (Duration::from_millis(50), Duration::from_secs(1)),
+            tls: None,
         }
     }
 }
@@ -66,7 +69,7 @@ pub enum ConnectError {
     },
 }
 
-/// Connects to a peer URL, HTTP/2 without TLS. The connection is closed when the channel is dropped and its calls have
+/// Connects to a peer URL, HTTP/2 with TLS or without as its scheme says. The connection is closed when the channel is dropped and its calls have
 /// ended.
 ///
 /// # Errors
@@ -88,11 +91,9 @@ pub(crate) async fn connect_for_session(url: &str, config: &LinkConfig) -> Resul
 
 async fn open(url: &str, config: &LinkConfig, cut: CancellationToken) -> Result<Channel, ConnectError> {
     let bad = |reason: String| ConnectError::Url { url: url.to_owned(), reason };
-    if !url.starts_with("http://") {
-        return Err(bad("only http:// is served between nodes".into()));
-    }
+    let tls = tls_for(url, config).map_err(bad)?;
     let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| bad(error.to_string()))?;
-    let connector = tower::service_fn(move |uri: Uri| dial(uri, cut.clone()));
+    let connector = tower::service_fn(move |uri: Uri| dial(uri, tls.clone(), cut.clone()));
     let endpoint = endpoint
         .http2_keep_alive_interval(config.keepalive_interval)
         .keep_alive_timeout(config.keepalive_timeout)
@@ -105,17 +106,37 @@ async fn open(url: &str, config: &LinkConfig, cut: CancellationToken) -> Result<
     }
 }
 
-async fn dial(uri: Uri, cut: CancellationToken) -> io::Result<TokioIo<Cuttable>> {
-    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(80))).await?;
-    // Small messages must not wait for an acknowledgement.
-    stream.set_nodelay(true)?;
+/// How a URL is reached: with TLS or without.
+///
+/// # Errors
+/// Why not at all.
+pub(crate) fn tls_for(url: &str, config: &LinkConfig) -> Result<Option<ClientTls>, String> {
+    if url.starts_with("http://") {
+        return Ok(None);
+    }
+    if !url.starts_with("https://") {
+        return Err("neither an http: nor an https: URL".into());
+    }
+    config.tls.clone().map(Some).ok_or_else(|| "nothing is known about TLS here".into())
+}
+
+/// Connects to a host and a port.
+///
+/// # Errors
+/// Nobody is there, or the handshake failed.
+pub(crate) async fn dial_host(uri: &Uri, tls: Option<&ClientTls>, protocol: Protocol) -> io::Result<Stream> {
+    let port = uri.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
+    tailwater_tls::dial(uri.host().unwrap_or_default(), port, tls, protocol).await
+}
+
+async fn dial(uri: Uri, tls: Option<ClientTls>, cut: CancellationToken) -> io::Result<TokioIo<Cuttable>> {
+    let stream = dial_host(&uri, tls.as_ref(), Protocol::Http2).await?;
     Ok(TokioIo::new(Cuttable { stream, cut: Box::pin(cut.cancelled_owned()) }))
 }
 
 /// A connection that fails once it is cut, whatever it waits for. HTTP/2 always reads, so that is where it learns of it.
 struct Cuttable {
-    stream: TcpStream,
+    stream: Stream,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::LinkConfig;
+use crate::endpoint::{dial_host, tls_for};
 use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode, Uri, header};
@@ -10,7 +12,7 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tailwater_eventlog::{Member, MemberId};
-use tokio::net::TcpStream;
+use tailwater_tls::Protocol;
 
 /// Names the group in the answer to `/members`, as etcd does.
 pub(crate) const CLUSTER_ID_HEADER: &str = "x-etcd-cluster-id";
@@ -63,7 +65,7 @@ pub struct MemberList {
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// The URL can't be used.
-    #[error("{0}: not an http: URL with host and port")]
+    #[error("{0}: not an http: or https: URL with host and port")]
     Url(String),
     /// Nobody answers there, or not in time.
     #[error("{url}: {reason}")]
@@ -87,8 +89,8 @@ pub enum FetchError {
 ///
 /// # Errors
 /// See [`FetchError`].
-pub async fn fetch_members(url: &str, timeout: Duration) -> Result<MemberList, FetchError> {
-    let (headers, body) = fetch_within(url, "/members", timeout).await?;
+pub async fn fetch_members(url: &str, timeout: Duration, link: &LinkConfig) -> Result<MemberList, FetchError> {
+    let (headers, body) = fetch_within(url, "/members", timeout, link).await?;
     let answer = |reason: String| FetchError::Answer { url: url.to_owned(), reason };
     let cluster_id = headers.get(CLUSTER_ID_HEADER).and_then(|value| value.to_str().ok());
     let cluster_id = cluster_id.and_then(|text| u64::from_str_radix(text, 16).ok());
@@ -101,27 +103,32 @@ pub async fn fetch_members(url: &str, timeout: Duration) -> Result<MemberList, F
 ///
 /// # Errors
 /// See [`FetchError`].
-pub async fn fetch_text(url: &str, path: &str, timeout: Duration) -> Result<String, FetchError> {
-    let (_, body) = fetch_within(url, path, timeout).await?;
+pub async fn fetch_text(url: &str, path: &str, timeout: Duration, link: &LinkConfig) -> Result<String, FetchError> {
+    let (_, body) = fetch_within(url, path, timeout, link).await?;
     let answer = |reason: String| FetchError::Answer { url: url.to_owned(), reason };
     String::from_utf8(body.into()).map_err(|error| answer(error.to_string()))
 }
 
-async fn fetch_within(url: &str, path: &str, timeout: Duration) -> Result<(HeaderMap, Bytes), FetchError> {
-    match tokio::time::timeout(timeout, fetch(url, path)).await {
+async fn fetch_within(
+    url: &str,
+    path: &str,
+    timeout: Duration,
+    link: &LinkConfig,
+) -> Result<(HeaderMap, Bytes), FetchError> {
+    match tokio::time::timeout(timeout, fetch(url, path, link)).await {
         Ok(fetched) => fetched,
         Err(_) => Err(FetchError::Unreachable { url: url.to_owned(), reason: "no answer in time".into() }),
     }
 }
 
-async fn fetch(url: &str, path: &str) -> Result<(HeaderMap, Bytes), FetchError> {
+async fn fetch(url: &str, path: &str, link: &LinkConfig) -> Result<(HeaderMap, Bytes), FetchError> {
     let unreachable =
         |error: &dyn std::error::Error| FetchError::Unreachable { url: url.to_owned(), reason: error.to_string() };
     let answer = |reason: String| FetchError::Answer { url: url.to_owned(), reason };
     let uri: Uri = url.parse().map_err(|_| FetchError::Url(url.to_owned()))?;
-    let authority = uri.authority().filter(|_| uri.scheme_str() == Some("http"));
-    let authority = authority.ok_or_else(|| FetchError::Url(url.to_owned()))?.as_str();
-    let stream = TcpStream::connect(authority).await.map_err(|error| unreachable(&error))?;
+    let authority = uri.authority().ok_or_else(|| FetchError::Url(url.to_owned()))?.as_str();
+    let tls = tls_for(url, link).map_err(|_| FetchError::Url(url.to_owned()))?;
+    let stream = dial_host(&uri, tls.as_ref(), Protocol::Http1).await.map_err(|error| unreachable(&error))?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| unreachable(&error))?;
     let request = Request::get(path).header(header::HOST, authority).body(Body::empty());

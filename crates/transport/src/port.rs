@@ -4,6 +4,7 @@
 //! and `/raft/probing`.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use axum::routing::get;
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tailwater_tls::Door;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
@@ -104,7 +106,7 @@ impl PortServer {
     ///
     /// # Errors
     /// The listener can't be used with this runtime; it must be in non-blocking mode.
-    pub async fn serve(self, listener: std::net::TcpListener) -> std::io::Result<()> {
+    pub async fn serve(self, listener: std::net::TcpListener, door: Door) -> std::io::Result<()> {
         let listener = TcpListener::from_std(listener)?;
         let mut stopping = self.stopping.subscribe();
         loop {
@@ -113,8 +115,9 @@ impl PortServer {
                 () = stopped(&mut stopping) => return Ok(()),
             };
             match accepted {
-                Ok((stream, _)) => {
-                    self.connections.spawn(connection(stream, self.router.clone(), self.stopping.subscribe()));
+                Ok((stream, remote)) => {
+                    let (door, router, stopping) = (door.clone(), self.router.clone(), self.stopping.subscribe());
+                    self.connections.spawn(connection(door, (stream, remote), router, stopping));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "failed to accept a peer's connection");
@@ -135,18 +138,30 @@ impl PortServer {
     }
 }
 
-async fn connection(stream: TcpStream, router: Router, mut stopping: watch::Receiver<bool>) {
+async fn connection(
+    door: Door,
+    (stream, remote): (TcpStream, SocketAddr),
+    router: Router,
+    mut stopping: watch::Receiver<bool>,
+) {
     // Small messages must not wait for an acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "connection ended before it began");
         return;
     }
-    let remote = stream.peer_addr().ok();
+    let entered = tokio::select! {
+        entered = door.accept(stream, remote) => entered,
+        () = stopped(&mut stopping) => return,
+    };
+    let stream = match entered {
+        Ok(accepted) => accepted.stream,
+        Err(rejected) => return rejected.log_peer(),
+    };
     let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
         let mut request = request.map(Body::new);
         request
             .extensions_mut()
-            .insert(tonic::transport::server::TcpConnectInfo { local_addr: None, remote_addr: remote });
+            .insert(tonic::transport::server::TcpConnectInfo { local_addr: None, remote_addr: Some(remote) });
         router.clone().oneshot(request)
     });
     let builder = builder();
@@ -227,7 +242,7 @@ mod tests {
     use tailwater_eventlog::{Member, MemberId};
 
     use super::*;
-    use crate::{FetchError, MemberList, fetch_members};
+    use crate::{FetchError, LinkConfig, MemberList, fetch_members};
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -283,17 +298,18 @@ mod tests {
         listener.set_nonblocking(true).expect("a socket");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
         let server = port().into_server();
-        let serving = tokio::spawn(server.clone().serve(listener));
-        let fetched = fetch_members(&url, PATIENCE).await.expect("a list");
+        let serving = tokio::spawn(server.clone().serve(listener, Door::plain()));
+        let fetched = fetch_members(&url, PATIENCE, &LinkConfig::default()).await.expect("a list");
         let mut members = members();
         members.reverse();
         assert_eq!(fetched, MemberList { cluster_id: 0xc1, members });
         server.stop(PATIENCE).await;
         serving.await.expect("no panic").expect("served");
-        let gone = fetch_members(&url, PATIENCE).await.expect_err("nobody is there");
+        let gone = fetch_members(&url, PATIENCE, &LinkConfig::default()).await.expect_err("nobody is there");
         assert!(matches!(gone, FetchError::Unreachable { .. }), "{gone}");
         for url in ["https://127.0.0.1:1", "unix:///x", "", "http://"] {
-            let bad = fetch_members(url, PATIENCE).await.expect_err("not a URL that can be asked");
+            let bad =
+                fetch_members(url, PATIENCE, &LinkConfig::default()).await.expect_err("not a URL that can be asked");
             assert!(matches!(bad, FetchError::Url(_)), "{bad}");
         }
     }

@@ -13,7 +13,7 @@ use tailwater_api::write::{self, command::Command};
 use tailwater_consensus::{Answer, Applied, Consensus, ConsensusConfig, ProposeError, WritePlane};
 use tailwater_eventlog::{LeaseId, Member, MemberId};
 use tailwater_transport::{
-    Directory, PeerPort, Peers, PeersConfig, PortInfo, PortServer, Router, RouterConfig, WriteService,
+    Directory, LinkConfig, PeerPort, Peers, PeersConfig, PortInfo, PortServer, Router, RouterConfig, WriteService,
     WriteServiceConfig, fetch_members,
 };
 use tokio::runtime::Handle;
@@ -75,7 +75,7 @@ impl Node {
             .add_service(peers.service().into_server())
             .add_service(service.clone().into_server())
             .into_server();
-        tokio::spawn(server.clone().serve(listener));
+        tokio::spawn(server.clone().serve(listener, tailwater_tls::Door::plain()));
         let router =
             Router::new(Some(replica), peers.greeter().clone(), RouterConfig::new(PATIENCE), Handle::current());
         Self { id, peers, consensus, service, server, router }
@@ -243,7 +243,7 @@ async fn a_member_joins_catches_up_votes_and_leaves() {
     assert_eq!(members.len(), 4);
 
     let known = follower.peers.directory().peer_urls(follower.id).remove(0);
-    let list = fetch_members(&known, PATIENCE).await.expect("a list");
+    let list = fetch_members(&known, PATIENCE, &LinkConfig::default()).await.expect("a list");
     assert_eq!(list.cluster_id, CLUSTER);
     // As if it had heard of itself and one other only: the leader is whom it hears from.
     let heard: Vec<_> = list.members.into_iter().filter(|member| member.id != leads).collect();

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderName, HeaderValue, Request, Response, Uri};
+use hyper_util::rt::TokioIo;
 use tailwater_eventlog::{KeyRange, Scope};
+use tailwater_tls::{ClientTls, Protocol, Stream};
 use tonic::transport::{Channel, Endpoint};
 use tower::{Service, ServiceExt};
 
@@ -21,6 +23,8 @@ const CONNECTIONS: usize = 4;
 const STREAM_WINDOW_BYTES: u32 = 64 << 10;
 /// Of a whole connection: above what all of its calls may hold, so that stalled clients never hold up the others.
 const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
+/// What etcd's JSON gateway marks its calls with.
+const PROXIED: HeaderName = HeaderName::from_static("grpcgateway-accept");
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -30,7 +34,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct ReplicaInfo {
     /// The node's id.
     pub id: u64,
-    /// Where it serves clients, "http://host:port".
+    /// Where it serves clients, "http://host:port" or "https://host:port".
     pub url: String,
     /// What it holds; empty: every key.
     pub ranges: Vec<KeyRange>,
@@ -92,10 +96,11 @@ impl Drop for ActiveCall {
 
 impl Replica {
     /// Connects when it is needed first.
-    pub(super) fn new(info: &ReplicaInfo) -> Result<Self, tonic::transport::Error> {
+    pub(super) fn new(info: &ReplicaInfo, tls: Option<&ClientTls>) -> Result<Self, tonic::transport::Error> {
+        let tls = tls.filter(|_| info.url.starts_with("https://")).cloned();
+        let connector = tower::service_fn(move |uri: Uri| dial(uri, tls.clone()));
         let endpoint = Endpoint::from_shared(info.url.clone())?
             .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
@@ -105,7 +110,9 @@ impl Replica {
             url: info.url.clone(),
             ranges: info.ranges.clone(),
             scope: Scope::new(&info.ranges),
-            link: Link::Remote((0..CONNECTIONS).map(|_| endpoint.connect_lazy()).collect()),
+            link: Link::Remote(
+                (0..CONNECTIONS).map(|_| endpoint.connect_with_connector_lazy(connector.clone())).collect(),
+            ),
             turn: AtomicUsize::new(0),
             is_member: AtomicBool::new(info.is_member),
             is_ready: AtomicBool::new(false),
@@ -186,12 +193,14 @@ impl Replica {
     /// # Errors
     /// UNAVAILABLE when the replica can't be reached or the connection is lost; it may have begun the call then. It counts
     /// as not ready until it is heard of again.
-    pub(super) async fn call(&self, request: Request<Body>) -> Result<Call, Fault> {
+    pub(super) async fn call(&self, mut request: Request<Body>) -> Result<Call, Fault> {
         let guard = ActiveCall::begin(&self.active);
         let channels = match &self.link {
             Link::Here(gateway) => return Ok(Call { response: Box::pin(gateway.call(request)).await, guard }),
             Link::Remote(channels) => channels,
         };
+        // The certificate that is shown there is this process's own, and names no user.
+        request.headers_mut().entry(PROXIED).or_insert(HeaderValue::from_static("tailwater"));
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let mut channel = channels[turn % CONNECTIONS].clone();
         let answered = async { channel.ready().await?.call(request.map(tonic::body::Body::new)).await }.await;
@@ -204,4 +213,10 @@ impl Replica {
             }
         }
     }
+}
+
+async fn dial(uri: Uri, tls: Option<ClientTls>) -> std::io::Result<TokioIo<Stream>> {
+    let port = uri.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
+    let stream = tailwater_tls::dial(uri.host().unwrap_or_default(), port, tls.as_ref(), Protocol::Http2).await?;
+    Ok(TokioIo::new(stream))
 }

@@ -23,7 +23,7 @@ fn picked(forwarder: &Forwarder, ranges: &[KeyRange]) -> Option<u64> {
 /// Connections are opened when they are used, and that needs a runtime from the start.
 #[tokio::test]
 async fn the_replica_with_the_least_to_do_is_chosen_among_those_that_hold_the_ranges() {
-    let forwarder = Forwarder::new(1 << 20);
+    let forwarder = Forwarder::new(1 << 20, None);
     assert_eq!(picked(&forwarder, &[]), None);
     let member = ReplicaInfo { is_member: true, ..info(1, &[]) };
     let busy = ReplicaInfo { streams: 9, ..info(2, &[]) };
@@ -42,7 +42,7 @@ async fn the_replica_with_the_least_to_do_is_chosen_among_those_that_hold_the_ra
 
 #[tokio::test]
 async fn equal_replicas_take_turns_and_those_that_stay_keep_their_connections() {
-    let forwarder = Forwarder::new(1 << 20);
+    let forwarder = Forwarder::new(1 << 20, None);
     forwarder.update(vec![info(1, &[]), info(2, &[]), info(3, &[])]);
     let mut chosen: Vec<_> = (0..3).filter_map(|_| picked(&forwarder, &[])).collect();
     chosen.sort_unstable();
@@ -58,7 +58,7 @@ async fn equal_replicas_take_turns_and_those_that_stay_keep_their_connections() 
 
 #[tokio::test]
 async fn a_replica_that_cannot_be_reached_is_left_until_it_is_heard_of_again() {
-    let forwarder = Forwarder::new(1 << 20);
+    let forwarder = Forwarder::new(1 << 20, None);
     forwarder.update(vec![ReplicaInfo { url: "http://127.0.0.1:1".into(), ..info(1, &[]) }]);
     let mut request = Request::new(Body::from(framed(&Bytes::new())));
     *request.method_mut() = http::Method::POST;

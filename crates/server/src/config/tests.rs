@@ -17,7 +17,7 @@ fn config(arguments: &[&str]) -> Result<Config, String> {
 fn defaults_are_etcds() {
     let config = config(&[]).expect("valid");
     assert_eq!(config.data_dir, PathBuf::from("default.tailwater"));
-    assert_eq!(config.client_addresses, ["127.0.0.1:2379".parse().expect("an address")]);
+    assert_eq!(config.client_listens[0].address, "127.0.0.1:2379".parse().expect("an address"));
     let directory = tempfile::tempdir().expect("a directory");
     let config = Config { data_dir: directory.path().join("data"), ..config };
     let consensus = config.consensus(&DataDir::open(&config).expect("founded"));
@@ -42,7 +42,8 @@ fn a_wrong_combination_is_named_with_its_remedy() {
         (&["--auto-compaction-retention=5x"], "not a duration"),
         (&["--watch-progress-notify-interval=50ms"], "at least 100ms"),
         (&["--log-level=loud"], "must be debug"),
-        (&["--listen-metrics-urls=https://127.0.0.1:1"], "must begin with http://"),
+        (&["--listen-metrics-urls=https://127.0.0.1:1"], "must be provided for metrics secure url"),
+        (&["--listen-metrics-urls=unix://127.0.0.1:1"], "must begin with http://"),
         (&["--listen-peer-urls=http://127.0.0.1"], "host and a port"),
         (&["--stream-chunk-bytes=1"], "at least 4096"),
         (&["--roles=relay"], "must be all, consensus, gateway or fanout,gateway"),
@@ -80,11 +81,11 @@ fn retention_is_hours_a_duration_or_revisions() {
 fn what_a_node_serves_follows_from_its_roles() {
     let fanout = config(&["--roles=fanout,gateway", "--upstream=http://b:2,http://a:1"]).expect("valid");
     assert_eq!(fanout.upstream, ["http://b:2", "http://a:1"]);
-    assert!(fanout.founding.is_none() && fanout.peer_addresses.is_empty() && fanout.peer_urls.is_empty());
+    assert!(fanout.founding.is_none() && fanout.peer_listens.is_empty() && fanout.peer_urls.is_empty());
     assert_eq!(fanout.client_urls, ["http://localhost:2379"]);
     let relay = ["--roles=fanout,gateway", "--upstream=http://a:1", "--listen-peer-urls=http://127.0.0.1:7"];
     assert_eq!(config(&relay).expect("valid").peer_urls, ["http://127.0.0.1:7"]);
     let member = config(&["--roles=consensus"]).expect("valid");
-    assert!(member.client_addresses.is_empty() && member.client_urls.is_empty());
+    assert!(member.client_listens.is_empty() && member.client_urls.is_empty());
     assert_eq!(member.peer_urls, ["http://localhost:2380"]);
 }

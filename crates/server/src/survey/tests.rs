@@ -89,6 +89,6 @@ fn a_ring_of_stale_answers_leaves_nobody_out() {
 
 #[tokio::test]
 async fn endpoints_that_do_not_answer_are_named() {
-    let error = survey(&["http://127.0.0.1:1".into()]).await.expect_err("nobody is there");
+    let error = survey(&["http://127.0.0.1:1".into()], LinkConfig::default()).await.expect_err("nobody is there");
     assert!(error.starts_with("no endpoint answers; http://127.0.0.1:1: "), "{error}");
 }

@@ -18,11 +18,11 @@ fn a_wrong_value_is_one_sentence_and_exit_code_1() {
         ),
         (
             &["--listen-client-urls=http://127.0.0.1:1"],
-            "error: --advertise-client-urls is required when --listen-client-urls is set\n",
+            "error: --advertise-client-urls is required when --listen-client-urls is set explicitly\n",
         ),
         (
             &["--listen-peer-urls=https://127.0.0.1:1"],
-            "error: --listen-peer-urls: \"https://127.0.0.1:1\" must begin with http://, the only scheme this version serves\n",
+            "error: cannot listen on TLS for 127.0.0.1:1: KeyFile and CertFile are not presented\n",
         ),
         (
             &["--listen-metrics-urls=http://127.0.0.1"],

@@ -3,6 +3,7 @@
 //! Expected texts are what etcd 3.6.16 answers to the same bytes.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod etcd_name;
 mod flags;
 mod grpc;
 mod http;
@@ -12,3 +13,4 @@ mod route;
 mod stalled;
 mod support;
 mod tier;
+mod tls;

@@ -90,7 +90,7 @@ impl Node {
         let member = member_at(id, &[url(&listener)]);
         let info = PortInfo { directory, version: Arc::new(|| "{}".into()) };
         let server = PeerPort::new(info).add_service(peers.service().into_server()).into_server();
-        tokio::spawn(server.clone().serve(listener));
+        tokio::spawn(server.clone().serve(listener, tailwater_tls::Door::plain()));
         Self { peers, sink, server, member }
     }
 
@@ -212,7 +212,7 @@ async fn what_is_on_its_way_counts_and_a_stuck_peer_is_cut_off() {
     let directory = Arc::new(Directory::new(CLUSTER));
     let info = PortInfo { directory, version: Arc::new(|| "{}".into()) };
     let server = PeerPort::new(info).add_service(PeerServer::new(Stuck)).into_server();
-    tokio::spawn(server.clone().serve(listener));
+    tokio::spawn(server.clone().serve(listener, tailwater_tls::Door::plain()));
     let one = Node::start_on(1, CLUSTER, free_listener(), |config| {
         config.append_bytes_max = 16 << 20;
         config.ack_timeout = Duration::from_secs(1);

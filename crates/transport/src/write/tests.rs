@@ -142,7 +142,7 @@ impl Served {
         let service = service(greeter);
         let info = PortInfo { directory, version: Arc::new(|| "{}".into()) };
         let server = PeerPort::new(info).add_service(service.clone().into_server()).into_server();
-        tokio::spawn(server.clone().serve(listener));
+        tokio::spawn(server.clone().serve(listener, tailwater_tls::Door::plain()));
         Self { service, server, member }
     }
 
