@@ -7,6 +7,9 @@
 mod client;
 mod compaction;
 mod fairness;
+mod json;
 mod lists;
+mod recipes;
+mod snapshots;
 mod status;
 mod watching;

@@ -115,7 +115,8 @@ run_python() {
     venv=$build/venv-$(python3 -c 'import platform; print(platform.python_version())')
     python3 -m venv "$venv" &&
         "$venv/bin/pip" -q --disable-pip-version-check install -r "$here/python/requirements.txt" &&
-        PYTHONDONTWRITEBYTECODE=1 "$venv/bin/python" "$here/python/smoke.py"
+        PYTHONDONTWRITEBYTECODE=1 "$venv/bin/python" "$here/python/smoke.py" &&
+        PYTHONDONTWRITEBYTECODE=1 "$venv/bin/python" "$here/python/json_smoke.py"
 }
 run_node() {
     mkdir -p "$build/node" && cp "$here"/node/{package.json,smoke.js} "$build/node/" && cd "$build/node" || return 1

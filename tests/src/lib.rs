@@ -17,5 +17,5 @@ mod raw;
 
 pub use disk::{Cut, SyncedDisk};
 pub use node::{Node, copy_tree};
-pub use process::{Kind, Options, Server, left_out, program};
+pub use process::{Kind, Options, Server, left_out, program, tool};
 pub use raw::{BytesCodec, Failure, RawClient};

@@ -257,6 +257,28 @@ pub fn percent_encode(message: &str) -> String {
     out
 }
 
+/// Decodes what [`percent_encode`] encodes; what is no escape stays as it is.
+#[must_use]
+pub fn percent_decode(message: &[u8]) -> String {
+    let mut out = Vec::with_capacity(message.len());
+    let mut rest = message;
+    while let Some((&byte, behind)) = rest.split_first() {
+        let digit = |at: usize| behind.get(at).and_then(|byte| char::from(*byte).to_digit(16));
+        let escaped = (byte == b'%').then(|| Some(digit(0)? * 16 + digit(1)?)).flatten();
+        match escaped.and_then(|byte| u8::try_from(byte).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                rest = &behind[2..];
+            }
+            None => {
+                out.push(byte);
+                rest = behind;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -313,6 +335,8 @@ mod tests {
     fn any_text_can_be_a_status_message() {
         assert_eq!(percent_encode("etcdserver: no leader"), "etcdserver: no leader");
         assert_eq!(percent_encode("100%\n\u{e9}"), "100%25%0A%C3%A9");
+        assert_eq!(percent_decode(b"100%25%0A%C3%A9"), "100%\n\u{e9}");
+        assert_eq!(percent_decode(b"50% %zz %4"), "50% %zz %4");
         let map = trailers(14, "a\r\nb");
         assert_eq!(map["grpc-status"], "14");
         assert_eq!(map["grpc-message"], "a%0D%0Ab");

@@ -12,6 +12,9 @@
 pub mod grpc;
 pub mod wire;
 
+/// An encoded `google.protobuf.FileDescriptorSet` of all protocols.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 /// Generated code is exempt from the project's lints.
 macro_rules! generated {
     ($(#[$doc:meta])* $name:ident, $package:literal) => {

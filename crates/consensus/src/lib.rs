@@ -25,6 +25,7 @@ mod peers;
 pub mod raft_log;
 mod replica;
 mod start;
+mod stored;
 mod write_plane;
 
 pub use answer::{Answer, Applied, ApplyError, ProposeError};
@@ -33,4 +34,5 @@ pub use handle::{Consensus, ConsensusConfig, ConsensusStatus, InstallError, Leas
 pub use peers::{NoPeers, PeerTransport};
 pub use replica::CatchUp;
 pub use start::{Chosen, Parts, SourceReady, assemble};
+pub use stored::{RestoredState, StoredLease, StoredState};
 pub use write_plane::{Reply, WritePlane};

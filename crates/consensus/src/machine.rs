@@ -16,6 +16,7 @@ mod lease;
 mod members;
 pub(crate) mod quota;
 mod range;
+pub(crate) mod rows_of;
 mod txn;
 
 #[cfg(test)]
@@ -29,8 +30,8 @@ use raft::eraftpb::ConfState;
 use tailwater_api::etcdserverpb as pb;
 use tailwater_api::write::{Caller, command::Command};
 use tailwater_eventlog::{
-    Alarm, Event, EventLog, Fact, HistoryId, KeyIndex, KeyRange, LeaseId, LogState, Member, MemberId, Position,
-    Revision, StorageError, Term, WriteBatch,
+    Alarm, AuthFacts, Event, EventLog, Fact, HistoryId, KeyIndex, KeyRange, LeaseId, LogState, Member, MemberId,
+    Position, Revision, StorageError, Term, WriteBatch,
 };
 
 use crate::{Answer, ApplyError, Auth};
@@ -92,9 +93,13 @@ pub(crate) struct Machine {
     members: BTreeMap<MemberId, Member>,
     removed: BTreeSet<MemberId>,
     cluster_version: String,
+    /// What members are about to be replaced by; empty: nothing older.
+    downgrade: String,
     conf_state: ConfState,
     /// Whether a compaction at revision 0 was accepted.
     compacted_at_zero: bool,
+    /// Of the backup that the store began with; empty: none.
+    restored: Vec<u8>,
     /// Whether [`Machine::index_step`] has work left.
     index_behind: bool,
     /// Not yet taken; events are in (revision, sub) order.
@@ -131,8 +136,10 @@ impl Machine {
             members: BTreeMap::new(),
             removed: BTreeSet::new(),
             cluster_version: String::new(),
+            downgrade: String::new(),
             conf_state: ConfState::default(),
             compacted_at_zero: false,
+            restored: Vec::new(),
             output: Output::default(),
             output_bytes: 0,
         };
@@ -183,6 +190,21 @@ impl Machine {
         self.leases.iter().map(|(id, lease)| (*id, lease.ttl, lease.remaining))
     }
 
+    /// Alarms that are raised.
+    pub(crate) fn alarms(&self) -> impl Iterator<Item = Alarm> {
+        self.alarms.iter().copied()
+    }
+
+    /// "major.minor.0"; empty before it is decided.
+    pub(crate) fn cluster_version(&self) -> &str {
+        &self.cluster_version
+    }
+
+    /// Users, roles and whether they matter.
+    pub(crate) fn auth_facts(&self) -> AuthFacts {
+        self.auth.to_facts()
+    }
+
     /// Keys attached to a lease, sorted; `None` when there is no such lease.
     pub(crate) fn lease_keys(&self, id: LeaseId) -> Option<Vec<Bytes>> {
         self.leases.get(&id).map(|lease| lease.keys.iter().cloned().collect())
@@ -199,6 +221,7 @@ impl Machine {
         if !self.cluster_version.is_empty() {
             facts.push(Fact::ClusterVersion(self.cluster_version.clone()));
         }
+        facts.push(Fact::Downgrade(self.downgrade.clone()));
         facts
     }
 
@@ -251,7 +274,8 @@ impl Machine {
             Command::LeaseCheckpoint(request) => Ok(self.lease_checkpoint(&request)),
             Command::Alarm(request) => Ok(self.alarm(&request)),
             Command::SetClusterVersion(request) => Ok(self.set_cluster_version(request)),
-            Command::Bootstrap(request) => Ok(self.bootstrap(request)),
+            Command::SetDowngrade(request) => Ok(self.set_downgrade(request.target_version)),
+            Command::Bootstrap(request) => Ok(self.bootstrap(request)?),
             Command::PublishMember(request) => Ok(self.publish_member(request)),
             Command::MemberAdd(request) => Ok(self.member_add(request)?),
             Command::MemberRemove(request) => Ok(self.member_remove(&request)?),

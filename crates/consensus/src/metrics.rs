@@ -14,6 +14,16 @@ pub const PROPOSALS_APPLIED: &str = "etcd_server_proposals_applied_total";
 pub const PROPOSALS_PENDING: &str = "etcd_server_proposals_pending";
 /// Counter of commands without an answer: leader changed, timed out, not taken.
 pub const PROPOSALS_FAILED: &str = "etcd_server_proposals_failed_total";
+/// Counter: values that were put, as this member applied them.
+pub const PUTS: &str = "etcd_mvcc_put_total";
+/// Counter: keys that were deleted, as this member applied it.
+pub const DELETES: &str = "etcd_mvcc_delete_total";
+/// Counter: writes of several changes, as this member applied them.
+pub const TXNS: &str = "etcd_mvcc_txn_total";
+/// Counter: leases that were granted, as this member applied it.
+pub const LEASES_GRANTED: &str = "etcd_debugging_lease_granted_total";
+/// Counter: leases that were revoked or have expired, as this member applied it.
+pub const LEASES_REVOKED: &str = "etcd_debugging_lease_revoked_total";
 /// Histogram, seconds: one write to the event log.
 pub const COMMIT_SECONDS: &str = "etcd_disk_backend_commit_duration_seconds";
 /// Histogram: commands in one raft entry.

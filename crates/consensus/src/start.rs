@@ -24,6 +24,7 @@ use crate::replica::lessor::Lessor;
 use crate::replica::log::LogWriter;
 use crate::replica::shared::{Inbox, Shared, spawn};
 use crate::replica::upkeep::Upkeep;
+use crate::stored::restored_digest;
 use crate::{Consensus, ConsensusConfig, ConsensusStatus, PeerTransport, StartError};
 
 /// Jobs between two threads; their bytes are bounded by what was proposed and not answered, and by the driver.
@@ -247,7 +248,7 @@ pub fn assemble(
         apply: apply.clone(),
         backlog: VecDeque::new(),
         peers: Arc::clone(&peers),
-        bootstrap: bootstrap_command(&shared.config, chosen.history_id),
+        bootstrap: bootstrap_command(&shared.config, chosen.history_id, restored_digest(&events)?),
         standing: Standing::default(),
         bootstrap_term: 0,
         promoted_term: 0,
@@ -390,11 +391,12 @@ fn shared(config: ConsensusConfig, proposer_id: u64, machine: &Machine, group: G
 }
 
 /// The random history id comes from outside, not from the machine.
-fn bootstrap_command(config: &ConsensusConfig, history_id: u64) -> bytes::Bytes {
+fn bootstrap_command(config: &ConsensusConfig, history_id: u64, restored: bytes::Bytes) -> bytes::Bytes {
     let bootstrap = write::Bootstrap {
         history_id,
         cluster_id: config.cluster_id,
         members: config.initial_members.iter().map(member_message).collect(),
+        restored,
     };
     let command = write::Command { command: Some(Command::Bootstrap(bootstrap)), ..Default::default() };
     command.encode_to_vec().into()

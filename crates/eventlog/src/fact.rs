@@ -19,6 +19,8 @@ pub enum Fact {
     Leader(Option<MemberId>, Term),
     /// The cluster version, "major.minor.0".
     ClusterVersion(String),
+    /// The older version that members are about to be replaced by, as "major.minor.0"; empty: none.
+    Downgrade(String),
 }
 
 impl Fact {
@@ -30,7 +32,7 @@ impl Fact {
             Self::Auth(auth) => auth.users.iter().chain(&auth.roles).map(|message| message.len() + 64).sum(),
             Self::Alarms(alarms) => alarms.len() * size_of::<Alarm>(),
             Self::Members(members) => members.iter().map(Member::memory_bytes).sum(),
-            Self::ClusterVersion(version) => version.len(),
+            Self::ClusterVersion(version) | Self::Downgrade(version) => version.len(),
         };
         size_of::<Self>() + held
     }
@@ -40,7 +42,7 @@ impl Fact {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LatestFacts {
     /// One place per variant of [`Fact`], in the order of their declaration.
-    places: [Option<Fact>; 6],
+    places: [Option<Fact>; 7],
 }
 
 impl LatestFacts {
@@ -54,6 +56,7 @@ impl LatestFacts {
                 Fact::Members(_) => 3,
                 Fact::Leader(..) => 4,
                 Fact::ClusterVersion(_) => 5,
+                Fact::Downgrade(_) => 6,
             };
             self.places[place] = Some(fact.clone());
         }

@@ -19,7 +19,7 @@
 //! [`History::read`] for what their memory no longer holds. [`LocalSource`] is the source inside this process.
 //!
 //! Invariants: a revision grows by exactly 1 per write that changes something; `fold_point < compacted <= revision`
-//! once anything was compacted; at and above the compacted revision records are whole and byte-identical on every
+//! once anything was compacted (a restored store may begin with `fold_point == compacted`); at and above the compacted revision records are whole and byte-identical on every
 //! member; positions and revisions of a tail never go back.
 
 mod cursor;
@@ -42,8 +42,9 @@ pub use fact::{Alarm, AlarmKind, AuthFacts, Fact, Member};
 pub use history::{History, HistoryChunk, HistoryError, HistoryEvent, HistoryPoint, StateChunk, StateQuery};
 pub use index::{KeyIndex, KeyMeta};
 pub use log::{
-    CopyError, CopyPoint, CopyStep, EventLog, EventLogConfig, FoldHold, FoldProgress, HashError, Installed, LiveChunk,
-    LogCopy, LogState, Staged, Staging, StateRow, StorageError, StoreHash, WriteBatch, lower_background_priority,
+    Backup, BackupConfig, BackupEvents, CopyError, CopyPoint, CopyStep, EventLog, EventLogConfig, FoldHold,
+    FoldProgress, Founder, HashError, Installed, LiveChunk, LogCopy, LogState, RestoredPut, Staged, Staging, StateRow,
+    StorageError, StoreHash, WriteBatch, lower_background_priority,
 };
 pub use range::KeyRange;
 pub use revision::{HistoryId, LeaseId, MemberId, Position, Revision, Term};

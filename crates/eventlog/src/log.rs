@@ -30,11 +30,13 @@ use bytes::Bytes;
 
 use crate::{Event, HistoryId, KeyIndex, KeyRange, Position, Revision, Term};
 
+mod backup;
 mod copy;
 mod engine;
 mod files;
 mod fold;
 mod format;
+mod found;
 mod generation;
 mod generations;
 mod hash;
@@ -44,8 +46,10 @@ mod open;
 mod scan;
 mod staging;
 
+pub use backup::{Backup, BackupConfig, BackupEvents};
 pub use copy::{CopyError, CopyPoint, LogCopy, StateRow};
 use engine::Family;
+pub use found::{Founder, RestoredPut};
 pub(crate) use generation::Generation;
 use generations::Home;
 pub use generations::Installed;
@@ -103,7 +107,8 @@ pub struct LogState {
     pub revision: Revision,
     /// Readers see nothing below it; 0 before the first compaction.
     pub compacted: Revision,
-    /// Everything at or below it is folded into base; `fold_point < compacted` once anything was compacted.
+    /// Everything at or below it is folded into base; `fold_point < compacted` once anything was compacted, or equal to it
+    /// in a store that was restored and lacks the record at that revision.
     pub fold_point: Revision,
     /// The applied raft index, and that entry's term.
     pub applied: Position,
@@ -289,6 +294,19 @@ impl EventLog {
         let files = engine.property_sum("rocksdb.total-sst-files-size");
         let in_use = engine.property_sum("rocksdb.estimate-live-data-size");
         (files + memtables, in_use + memtables)
+    }
+
+    /// Merges all files, so that what was overwritten, deleted and folded takes no room any more. Reads and writes go on;
+    /// it may take long, and is done when it returns. One at a time.
+    ///
+    /// # Errors
+    /// The storage failed.
+    pub fn defragment(&self) -> Result<(), StorageError> {
+        let current = self.current();
+        let _one_at_a_time = current.defragmenting.lock();
+        self.flush()?;
+        current.engine.merge_all_files();
+        Ok(())
     }
 
     /// Bytes written since the last flush, in memtables.

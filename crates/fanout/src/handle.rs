@@ -42,6 +42,8 @@ pub struct ReadSnapshot {
     pub auth: Arc<AuthFacts>,
     /// "major.minor.0", empty until decided.
     pub cluster_version: String,
+    /// The version that members are about to be replaced by; empty: none.
+    pub downgrade: String,
 }
 
 /// Handle on a running fanout; clones share it. Its threads end with [`Fanout::stop`] or with the tail.

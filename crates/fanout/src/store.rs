@@ -135,18 +135,21 @@ impl Store {
             Fact::Members(members) => snapshot.members.clone_from(members),
             Fact::Leader(leader, term) => (snapshot.leader, snapshot.term) = (*leader, *term),
             Fact::ClusterVersion(version) => snapshot.cluster_version.clone_from(version),
+            Fact::Downgrade(target) => snapshot.downgrade.clone_from(target),
         }
     }
 
     /// All facts, for a reader that knows none or old ones.
     pub(crate) fn facts(&self) -> Vec<Fact> {
-        let ReadSnapshot { compacted, leader, term, members, alarms, auth, cluster_version, .. } = &self.snapshot;
+        let ReadSnapshot { compacted, leader, term, members, alarms, auth, cluster_version, downgrade, .. } =
+            &self.snapshot;
         let mut facts = vec![
             Fact::Compacted(*compacted),
             Fact::Auth(AuthFacts::clone(auth)),
             Fact::Alarms(alarms.clone()),
             Fact::Members(members.clone()),
             Fact::ClusterVersion(cluster_version.clone()),
+            Fact::Downgrade(downgrade.clone()),
         ];
         // Before the first word of one there is nothing to be told.
         if *term > Term(0) {

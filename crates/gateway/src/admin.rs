@@ -10,7 +10,7 @@ use tailwater_api::etcdserverpb as pb;
 use tailwater_api::health::{HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus};
 use tailwater_api::write::command::Command;
 use tailwater_consensus::Answer;
-use tailwater_eventlog::{Alarm, AlarmKind, EventLog, HashError, Revision, StoreHash};
+use tailwater_eventlog::{Alarm, AlarmKind};
 use tokio_stream::wrappers::WatchStream;
 
 use crate::Gateway;
@@ -47,7 +47,10 @@ impl Gateway {
             is_learner: status.is_learner,
             storage_version: self.config().storage_version(),
             db_size_quota: to_i64(self.config().quota_bytes),
-            downgrade_info: Some(pb::DowngradeInfo::default()),
+            downgrade_info: Some(pb::DowngradeInfo {
+                enabled: !snapshot.downgrade.is_empty(),
+                target_version: snapshot.downgrade.clone(),
+            }),
         })
     }
 
@@ -77,42 +80,12 @@ impl Gateway {
         Ok(pb::AlarmResponse { header: Some(self.header(snapshot.cursor.revision)), alarms: alarms.collect() })
     }
 
-    /// `Maintenance.HashKV`: of this member, so that members can be compared; without a storage, of any member. Reads
-    /// the whole store.
-    pub(crate) async fn hash_kv(&self, request: pb::HashKvRequest) -> Result<pb::HashKvResponse, Fault> {
-        self.settle(true).await?;
-        let at = Some(Revision(request.revision)).filter(|at| *at > Revision(0));
-        let hash = match (self.storage().cloned(), self.hashes()) {
-            (Some(storage), _) => hash_here(storage, at).await?,
-            (None, Some(elsewhere)) => elsewhere(at).await?,
-            (None, None) => return Err(Fault::unserved("etcdserverpb.Maintenance", "HashKV")),
-        };
-        // etcd counts from -1.
-        let compact_revision = if hash.compacted == Revision(0) { -1 } else { hash.compacted.0 };
-        Ok(pb::HashKvResponse {
-            header: Some(self.current_header()),
-            hash: hash.hash,
-            compact_revision,
-            hash_revision: hash.revision.0,
-        })
-    }
-
     /// `grpc.health.v1.Health/Check`; only the whole server has a state.
     pub(crate) fn health_check(&self, request: &HealthCheckRequest) -> Result<HealthCheckResponse, Fault> {
         if !request.service.is_empty() {
             return Err(Fault::Other(Code::NotFound, "unknown service".into()));
         }
         Ok(serving_status(*self.serving().borrow()))
-    }
-}
-
-async fn hash_here(storage: EventLog, at: Option<Revision>) -> Result<StoreHash, Fault> {
-    match tokio::task::spawn_blocking(move || storage.hash(at)).await {
-        Ok(Ok(hash)) => Ok(hash),
-        Ok(Err(HashError::Compacted(_))) => Err(Fault::Compacted),
-        Ok(Err(HashError::Future(_))) => Err(Fault::FutureRevision),
-        Ok(Err(HashError::Storage(error))) => Err(Fault::Other(Code::Unknown, error.to_string())),
-        Err(_) => Err(Fault::Stopped),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::AuthConfig;
+use crate::{AccessControl, AuthConfig};
 
 /// How the gateway serves.
 #[derive(Clone, Debug)]
@@ -25,6 +25,12 @@ pub struct GatewayConfig {
     pub reported_version: String,
     /// The quota that Status tells, in bytes.
     pub quota_bytes: u64,
+    /// Who may ask over plain HTTP.
+    pub access: AccessControl,
+    /// Whether the API is served as JSON too.
+    pub json_gateway: bool,
+    /// Whether the duration of every call is recorded.
+    pub extensive_metrics: bool,
     /// When old history is compacted without a client's asking.
     pub auto_compaction: AutoCompaction,
     /// How clients show who they are.

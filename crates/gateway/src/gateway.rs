@@ -20,6 +20,7 @@ use crate::auth::{AuthView, Credentials, Passwords, Tokens, is_stale};
 use crate::metrics::Calls;
 use crate::route::Forwarder;
 use crate::route::position::Place;
+use crate::snapshot::{SnapshotPieces, Snapshots};
 use crate::status::Fault;
 
 /// The etcd API in front of both planes; clones share it. Nothing here outlives a restart.
@@ -34,11 +35,17 @@ pub struct Gateway {
 pub type HashForwarder =
     Box<dyn Fn(Option<Revision>) -> Pin<Box<dyn Future<Output = Result<StoreHash, Fault>> + Send>> + Send + Sync>;
 
+/// Asks a member for its snapshot.
+pub type SnapshotForwarder =
+    Box<dyn Fn() -> Pin<Box<dyn Future<Output = Result<SnapshotPieces, Fault>> + Send>> + Send + Sync>;
+
 struct Shared {
     write_plane: Arc<dyn WritePlane>,
     fanout: Fanout,
     storage: Option<EventLog>,
+    snapshots: Option<Snapshots>,
     hashes: OnceLock<HashForwarder>,
+    snapshots_elsewhere: OnceLock<SnapshotForwarder>,
     /// Takes what the fanout of this process does not hold.
     forwarder: OnceLock<Forwarder>,
     config: GatewayConfig,
@@ -70,15 +77,17 @@ impl Gateway {
     ) -> Self {
         let (serving, _) = watch::channel(true);
         let answered = AtomicU64::new(0);
-        let calls = Calls::new();
+        let calls = Calls::new(config.extensive_metrics);
         let tokens = config.auth.tokens().expect("settings are validated before they are used");
         let passwords = config.auth.passwords();
         Self {
             shared: Arc::new(Shared {
                 write_plane,
                 fanout,
+                snapshots: storage.clone().map(Snapshots::new),
                 storage,
                 hashes: OnceLock::new(),
+                snapshots_elsewhere: OnceLock::new(),
                 forwarder: OnceLock::new(),
                 config,
                 tokens,
@@ -100,6 +109,23 @@ impl Gateway {
     /// When it was called before.
     pub fn forward_hashes(&self, forwarder: HashForwarder) {
         assert!(self.shared.hashes.set(forwarder).is_ok(), "hashes are forwarded in one way");
+    }
+
+    /// Hands on from now on what is asked of a store that this process does not have.
+    ///
+    /// # Panics
+    /// When it was called before.
+    pub fn forward_snapshots(&self, forwarder: SnapshotForwarder) {
+        assert!(self.shared.snapshots_elsewhere.set(forwarder).is_ok(), "snapshots are forwarded in one way");
+    }
+
+    /// `Maintenance.Snapshot`: of this member, else of any.
+    pub(crate) async fn snapshot(&self) -> Result<SnapshotPieces, Fault> {
+        match (&self.shared.snapshots, self.shared.snapshots_elsewhere.get()) {
+            (Some(snapshots), _) => snapshots.open(),
+            (None, Some(elsewhere)) => elsewhere().await,
+            (None, None) => Err(Fault::unserved("etcdserverpb.Maintenance", "Snapshot")),
+        }
     }
 
     /// The send buffer of a client's new connection.

@@ -1,15 +1,15 @@
 //! Health, version and metrics over plain HTTP, on the client port and on `--listen-metrics-urls`.
 
 use axum::body::Body;
-use http::{HeaderValue, Method, Response, StatusCode, Uri, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use metrics::{counter, gauge};
 use serde::Serialize;
-use tailwater_eventlog::AlarmKind;
+use tailwater_eventlog::{AlarmKind, KeyRange};
 use tailwater_fanout::RangeQuery;
 
-use crate::Gateway;
 use crate::metrics::{HEALTH_FAILURES, HEALTH_SUCCESS, HEALTHCHECK, HEALTHCHECKS, refresh_gauges};
 use crate::status::Fault;
+use crate::{Gateway, OverTls, caller, json};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
@@ -36,23 +36,28 @@ impl Check {
     }
 }
 
-/// Answers a client's request that is not gRPC. Any web page may read the answers, as etcd's default `--cors=*` says.
-pub(crate) async fn serve(gateway: &Gateway, method: &Method, uri: &Uri) -> Response<Body> {
-    let mut response = if *method == Method::OPTIONS {
-        Response::new(Body::empty())
-    } else if uri.path() == "/version" {
-        only_get(method).unwrap_or_else(|| version(gateway))
-    } else {
-        serve_metrics(gateway, method, uri).await
-    };
-    let headers = response.headers_mut();
-    for (name, value) in [
-        (header::ACCESS_CONTROL_ALLOW_HEADERS, "accept, content-type, authorization"),
-        (header::ACCESS_CONTROL_ALLOW_METHODS, "POST, GET, OPTIONS, PUT, DELETE"),
-        (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
-    ] {
-        headers.insert(name, HeaderValue::from_static(value));
+/// Answers a client's request that is not gRPC.
+pub(crate) async fn serve(gateway: &Gateway, request: Request<Body>) -> Response<Body> {
+    let access = &gateway.config().access;
+    // Whoever has the certificate is who it says; a name that was made to resolve here is not.
+    if request.extensions().get::<OverTls>().is_none()
+        && let Some(refused) = access.refuse_host(request.headers(), request.uri())
+    {
+        return refused;
     }
+    let asked = request.headers().clone();
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let mut response = if method == Method::OPTIONS {
+        Response::new(Body::empty())
+    } else if gateway.config().json_gateway && json::is_json(uri.path()) {
+        let call = gateway.clone();
+        json::serve(request, gateway.config().message_bytes_max(), |request| caller::answer(call, request)).await
+    } else if uri.path() == "/version" {
+        only_get(&method).unwrap_or_else(|| version(gateway))
+    } else {
+        serve_metrics(gateway, &method, &uri).await
+    };
+    access.mark(&asked, response.headers_mut());
     response
 }
 
@@ -179,17 +184,21 @@ async fn unhealthy(gateway: &Gateway, query: &Query) -> Option<String> {
 async fn read_one(gateway: &Gateway, serializable: bool) -> Result<(), Fault> {
     gateway.settle(serializable).await?;
     let Some(range) = gateway.fanout().scope().spans().first().cloned() else { return Ok(()) };
-    let query = RangeQuery {
-        range,
+    gateway.fanout().range(RangeQuery { range, ..one_key(false) }).await?;
+    Ok(())
+}
+
+/// Asks for any key without its value, or only how many there are.
+pub(crate) fn one_key(count_only: bool) -> RangeQuery {
+    RangeQuery {
+        range: KeyRange::all(),
         revision: None,
         limit: 1,
         sort: None,
-        count_only: false,
+        count_only,
         keys_only: true,
         revision_bounds: (0, 0, 0, 0),
-    };
-    gateway.fanout().range(query).await?;
-    Ok(())
+    }
 }
 
 /// Runs the checks of the probe (`livez` or `readyz`), or the one that `path` names.

@@ -10,29 +10,38 @@
 //! Invariants: no read, created header or watch "from now on" goes behind the highest position that this gateway has
 //! answered; nothing is read from a stream before there is room for its answer.
 
+mod access;
 mod admin;
 mod auth;
 mod body;
+mod caller;
 mod checks;
 mod compactor;
 mod config;
+mod election;
 mod gateway;
 mod http;
+mod json;
 mod kv;
 mod lease;
+mod lock;
+mod maintenance;
 mod members;
 mod methods;
 mod metrics;
 mod range;
 mod route;
 mod rpc;
+mod snapshot;
 mod status;
 mod txn;
 mod watch;
 
+pub use access::{AccessControl, OverTls};
 pub use auth::{AuthConfig, AuthConfigError, JwtConfig, PeerIdentity, TokenConfig};
 pub use compactor::run_auto_compaction;
 pub use config::{AutoCompaction, GatewayConfig};
-pub use gateway::{Gateway, HashForwarder};
+pub use gateway::{Gateway, HashForwarder, SnapshotForwarder};
 pub use route::{Forwarder, ReplicaInfo};
+pub use snapshot::{RestoreError, Restored, Restoring, SnapshotPieces, Snapshots, restore};
 pub use status::{Code, Fault};

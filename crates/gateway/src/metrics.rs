@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use metrics::{Counter, Histogram, counter, gauge, histogram};
 use tailwater_api::grpc;
+use tailwater_eventlog::{Alarm, AlarmKind};
 
 use crate::Gateway;
 use crate::methods::{METHODS, Method};
@@ -39,6 +40,22 @@ pub(crate) const FORWARDED: &str = "tailwater_gateway_calls_total";
 pub(crate) const REPLICAS: &str = "tailwater_gateway_replicas";
 /// Seconds that lists take until their first byte is there; label success.
 pub(crate) const RANGE_SECONDS: &str = "etcd_server_range_duration_seconds";
+/// Seconds that calls take, with `--metrics=extensive`; labels grpc_type, grpc_service, grpc_method.
+pub(crate) const HANDLING_SECONDS: &str = "grpc_server_handling_seconds";
+/// Lists that were asked for here.
+pub(crate) const RANGES: &str = "etcd_mvcc_range_total";
+/// Renewals of leases that were asked for here.
+pub(crate) const LEASES_RENEWED: &str = "etcd_debugging_lease_renewed_total";
+/// Seconds that hashing the store takes.
+pub(crate) const HASH_SECONDS: &str = "etcd_mvcc_hash_rev_duration_seconds";
+/// Seconds that merging the files takes.
+pub(crate) const DEFRAG_SECONDS: &str = "etcd_disk_backend_defrag_duration_seconds";
+/// Whether files are being merged, 0 or 1.
+pub(crate) const DEFRAG_INFLIGHT: &str = "etcd_disk_defrag_inflight";
+/// Seconds that a snapshot takes until its client has all of it.
+pub(crate) const SNAPSHOT_SECONDS: &str = "etcd_disk_backend_snapshot_duration_seconds";
+/// Alarms, 0 or 1; labels server_id and alarm_type.
+const ALARMS: &str = "etcd_debugging_server_alarms";
 /// Different client versions that are counted apart; later ones count as "other", so that a client can't make labels.
 const CLIENT_VERSIONS_MAX: u64 = 32;
 
@@ -48,6 +65,7 @@ pub(crate) struct Calls {
     sent_bytes: Counter,
     received_bytes: Counter,
     proposals_failed: Counter,
+    ranges: Counter,
     range_seconds: [Histogram; 2],
     client_versions: parking_lot::Mutex<std::collections::HashSet<String>>,
 }
@@ -57,10 +75,13 @@ struct MethodCounters {
     succeeded: Counter,
     messages_received: Counter,
     messages_sent: Counter,
+    /// With extensive metrics.
+    seconds: Option<Histogram>,
 }
 
 impl Calls {
-    pub(crate) fn new() -> Self {
+    /// With `is_extensive`, the duration of every call is recorded.
+    pub(crate) fn new(is_extensive: bool) -> Self {
         let methods = METHODS.iter().enumerate().map(|(index, &(path, kind))| {
             let method = Method { index, path, kind };
             MethodCounters {
@@ -68,10 +89,11 @@ impl Calls {
                 succeeded: handled(&method, 0),
                 messages_received: per_method(MESSAGES_RECEIVED, &method),
                 messages_sent: per_method(MESSAGES_SENT, &method),
+                seconds: is_extensive.then(|| handling_seconds(&method)),
             }
         });
         // Seen at zero before the first health check.
-        for name in [HEALTH_SUCCESS, HEALTH_FAILURES] {
+        for name in [HEALTH_SUCCESS, HEALTH_FAILURES, RANGES, LEASES_RENEWED] {
             counter!(name).increment(0);
         }
         Self {
@@ -79,6 +101,7 @@ impl Calls {
             sent_bytes: counter!(SENT_BYTES),
             received_bytes: counter!(RECEIVED_BYTES),
             proposals_failed: counter!(PROPOSALS_FAILED),
+            ranges: counter!(RANGES),
             range_seconds: ["false", "true"].map(|success| histogram!(RANGE_SECONDS, "success" => success)),
             client_versions: parking_lot::Mutex::default(),
         }
@@ -97,6 +120,7 @@ impl Calls {
 
     /// Records how long a list took.
     pub(crate) fn range(&self, duration: Duration, is_success: bool) {
+        self.ranges.increment(1);
         self.range_seconds[usize::from(is_success)].record(duration);
     }
 
@@ -113,6 +137,11 @@ impl Calls {
 fn per_method(metric: &'static str, method: &Method) -> Counter {
     let (kind, service, name) = (method.kind.label(), method.service(), method.name());
     counter!(metric, "grpc_type" => kind, "grpc_service" => service, "grpc_method" => name)
+}
+
+fn handling_seconds(method: &Method) -> Histogram {
+    let (kind, service, name) = (method.kind.label(), method.service(), method.name());
+    histogram!(HANDLING_SECONDS, "grpc_type" => kind, "grpc_service" => service, "grpc_method" => name)
 }
 
 fn handled(method: &Method, code: i32) -> Counter {
@@ -210,6 +239,9 @@ impl Observation {
             handled(&self.method, code).increment(1);
         }
         let duration = self.start.elapsed();
+        if let Some(seconds) = &self.gateway.calls().methods[self.method.index].seconds {
+            seconds.record(duration);
+        }
         if self.method.kind == crate::methods::Kind::Unary && duration > self.gateway.config().slow_request {
             self.warn(duration, code);
         }
@@ -255,6 +287,17 @@ pub(crate) fn refresh_gauges(gateway: &Gateway) {
     gauge!("etcd_debugging_mvcc_compact_revision").set(snapshot.compacted.0 as f64);
     gauge!("etcd_server_version", "server_version" => config.reported_version.clone()).set(1.0);
     gauge!("etcd_server_id", "server_id" => format!("{:x}", config.member_id)).set(1.0);
+    gauge!("etcd_debugging_auth_revision").set(snapshot.auth.revision as f64);
+    if let Ok(keys) = gateway.fanout().range_here(crate::http::one_key(true)) {
+        gauge!("etcd_debugging_mvcc_keys_total").set(keys.count as f64);
+    }
+    for member in &snapshot.members {
+        for (kind, name) in [(AlarmKind::NoSpace, "NOSPACE"), (AlarmKind::Corrupt, "CORRUPT")] {
+            let is_raised = snapshot.alarms.contains(&Alarm { member: member.id, kind });
+            let id = format!("{:x}", member.id.0);
+            gauge!(ALARMS, "server_id" => id, "alarm_type" => name).set(flag(is_raised));
+        }
+    }
     if !snapshot.cluster_version.is_empty() {
         gauge!("etcd_cluster_version", "cluster_version" => snapshot.cluster_version.clone()).set(1.0);
     }

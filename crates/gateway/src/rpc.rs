@@ -19,6 +19,7 @@ use crate::methods::{self, Kind, Method};
 use crate::metrics::Observation;
 use crate::route::is_routed;
 use crate::route::position::{POSITION, POSITION_MIN, Place};
+use crate::snapshot::SnapshotCall;
 use crate::status::{Code, Fault};
 use crate::watch::WatchCall;
 
@@ -50,8 +51,7 @@ impl Gateway {
                 None => self.call(request).await,
             };
         }
-        let (head, _) = request.into_parts();
-        crate::http::serve(self, &head.method, &head.uri).await
+        Box::pin(crate::http::serve(self, request)).await
     }
 
     /// Serves one HTTP request on a listener for metrics and health alone.
@@ -152,7 +152,24 @@ impl Gateway {
                 return Err(Fault::NotSupportedForLearner);
             }
         }
-        self.dispatch(method, &credentials, message).await
+        match method.service() {
+            "v3electionpb.Election" | "v3lockpb.Lock" => self.dispatch_recipe(method, head, message).await,
+            _ => self.dispatch(method, &credentials, message).await,
+        }
+    }
+
+    /// What consists of other calls.
+    async fn dispatch_recipe(&self, method: &Method, head: &Parts, message: bytes::Bytes) -> Result<Answer, Fault> {
+        Ok(match method.path {
+            "/v3electionpb.Election/Campaign" => Answer::message(&self.campaign(head, decode(message)?).await?),
+            "/v3electionpb.Election/Proclaim" => Answer::message(&self.proclaim(head, decode(message)?).await?),
+            "/v3electionpb.Election/Leader" => Answer::message(&self.leader(head, &decode(message)?).await?),
+            "/v3electionpb.Election/Observe" => Answer::Stream(Box::new(self.observe(head, &decode(message)?))),
+            "/v3electionpb.Election/Resign" => Answer::message(&self.resign(head, decode(message)?).await?),
+            "/v3lockpb.Lock/Lock" => Answer::message(&self.lock(head, decode(message)?).await?),
+            "/v3lockpb.Lock/Unlock" => Answer::message(&self.unlock(head, decode(message)?).await?),
+            _ => return Err(Fault::unserved(method.service(), method.name())),
+        })
     }
 
     async fn dispatch(
@@ -186,6 +203,13 @@ impl Gateway {
             "/etcdserverpb.Cluster/MemberList" => Answer::message(&self.member_list(decode(message)?).await?),
             "/etcdserverpb.Maintenance/Status" => Answer::message(&self.status().await?),
             "/etcdserverpb.Maintenance/HashKV" => Answer::message(&self.hash_kv(decode(message)?).await?),
+            "/etcdserverpb.Maintenance/Hash" => Answer::message(&self.hash(decode(message)?).await?),
+            "/etcdserverpb.Maintenance/Defragment" => Answer::message(&self.defragment(decode(message)?).await?),
+            "/etcdserverpb.Maintenance/Downgrade" => Answer::message(&self.downgrade(by, decode(message)?).await?),
+            "/etcdserverpb.Maintenance/Snapshot" => {
+                let _: pb::SnapshotRequest = decode(message)?;
+                Answer::Stream(Box::new(SnapshotCall::new(self.snapshot().await?)))
+            }
             "/etcdserverpb.Maintenance/Alarm" => Answer::message(&self.alarm(by, decode(message)?).await?),
             "/grpc.health.v1.Health/Check" => Answer::message(&self.health_check(&decode(message)?)?),
             "/grpc.health.v1.Health/Watch" => Answer::Stream(Box::new(HealthWatch::open(self, &decode(message)?))),

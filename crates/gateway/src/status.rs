@@ -18,9 +18,11 @@ pub enum Code {
     InvalidArgument = 3,
     DeadlineExceeded = 4,
     NotFound = 5,
+    AlreadyExists = 6,
     PermissionDenied = 7,
     ResourceExhausted = 8,
     FailedPrecondition = 9,
+    Aborted = 10,
     OutOfRange = 11,
     Unimplemented = 12,
     Internal = 13,
@@ -37,6 +39,32 @@ impl Code {
     }
 }
 
+impl Code {
+    /// From the number on the wire.
+    #[must_use]
+    pub(crate) fn from_number(number: i32) -> Self {
+        match number {
+            0 => Self::Ok,
+            1 => Self::Canceled,
+            3 => Self::InvalidArgument,
+            4 => Self::DeadlineExceeded,
+            5 => Self::NotFound,
+            6 => Self::AlreadyExists,
+            7 => Self::PermissionDenied,
+            8 => Self::ResourceExhausted,
+            9 => Self::FailedPrecondition,
+            10 => Self::Aborted,
+            11 => Self::OutOfRange,
+            12 => Self::Unimplemented,
+            13 => Self::Internal,
+            14 => Self::Unavailable,
+            15 => Self::DataLoss,
+            16 => Self::Unauthenticated,
+            _ => Self::Unknown,
+        }
+    }
+}
+
 /// The name of a code that came over the wire.
 #[must_use]
 pub(crate) fn code_name(code: i32) -> &'static str {
@@ -46,9 +74,11 @@ pub(crate) fn code_name(code: i32) -> &'static str {
         3 => "InvalidArgument",
         4 => "DeadlineExceeded",
         5 => "NotFound",
+        6 => "AlreadyExists",
         7 => "PermissionDenied",
         8 => "ResourceExhausted",
         9 => "FailedPrecondition",
+        10 => "Aborted",
         11 => "OutOfRange",
         12 => "Unimplemented",
         13 => "Internal",
@@ -195,6 +225,14 @@ faults! {
     NoPasswordUser => Unknown, "auth: authentication failed, password was given for no password user";
     /// The token is none of this cluster's, or not any more.
     InvalidAuthToken => Unauthenticated, "etcdserver: invalid auth token";
+    /// The cluster version is not decided yet.
+    ClusterVersionUnavailable => FailedPrecondition, "etcdserver: cluster version not found during downgrade";
+    /// A downgrade names no version.
+    WrongDowngradeVersionFormat => InvalidArgument, "etcdserver: wrong downgrade target version format";
+    /// A downgrade goes one minor version back, and no further.
+    InvalidDowngradeTargetVersion => InvalidArgument, "etcdserver: invalid downgrade target version";
+    /// One is under way.
+    DowngradeInProcess => FailedPrecondition, "etcdserver: cluster has a downgrade job in progress";
     /// A login where only the key that checks tokens is known. Not in etcd's table, so its code is Unknown.
     VerifyOnly => Unknown, "auth: token signing attempted with verify-only key";
     /// The caller's own deadline passed.

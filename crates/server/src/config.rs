@@ -9,7 +9,7 @@ use std::time::Duration;
 use tailwater_consensus::ConsensusConfig;
 use tailwater_eventlog::{KeyRange, MemberId};
 use tailwater_fanout::FanoutConfig;
-use tailwater_gateway::{AuthConfig, AutoCompaction, GatewayConfig};
+use tailwater_gateway::{AccessControl, AuthConfig, AutoCompaction, GatewayConfig};
 use tailwater_transport::{LinkConfig, NodeDescription};
 
 pub(crate) use self::tls::TlsSides;
@@ -51,6 +51,8 @@ pub(crate) struct Config {
     pub(crate) ranges: Vec<KeyRange>,
     pub(crate) data_dir: PathBuf,
     pub(crate) client_listens: Vec<Listen>,
+    /// Where only what is not gRPC is served; the client URLs serve gRPC alone then.
+    pub(crate) http_listens: Vec<Listen>,
     pub(crate) metrics_listens: Vec<Listen>,
     pub(crate) client_urls: Vec<String>,
     pub(crate) peer_urls: Vec<String>,
@@ -84,6 +86,9 @@ pub(crate) struct Config {
     pub(crate) drain_grace: Duration,
     list_memory_bytes: usize,
     slow_request: Duration,
+    access: AccessControl,
+    json_gateway: bool,
+    extensive_metrics: bool,
     auth: AuthConfig,
 }
 
@@ -107,6 +112,7 @@ impl Config {
         let (heartbeat_interval, election_ticks) = ticks(flags)?;
         let data_dir = PathBuf::from(flags.data_dir.clone().unwrap_or_else(|| format!("{}.tailwater", flags.name)));
         let client_listens = urls::listens("listen-client-urls", &listen_clients)?;
+        let http_listens = urls::listens("listen-client-http-urls", &flags.listen_client_http_urls)?;
         let metrics_listens = urls::listens("listen-metrics-urls", &flags.listen_metrics_urls)?;
         let peer_listens = urls::listens("listen-peer-urls", &listen_peers)?;
         let listens = (client_listens.as_slice(), peer_listens.as_slice(), metrics_listens.as_slice());
@@ -118,6 +124,7 @@ impl Config {
             ranges,
             data_dir,
             client_listens,
+            http_listens,
             metrics_listens,
             client_urls,
             peer_listens,
@@ -157,6 +164,9 @@ impl Config {
             drain_grace: time("drain-grace", &flags.drain_grace)?,
             slow_request: duration::parse(&flags.warning_unary_request_duration)
                 .map_err(|reason| format!("--warning-unary-request-duration: {reason}"))?,
+            access: AccessControl { origins: list(&flags.cors), hosts: list(&flags.host_whitelist) },
+            json_gateway: flags.enable_grpc_gateway,
+            extensive_metrics: flags.metrics == "extensive",
             auth: crate::auth_flags::parse(flags)?,
         })
     }
@@ -230,6 +240,9 @@ impl Config {
             slow_request: self.slow_request,
             reported_version: self.reported_version.clone(),
             quota_bytes: self.quota_bytes,
+            access: self.access.clone(),
+            json_gateway: self.json_gateway,
+            extensive_metrics: self.extensive_metrics,
             auto_compaction: self.auto_compaction,
             auth: self.auth.clone(),
         }
@@ -287,6 +300,11 @@ impl Config {
             has_named_users: self.tls.client.client_cert_auth,
         }
     }
+}
+
+/// What stands between commas.
+fn list(text: &str) -> Vec<String> {
+    text.split(',').map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect()
 }
 
 fn time(flag: &str, text: &str) -> Result<Duration, String> {

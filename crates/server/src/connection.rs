@@ -9,8 +9,8 @@ use std::time::Duration;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use socket2::SockRef;
-use tailwater_gateway::PeerIdentity;
-use tailwater_tls::{Accepted, Door};
+use tailwater_gateway::{OverTls, PeerIdentity};
+use tailwater_tls::{Accepted, Door, Stream};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -91,6 +91,7 @@ pub(crate) async fn serve(
         Ok(Accepted { stream, peer }) => (stream, peer),
         Err(rejected) => return rejected.log_client(),
     };
+    let is_secure = matches!(stream, Stream::Tls(_));
     let named = certificate.filter(|certificate| limits.has_named_users && !certificate.common_name.is_empty());
     let identity = PeerIdentity { common_name: named.map(|certificate| certificate.common_name.into()) };
     let chance = RandomState::new().hash_one(peer);
@@ -98,12 +99,17 @@ pub(crate) async fn serve(
     let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         let front = serving.clone();
         request.extensions_mut().insert(peer);
+        if is_secure {
+            request.extensions_mut().insert(OverTls);
+        }
         request.extensions_mut().insert(identity.clone());
         // Boxed: a watch lives for hours and would keep room for all that it took to open it.
         let answer: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(async move {
             let request = request.map(axum::body::Body::new);
             Ok::<_, Infallible>(match surface {
                 Surface::Client => front.serve(request).await,
+                Surface::Grpc => front.serve_one(request, true).await,
+                Surface::Http => front.serve_one(request, false).await,
                 Surface::Metrics => front.serve_metrics(request).await,
             })
         });

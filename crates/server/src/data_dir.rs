@@ -16,6 +16,7 @@ use sha1::{Digest, Sha1};
 use tailwater_eventlog::{Member, MemberId};
 
 use crate::config::Config;
+use crate::founding::Founding;
 use crate::join;
 
 const FORMAT: u32 = 1;
@@ -108,6 +109,27 @@ impl DataDir {
             let identity = group.identity_of(&config.peer_urls)?;
             Ok(Beginning { identity, founds: false, members: group.members })
         })
+    }
+
+    /// Makes the directory of a member that founds its group, over what `fill` puts into it first. Until all of that is
+    /// there, no start takes it for one.
+    ///
+    /// # Errors
+    /// See [`DataDirError`]; the directory holds something already; or `fill` fails, whose traces are left.
+    pub(crate) fn found<T>(
+        path: &Path,
+        founding: &Founding,
+        fill: impl FnOnce() -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let unusable = |reason| DataDirError::Unusable { path: path.display().to_string(), reason };
+        fs::create_dir_all(path).map_err(unusable)?;
+        if fs::read_dir(path).map_err(unusable)?.next().is_some() {
+            anyhow::bail!("data-dir {:?} not empty or could not be read", path.display().to_string());
+        }
+        let filled = fill()?;
+        let beginning = Beginning { identity: founding.identity, founds: true, members: founding.members.clone() };
+        write(path, &path.join(IDENTITY_FILE), &beginning).map_err(unusable)?;
+        Ok(filled)
     }
 
     fn open_at(path: &Path, begin: impl FnOnce() -> anyhow::Result<Beginning>) -> anyhow::Result<Self> {

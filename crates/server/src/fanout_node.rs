@@ -22,7 +22,7 @@ use crate::host::{Bound, Ending, Host, bind_all, tell_ready, told_to_end};
 use crate::relay_side::{Describer, RelaySide};
 use crate::upstream::{self, Found, TELL_INTERVAL};
 use crate::write_route::{RouteKeeper, TierPlane};
-use crate::{hashes, process, telemetry};
+use crate::{hashes, process, snapshots, telemetry};
 
 const WAITING: &str = "tailwater: waiting for an upstream";
 const TRANSFERRING: &str = "tailwater: the state is being transferred";
@@ -164,6 +164,8 @@ impl FanoutNode {
             let asked = hashes::ask(members.clone(), link.clone(), at.unwrap_or(Revision(0)));
             Box::pin(async { asked.await.map_err(hashes::fault) })
         }));
+        let (members, link) = (directory.clone(), self.config.link());
+        gateway.forward_snapshots(Box::new(move || Box::pin(snapshots::ask(members.clone(), link.clone()))));
         let is_ready = Arc::new(AtomicBool::new(false));
         let relay = self.serve_peers(&fanout, &remote, &router, &directory, &is_ready)?;
         let routes = RouteKeeper {

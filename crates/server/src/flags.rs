@@ -3,6 +3,7 @@
 
 mod tls;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -31,6 +32,74 @@ enum Command {
     /// Show members, fanouts as a tree, their lag, and the slowest watch streams.
     #[command(args_override_self = true)]
     Status(StatusFlags),
+    /// Save, look at and restore snapshots, in the format of etcd's.
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+}
+
+/// `tailwater snapshot`.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// Store a snapshot of a server in a file.
+    #[command(args_override_self = true)]
+    Save(SaveFlags),
+    /// Show what is in a snapshot, and whether it is whole.
+    #[command(args_override_self = true)]
+    Status(SnapshotStatusFlags),
+    /// Make the data directory of a member that begins with a snapshot, or with the data of an etcd.
+    #[command(args_override_self = true)]
+    Restore(Box<RestoreFlags>),
+}
+
+/// Flags of `tailwater snapshot save`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct SaveFlags {
+    /// Where to store it
+    pub(crate) file: PathBuf,
+    /// Client URLs, separated by commas; the first that answers is asked
+    #[arg(long, default_value = "http://127.0.0.1:2379")]
+    pub(crate) endpoints: String,
+}
+
+/// Flags of `tailwater snapshot status`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct SnapshotStatusFlags {
+    /// The snapshot
+    pub(crate) file: PathBuf,
+    /// "simple", "table" or "json"
+    #[arg(short = 'w', long, default_value = "simple", value_parser = ["simple", "table", "json"])]
+    pub(crate) write_out: String,
+}
+
+/// Flags of `tailwater snapshot restore`: those of etcdutl, with its defaults.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct RestoreFlags {
+    /// A snapshot, the file member/snap/db of an etcd's data directory, or that data directory
+    pub(crate) file: PathBuf,
+    /// Directory to make [default: NAME.tailwater]
+    #[arg(long)]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Name of this member
+    #[arg(long, default_value = "default")]
+    pub(crate) name: String,
+    /// The members that begin with this snapshot, name=URL separated by commas
+    #[arg(long, default_value = "default=http://localhost:2380")]
+    pub(crate) initial_cluster: String,
+    /// Part of the ids of the new cluster, so that two of them never mix
+    #[arg(long, default_value = "etcd-cluster")]
+    pub(crate) initial_cluster_token: String,
+    /// Peer URLs of this member as others reach it
+    #[arg(long, default_value = "http://localhost:2380")]
+    pub(crate) initial_advertise_peer_urls: String,
+    /// Don't compare the file with the checksum behind it; a database that was copied has none
+    #[arg(long)]
+    pub(crate) skip_hash_check: bool,
+    /// Raise the newest revision by so many, so that no client takes old for new
+    #[arg(long, default_value_t = 0)]
+    pub(crate) bump_revision: u64,
+    /// Compact all history below the raised revision, so that watchers notice; needed with --bump-revision
+    #[arg(long)]
+    pub(crate) mark_compacted: bool,
 }
 
 /// Flags of `tailwater status`.
@@ -134,6 +203,21 @@ pub(crate) struct Flags {
     /// More URLs that serve only metrics and health
     #[arg(long, default_value = "")]
     pub(crate) listen_metrics_urls: String,
+    /// Origins whose pages may read answers over plain HTTP, separated by commas
+    #[arg(long, default_value = "*")]
+    pub(crate) cors: String,
+    /// Hosts that the server may be called by without TLS, separated by commas
+    #[arg(long, default_value = "*")]
+    pub(crate) host_whitelist: String,
+    /// URLs that serve what is not gRPC, which the client URLs then don't [default: the client URLs serve both]
+    #[arg(long, default_value = "")]
+    pub(crate) listen_client_http_urls: String,
+    /// "basic", or "extensive" to record the duration of every call
+    #[arg(long, default_value = "basic", value_parser = ["basic", "extensive"])]
+    pub(crate) metrics: String,
+    /// Serve the API as JSON too, under /v3/
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub(crate) enable_grpc_gateway: bool,
     /// debug, info, warn, error, panic or fatal
     #[arg(long, default_value = "info")]
     pub(crate) log_level: String,
@@ -204,6 +288,8 @@ pub(crate) enum Parsed {
     Serve(Box<Flags>, Option<Vec<Note>>),
     /// `tailwater status`.
     Status(StatusFlags),
+    /// `tailwater snapshot`.
+    Snapshot(SnapshotCommand),
     /// Help or version was printed, or the command line is wrong.
     Exit(ExitCode),
 }
@@ -216,8 +302,20 @@ pub(crate) fn parse(program: &str, arguments: Vec<String>) -> Parsed {
     match read(arguments, |name| std::env::var(name).ok()) {
         Ok(Command::Serve(flags)) => Parsed::Serve(flags, None),
         Ok(Command::Status(flags)) => Parsed::Status(flags),
+        Ok(Command::Snapshot(command)) => Parsed::Snapshot(command),
         Err(error) => Parsed::Exit(report(&error)),
     }
+}
+
+/// The flags of `tailwater serve` that these arguments give, without the environment.
+///
+/// # Errors
+/// What is wrong with them.
+pub(crate) fn serve_flags(arguments: &[String]) -> Result<Flags, String> {
+    let command = Flags::augment_args(clap::Command::new("serve"));
+    let line = std::iter::once("serve".to_owned()).chain(arguments.iter().cloned());
+    let matches = command.try_get_matches_from(line).map_err(|error| error.to_string())?;
+    Flags::from_arg_matches(&matches).map_err(|error| error.to_string())
 }
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "no log exists yet, and none is asked for")]
@@ -243,7 +341,7 @@ fn parse_as_etcd(arguments: &[String]) -> Parsed {
             let own = |name: &str| std::env::var(name).ok().filter(|_| name.starts_with("TAILWATER_"));
             match read(line, own) {
                 Ok(Command::Serve(flags)) => Parsed::Serve(flags, Some(notes)),
-                Ok(Command::Status(_)) => unreachable!("the line begins with serve"),
+                Ok(Command::Status(_) | Command::Snapshot(_)) => unreachable!("the line begins with serve"),
                 Err(error) => Parsed::Exit(report(&error)),
             }
         }

@@ -102,6 +102,14 @@ impl Front {
         }
     }
 
+    /// Answers a client's request on a listener for gRPC alone, or for all but gRPC.
+    pub(crate) async fn serve_one(&self, request: Request<Body>, grpc: bool) -> Response<Body> {
+        if is_call(&request) == grpc {
+            return self.serve(request).await;
+        }
+        response(StatusCode::NOT_FOUND, TEXT, "404 page not found\n".into())
+    }
+
     /// Answers a request on a listener for metrics and health alone.
     pub(crate) async fn serve_metrics(&self, request: Request<Body>) -> Response<Body> {
         if is_status(&request) {

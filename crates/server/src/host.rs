@@ -26,6 +26,8 @@ const DRAIN_MAX: Duration = Duration::from_secs(1);
 pub(crate) struct Host {
     /// Bound before anything else is started, so that a taken port is the first thing to be known.
     client_listeners: Vec<Bound>,
+    /// Of what is not gRPC; none: the client listeners serve it too.
+    http_listeners: Vec<Bound>,
     metrics_listeners: Vec<Bound>,
     limits: ConnectionLimits,
     /// What clients have to go away in when the server stops.
@@ -46,6 +48,7 @@ impl Host {
     pub(crate) fn bind(config: &Config) -> anyhow::Result<Self> {
         Ok(Self {
             client_listeners: bind_all(&config.client_listens, &config.tls.client)?,
+            http_listeners: bind_all(&config.http_listens, &config.tls.client)?,
             metrics_listeners: bind_all(&config.metrics_listens, &config.tls.client)?,
             limits: config.connections(),
             drain_grace: config.drain_grace,
@@ -63,20 +66,30 @@ impl Host {
     pub(crate) fn listen(&self, front: &Front) -> anyhow::Result<()> {
         let connections =
             Connections::new(front.clone(), self.limits, self.draining.subscribe(), self.connections.clone());
+        let (surface, traffic) = match self.http_listeners.is_empty() {
+            true => (Surface::Client, "grpc+http"),
+            false => (Surface::Grpc, "grpc"),
+        };
         for Bound { listener, door } in &self.client_listeners {
             let listener = listener.try_clone()?;
             let address = listener.local_addr()?;
             if door.is_secure() {
-                tracing::info!(traffic = "grpc+http", %address, "serving client traffic securely");
+                tracing::info!(traffic, %address, "serving client traffic securely");
             }
             if door.is_plain() {
                 tracing::warn!(
-                    traffic = "grpc+http",
+                    traffic,
                     %address,
                     "serving client traffic insecurely; this is strongly discouraged!"
                 );
             }
-            let accepting = connections.clone().accept(listener, door.clone());
+            let accepting = connections.on(surface).accept(listener, door.clone());
+            self.connections.spawn_on(report_end(accepting), self.clients.handle());
+        }
+        for Bound { listener, door } in &self.http_listeners {
+            let listener = listener.try_clone()?;
+            tracing::info!(traffic = "http", address = %listener.local_addr()?, "serving client traffic");
+            let accepting = connections.on(Surface::Http).accept(listener, door.clone());
             self.connections.spawn_on(report_end(accepting), self.clients.handle());
         }
         for Bound { listener, door } in &self.metrics_listeners {

@@ -48,6 +48,10 @@ pub(crate) fn bind(address: SocketAddr) -> anyhow::Result<std::net::TcpListener>
 pub(crate) enum Surface {
     /// The etcd API, metrics and health.
     Client,
+    /// gRPC alone.
+    Grpc,
+    /// All but gRPC.
+    Http,
     /// Metrics and health alone.
     Metrics,
 }

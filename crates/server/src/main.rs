@@ -27,6 +27,8 @@ mod pings;
 mod process;
 mod relay_side;
 mod roles;
+mod snapshot;
+mod snapshots;
 mod status;
 mod survey;
 mod telemetry;
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
     let (flags, as_etcd) = match flags::parse(&program, arguments.collect()) {
         Parsed::Serve(flags, as_etcd) => (flags, as_etcd),
         Parsed::Status(flags) => return survey::run(&flags),
+        Parsed::Snapshot(command) => return snapshot::run(&command),
         Parsed::Exit(code) => return code,
     };
     let config = match Config::from_flags(&flags) {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tailwater_consensus::{CatchUp, Consensus, PeerTransport};
 use tailwater_eventlog::{LocalSource, MemberId, Source};
 use tailwater_fanout::Fanout;
+use tailwater_gateway::Snapshots;
 use tailwater_transport::{
     CopyConfig, CoreWord, Description, Directory, LinkConfig, NodeDescription, NodeLoad, PeerPort, Peers, PeersConfig,
     PortInfo, PortServer, Router, RouterConfig, TailService, TailServiceConfig, WriteService, WriteServiceConfig,
@@ -18,7 +19,7 @@ use crate::data_dir::Identity;
 use crate::describe::node_load;
 use crate::host::Bound;
 use crate::no_source::NoSource;
-use crate::process;
+use crate::{process, snapshots};
 
 /// What other members have to go away in when this one stops.
 const GRACE: Duration = Duration::from_secs(1);
@@ -124,6 +125,7 @@ impl PeerSide {
         let service = TailService::new(config, Box::new(sources), log, Box::new(teller));
         let describer = self.describer(consensus);
         service.describe_with(Box::new(move || describer.describe()));
+        service.serve_snapshots(snapshots::own(Snapshots::new(consensus.event_log())));
         service
     }
 

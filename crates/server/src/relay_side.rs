@@ -12,8 +12,8 @@ use tailwater_transport::{
 use tokio::runtime::Handle;
 
 use crate::describe::node_load;
-use crate::hashes;
 use crate::host::Bound;
+use crate::{hashes, snapshots};
 
 /// What readers have to go away in when this process stops.
 const GRACE: Duration = Duration::from_secs(1);
@@ -82,6 +82,7 @@ impl RelaySide {
         let tail = TailService::new(config, Box::new(move || fanout.source()), None, Box::new(move || words.word()));
         tail.describe_with(Box::new(move || describer.describe()));
         let members = directory.clone();
+        tail.serve_snapshots(snapshots::elsewhere(directory.clone(), link.clone()));
         tail.forward_hashes(Box::new(move |at| Box::pin(hashes::ask(members.clone(), link.clone(), at))));
         // Its own name, so that a node that means another one notices.
         let greeter = Greeter::new(MemberId(id.0), directory.clone());

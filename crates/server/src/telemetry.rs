@@ -226,7 +226,20 @@ pub(crate) fn start_metrics() -> anyhow::Result<PrometheusHandle> {
     let buckets: Vec<f64> = (0..14).map(|exponent| 0.001 * f64::from(1 << exponent)).collect();
     // Lists are quicker than what the others measure.
     let list_buckets: Vec<f64> = (0..20).map(|exponent| 0.0001 * f64::from(1 << exponent)).collect();
+    // Prometheus's own, which grpc-go's metrics keep.
+    let call_buckets = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+    // Of what may take minutes.
+    let long_buckets: Vec<f64> = (0..17).map(|exponent| 0.01 * f64::from(1 << exponent)).collect();
+    let defrag_buckets: Vec<f64> = (0..13).map(|exponent| 0.1 * f64::from(1 << exponent)).collect();
     let builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full("grpc_server_handling_seconds".into()), &call_buckets)
+        .context("the buckets of calls")?
+        .set_buckets_for_metric(Matcher::Full("etcd_disk_backend_snapshot_duration_seconds".into()), &long_buckets)
+        .context("the buckets of snapshots")?
+        .set_buckets_for_metric(Matcher::Full("etcd_mvcc_hash_rev_duration_seconds".into()), &long_buckets[..15])
+        .context("the buckets of hashes")?
+        .set_buckets_for_metric(Matcher::Full("etcd_disk_backend_defrag_duration_seconds".into()), &defrag_buckets)
+        .context("the buckets of defragmentations")?
         .set_buckets_for_metric(Matcher::Full("etcd_server_range_duration_seconds".into()), &list_buckets)
         .context("the buckets of lists")?
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &buckets)

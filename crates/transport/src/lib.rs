@@ -28,6 +28,7 @@ pub use tail::metrics as tail_metrics;
 pub use tail::{
     CodecError, CopyConfig, CopyFailed, CoreWord, CoreWordTeller, DescribeFailed, Description, DescriptionTeller,
     HashFailed, HashForwarder, NodeDescription, NodeLoad, Reader, RemoteSource, RemoteSourceConfig, SlowStream,
-    SourceFactory, TailService, TailServiceConfig, Topology, copy_member_state, describe, fetch_hash,
+    SnapshotMessages, SnapshotOpener, SourceFactory, TailService, TailServiceConfig, Topology, copy_member_state,
+    describe, fetch_hash, fetch_snapshot,
 };
 pub use write::{Router, RouterConfig, WriteService, WriteServiceConfig};

@@ -26,10 +26,11 @@ pub use codec::CodecError;
 pub use copy::{CopyConfig, CopyFailed, copy_member_state};
 pub use describe::{DescribeFailed, describe};
 pub use description::{Description, NodeDescription, NodeLoad, SlowStream};
-pub use hash::{HashFailed, fetch_hash};
+pub use hash::{HashFailed, fetch_hash, fetch_snapshot};
 pub use remote::{RemoteSource, RemoteSourceConfig};
 pub use server::{
-    CoreWord, CoreWordTeller, DescriptionTeller, HashForwarder, SourceFactory, TailService, TailServiceConfig,
+    CoreWord, CoreWordTeller, DescriptionTeller, HashForwarder, SnapshotMessages, SnapshotOpener, SourceFactory,
+    TailService, TailServiceConfig,
 };
 pub use topology::{Reader, Topology};
 

@@ -60,6 +60,7 @@ impl Auth {
             Command::LeaseExpire(_)
             | Command::LeaseCheckpoint(_)
             | Command::SetClusterVersion(_)
+            | Command::SetDowngrade(_)
             | Command::Bootstrap(_)
             | Command::PublishMember(_)
             | Command::ForceNewCluster(_)

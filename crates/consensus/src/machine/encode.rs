@@ -13,7 +13,9 @@
 //! | `auth/role/` + name | encoded `authpb.Role` |
 //! | `cluster_id` | 8 bytes |
 //! | `cluster_version` | UTF-8 text |
+//! | `downgrade` | UTF-8 text: the version that members are about to be replaced by; no row when there is none |
 //! | `compacted_at_zero` | nothing; the row exists once a compaction at revision 0 was accepted |
+//! | `restored` | a digest; what the store began with was restored from a backup with it |
 //! | `conf_state` | auto leave (1 byte), then voters, learners, outgoing voters, next learners: each a count (4 bytes) and so many ids (8 bytes) |
 
 use bytes::{Buf, Bytes};
@@ -30,8 +32,10 @@ use crate::Auth;
 pub(super) const FORMAT: u8 = 1;
 pub(super) const CLUSTER_ID: &[u8] = b"cluster_id";
 pub(super) const CLUSTER_VERSION: &[u8] = b"cluster_version";
+pub(super) const DOWNGRADE: &[u8] = b"downgrade";
 pub(super) const CONF_STATE: &[u8] = b"conf_state";
 pub(super) const COMPACTED_AT_ZERO: &[u8] = b"compacted_at_zero";
+pub(super) const RESTORED: &[u8] = b"restored";
 const LEASE: &[u8] = b"lease/";
 const MEMBER: &[u8] = b"member/";
 const REMOVED: &[u8] = b"removed/";
@@ -42,8 +46,19 @@ const AUTH_USER: &[u8] = b"auth/user/";
 const AUTH_ROLE: &[u8] = b"auth/role/";
 
 /// The prefixes under which all rows of the machine lie.
-pub(crate) const PREFIXES: [&[u8]; 9] =
-    [LEASE, MEMBER, REMOVED, ALARM, AUTH, CLUSTER_ID, CLUSTER_VERSION, CONF_STATE, COMPACTED_AT_ZERO];
+pub(crate) const PREFIXES: [&[u8]; 11] = [
+    LEASE,
+    MEMBER,
+    REMOVED,
+    ALARM,
+    AUTH,
+    CLUSTER_ID,
+    CLUSTER_VERSION,
+    DOWNGRADE,
+    CONF_STATE,
+    COMPACTED_AT_ZERO,
+    RESTORED,
+];
 
 pub(super) fn lease_key(id: LeaseId) -> Vec<u8> {
     [LEASE, &id.0.to_be_bytes()].concat()
@@ -143,8 +158,12 @@ pub(super) fn load_row(machine: &mut Machine, key: &[u8], value: &[u8]) -> Optio
         machine.cluster_id = value.try_get_u64().ok()?;
     } else if key == CLUSTER_VERSION {
         machine.cluster_version = String::from_utf8(value.to_vec()).ok()?;
+    } else if key == DOWNGRADE {
+        machine.downgrade = String::from_utf8(value.to_vec()).ok()?;
     } else if key == COMPACTED_AT_ZERO {
         machine.compacted_at_zero = true;
+    } else if key == RESTORED {
+        machine.restored = value.to_vec();
     } else if key == CONF_STATE {
         machine.conf_state = load_conf_state(value)?;
     } else {

@@ -5,9 +5,9 @@
 
 use raft::eraftpb::ConfState;
 use tailwater_api::{tail, write};
-use tailwater_eventlog::{Fact, HistoryId, Member, MemberId, Revision};
+use tailwater_eventlog::{Fact, HistoryId, Member, MemberId, Revision, StorageError};
 
-use super::{Machine, encode};
+use super::{Machine, MachineError, encode};
 use crate::{Answer, ApplyError};
 
 /// Learners that a group may have; etcd's default.
@@ -26,19 +26,24 @@ pub(crate) struct Group {
 
 impl Machine {
     /// Founds the history. A second one changes nothing: two leaders may both have proposed it.
-    pub(super) fn bootstrap(&mut self, request: write::Bootstrap) -> Answer {
+    pub(super) fn bootstrap(&mut self, request: write::Bootstrap) -> Result<Answer, MachineError> {
         if self.bootstrapped() || request.history_id == 0 {
-            return Answer::Done;
+            return Ok(Answer::Done);
+        }
+        if request.restored != self.restored {
+            let reason = "this member began with another backup than its group: restore all of them from the same file";
+            return Err(StorageError::Inconsistent(reason.into()).into());
         }
         self.state.history = HistoryId(request.history_id);
-        self.state.revision = Revision(1);
+        // A restored store stands at a later one.
+        self.state.revision = self.state.revision.max(Revision(1));
         self.cluster_id = request.cluster_id;
         self.store(encode::CLUSTER_ID.to_vec(), Some(encode::number(request.cluster_id)));
         for member in request.members.into_iter().map(member) {
             self.put_member(member);
         }
         self.members_changed();
-        Answer::Done
+        Ok(Answer::Done)
     }
 
     /// The group goes on as one member alone, with a history of its own.
@@ -130,6 +135,21 @@ impl Machine {
             self.cluster_version = request.version;
             self.store(encode::CLUSTER_VERSION.to_vec(), Some(encode::text(&self.cluster_version)));
             self.output.facts.push(Fact::ClusterVersion(self.cluster_version.clone()));
+            if self.cluster_version == self.downgrade {
+                // It is done.
+                self.set_downgrade(String::new());
+            }
+        }
+        Answer::Done
+    }
+
+    /// Empty: none is under way.
+    pub(super) fn set_downgrade(&mut self, target: String) -> Answer {
+        if self.downgrade != target {
+            let stored = (!target.is_empty()).then(|| encode::text(&target));
+            self.store(encode::DOWNGRADE.to_vec(), stored);
+            self.output.facts.push(Fact::Downgrade(target.clone()));
+            self.downgrade = target;
         }
         Answer::Done
     }

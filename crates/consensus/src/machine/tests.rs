@@ -39,7 +39,7 @@ impl World {
         let machine = Machine::load(KeyIndex::default(), LogState::default(), []).unwrap();
         let mut world = Self { machine, memory: Memory::default(), last: Output::default() };
         let members = vec![tailwater_api::tail::Member { id: 7, ..Default::default() }];
-        let bootstrap = write::Bootstrap { history_id: 5, cluster_id: 9, members };
+        let bootstrap = write::Bootstrap { history_id: 5, cluster_id: 9, members, ..Default::default() };
         world.run(Command::Bootstrap(bootstrap)).unwrap();
         world
     }

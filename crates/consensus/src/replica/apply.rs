@@ -11,14 +11,14 @@ use prost::Message;
 use raft::eraftpb::{Entry, EntryType};
 use tailwater_api::write::{self, Caller, CommandBatch, command::Command};
 use tailwater_eventlog::{
-    Cursor, EventLog, Fact, Frame, LeaseId, LogState, MemberId, Position, Revision, Staged, StorageError, Tail,
+    Cursor, EventKind, EventLog, Fact, Frame, LeaseId, LogState, MemberId, Position, Revision, Staged, StorageError, Tail,
     TailConfig, Term,
 };
 use tokio::sync::oneshot;
 
 use super::core::{ENTRY_FORMAT, Install};
 use super::shared::{Shared, Waiter};
-use crate::machine::{Group, Machine, MachineError, quota};
+use crate::machine::{Group, LeaseChange, Machine, MachineError, Output, quota};
 use crate::{Answer, Applied, ApplyError, InstallError, PeerTransport, ProposeError, Right};
 
 /// Bytes of events gathered from several entries into one write.
@@ -245,6 +245,7 @@ impl Applier {
             self.events.write(&output.write)?;
             metrics::histogram!(crate::metrics::COMMIT_SECONDS).record(began.elapsed().as_secs_f64());
             let state = output.write.log_state;
+            count(&output);
             if let Some((_, group)) = self.groups.last() {
                 self.peers.set_members(&group.members);
             }
@@ -334,6 +335,25 @@ impl Applier {
         {
             answer_waiter(waiter, position, answer);
         }
+    }
+}
+
+/// What a batch of commands did.
+fn count(output: &Output) {
+    let events = &output.write.events;
+    let puts = events.iter().filter(|event| event.kind() == EventKind::Put).count();
+    // The second event of a revision tells that it has several.
+    let txns = events.iter().filter(|event| event.sub() == 1).count();
+    let granted = output.leases.iter().filter(|change| matches!(change, LeaseChange::Granted(..))).count();
+    let gone = output.leases.iter().filter(|change| matches!(change, LeaseChange::Gone(_))).count();
+    for (name, number) in [
+        (crate::metrics::PUTS, puts),
+        (crate::metrics::DELETES, events.len() - puts),
+        (crate::metrics::TXNS, txns),
+        (crate::metrics::LEASES_GRANTED, granted),
+        (crate::metrics::LEASES_REVOKED, gone),
+    ] {
+        metrics::counter!(name).increment(number as u64);
     }
 }
 

@@ -172,7 +172,7 @@ fn point_of(state: &LogState) -> CopyPoint {
 }
 
 /// As rows read before show it; the number in memory follows a fold's batch a moment later.
-fn stored_fold_point(engine: &Engine) -> Result<Revision, StorageError> {
+pub(super) fn stored_fold_point(engine: &Engine) -> Result<Revision, StorageError> {
     let Some(value) = engine.get(Family::State, format::FOLD_KEY)? else { return Ok(Revision(0)) };
     format::decode_fold_point(&format::unsealed(format::FOLD_KEY, value)?)
 }

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRawIterator, Env,
-    FlushOptions, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
+    BlockBasedOptions, BottommostLevelCompaction, Cache, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB,
+    DBCompressionType, DBRawIterator, Env, FlushOptions, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
 use super::{EventLogConfig, StorageError};
@@ -126,10 +126,20 @@ impl Engine {
         Ok(self.db.delete_file_in_range_cf(self.family(family), start, last)?)
     }
 
+    /// Merges the files of every family, in the background of everything else; waits for it.
+    pub(super) fn merge_all_files(&self) {
+        for family in Family::ALL {
+            self.merge_files(family);
+        }
+    }
+
     /// Merges the files of `family` into one, as RocksDB does by itself at times of its own.
-    #[cfg(test)]
     pub(super) fn merge_files(&self, family: Family) {
-        self.db.compact_range_cf(self.family(family), None::<&[u8]>, None::<&[u8]>);
+        let mut options = CompactOptions::default();
+        // What RocksDB merges by itself goes on meanwhile, or writes would have to wait for room.
+        options.set_exclusive_manual_compaction(false);
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+        self.db.compact_range_cf_opt(self.family(family), None::<&[u8]>, None::<&[u8]>, &options);
     }
 
     /// A property of all families together; 0 where RocksDB has none.

@@ -41,7 +41,8 @@ pub(super) const STAGING_KEY: &[u8] = b"\0staging";
 pub(super) const STATE_PREFIX: &[u8] = &[1];
 
 const VALUE_VERSION: u8 = 1;
-const CHECKSUM_BYTES: usize = 4;
+/// Behind each value.
+pub(super) const CHECKSUM_BYTES: usize = 4;
 
 pub(super) fn log_key(revision: Revision, sub: u32) -> [u8; 12] {
     let mut key = [0; 12];

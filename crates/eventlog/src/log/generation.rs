@@ -20,6 +20,8 @@ pub(crate) struct Generation {
     pub(super) tree: SharedTree,
     /// Held during a fold step, so that the fold point has one writer.
     pub(super) folding: Mutex<()>,
+    /// Held while all files are merged.
+    pub(super) defragmenting: Mutex<()>,
     /// Held during a flush, so that its marker has one writer.
     pub(super) flushing: Mutex<()>,
     /// Dropped after the engine, which by then has let go of the files.

@@ -38,6 +38,7 @@ pub(super) fn open_generation(config: &EventLogConfig) -> Result<(Generation, Ke
         state: Mutex::new(state),
         tree: index.shared_tree(),
         folding: Mutex::new(()),
+        defragmenting: Mutex::new(()),
         flushing: Mutex::new(()),
         directory: Directory::new(config.path.clone()),
     };
@@ -64,8 +65,7 @@ fn read_numbers(engine: &Engine) -> Result<LogState, StorageError> {
     if let Some(value) = read(format::FOLD_KEY)? {
         state.fold_point = format::decode_fold_point(&value)?;
     }
-    let ordered = state.compacted <= state.revision
-        && (state.fold_point < state.compacted || state.fold_point == Revision(0) && state.compacted == Revision(0));
+    let ordered = state.fold_point <= state.compacted && state.compacted <= state.revision;
     if ordered {
         Ok(state)
     } else {

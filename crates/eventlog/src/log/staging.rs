@@ -284,9 +284,8 @@ impl Staging {
     /// The storage failed, or the state is not one that this copy can end with.
     pub fn begin_state(&mut self, state: LogState) -> Result<(), StorageError> {
         let point = self.progress.point;
-        let fits = state.history == point.history
-            && (point.fold_point < state.compacted || point.fold_point == Revision(0))
-            && state.compacted <= state.revision;
+        let fits =
+            state.history == point.history && point.fold_point <= state.compacted && state.compacted <= state.revision;
         if !fits {
             return Err(StorageError::Inconsistent(format!("a copy based at {point:?} can't end at {state:?}")));
         }

@@ -114,6 +114,7 @@ pub(super) fn fact_out(fact: &Fact) -> wire::Fact {
             Wire::Leader(wire::Leader { member_id: leader.map_or(0, |leader| leader.0), term: term.0 })
         }
         Fact::ClusterVersion(version) => Wire::ClusterVersion(version.clone()),
+        Fact::Downgrade(target) => Wire::DowngradeTarget(target.clone()),
     };
     wire::Fact { fact: Some(fact) }
 }
@@ -135,6 +136,7 @@ pub(super) fn fact_in(fact: wire::Fact) -> Result<Fact, CodecError> {
             Fact::Leader((leader.member_id != 0).then_some(MemberId(leader.member_id)), Term(leader.term))
         }
         Wire::ClusterVersion(version) => Fact::ClusterVersion(version),
+        Wire::DowngradeTarget(target) => Fact::Downgrade(target),
     })
 }
 

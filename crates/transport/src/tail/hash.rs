@@ -1,7 +1,8 @@
-//! Asking another member for its hash.
+//! Asking another member for its hash, or its snapshot.
 
 use std::time::Duration;
 
+use tailwater_api::etcdserverpb as pb;
 use tailwater_api::tail as wire;
 use tailwater_eventlog::{Revision, StoreHash};
 use tonic::Code;
@@ -53,4 +54,19 @@ pub async fn fetch_hash(
     let answer = answer.into_inner();
     let (compacted, revision) = (Revision(answer.compacted_revision), Revision(answer.revision));
     Ok(StoreHash { hash: answer.hash, compacted, revision })
+}
+
+/// Begins the snapshot of the node at a peer URL, which may hand it on from another.
+///
+/// # Errors
+/// It can't be reached, or refuses.
+pub async fn fetch_snapshot(
+    url: &str,
+    cluster_id: u64,
+    link: &LinkConfig,
+) -> Result<tonic::Streaming<pb::SnapshotResponse>, HashFailed> {
+    let channel = connect(url, link).await?;
+    let request = wire::SnapshotRequest { protocol_version: PROTOCOL_VERSION, cluster_id };
+    let begun = uplink::client(channel).snapshot(request).await;
+    Ok(begun.map_err(HashFailed::Failed)?.into_inner())
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use prost::Message as _;
+use tailwater_api::etcdserverpb as pb;
 use tailwater_api::tail as wire;
 use tailwater_api::tail::tail_server::{Tail, TailServer};
 use tailwater_eventlog::{
@@ -85,6 +86,12 @@ pub type DescriptionTeller = Box<dyn Fn() -> Description + Send + Sync>;
 pub type HashForwarder =
     Box<dyn Fn(Revision) -> Pin<Box<dyn Future<Output = Result<StoreHash, HashFailed>> + Send>> + Send + Sync>;
 
+/// The messages of a snapshot.
+pub type SnapshotMessages = Pin<Box<dyn futures_util::Stream<Item = Result<pb::SnapshotResponse, Status>> + Send>>;
+/// Begins a snapshot, of this node's log or elsewhere.
+pub type SnapshotOpener =
+    Box<dyn Fn() -> Pin<Box<dyn Future<Output = Result<SnapshotMessages, Status>> + Send>> + Send + Sync>;
+
 /// What a reader may announce of itself, in bytes.
 const ANNOUNCED_BYTES_MAX: usize = 64 << 10;
 
@@ -96,6 +103,7 @@ struct Inner {
     word: CoreWordTeller,
     description: OnceLock<DescriptionTeller>,
     hashes: OnceLock<HashForwarder>,
+    snapshots: OnceLock<SnapshotOpener>,
     topology: Topology,
     followers: Arc<Semaphore>,
     transfers: Arc<Semaphore>,
@@ -124,6 +132,7 @@ impl TailService {
             word,
             description: OnceLock::new(),
             hashes: OnceLock::new(),
+            snapshots: OnceLock::new(),
             topology: Topology::default(),
             followers: semaphore(config.followers_max),
             transfers: semaphore(config.transfers_max),
@@ -152,6 +161,14 @@ impl TailService {
     /// When it was called before.
     pub fn forward_hashes(&self, forwarder: HashForwarder) {
         assert!(self.inner.hashes.set(forwarder).is_ok(), "hashes are forwarded in one way");
+    }
+
+    /// Answers from now on who asks for a snapshot.
+    ///
+    /// # Panics
+    /// When it was called before.
+    pub fn serve_snapshots(&self, opener: SnapshotOpener) {
+        assert!(self.inner.snapshots.set(opener).is_ok(), "snapshots are served in one way");
     }
 
     /// Who follows this node.
@@ -217,6 +234,7 @@ impl Tail for TailService {
     type TransferStream = Messages<wire::TransferResponse>;
     type HistoryStream = Messages<wire::HistoryResponse>;
     type CopyStream = Messages<wire::CopyResponse>;
+    type SnapshotStream = SnapshotMessages;
 
     async fn follow(&self, request: Request<wire::FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
         let request = request.into_inner();
@@ -293,6 +311,17 @@ impl Tail for TailService {
             HashError::Storage(_) => Status::data_loss(error.to_string()),
         })?;
         Ok(Response::new(hash_out(hash)))
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<wire::SnapshotRequest>,
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
+        let request = request.into_inner();
+        self.check(request.protocol_version, request.cluster_id)?;
+        let opener = self.inner.snapshots.get();
+        let opener = opener.ok_or_else(|| Status::unimplemented("this node serves no snapshots"))?;
+        Ok(Response::new(opener().await?))
     }
 
     async fn describe(

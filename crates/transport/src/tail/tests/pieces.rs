@@ -43,6 +43,7 @@ fn fact() -> impl Strategy<Value = Fact> {
             Fact::Leader(leader.filter(|leader| *leader != 0).map(MemberId), Term(term))
         }),
         ".{0,9}".prop_map(Fact::ClusterVersion),
+        ".{0,9}".prop_map(Fact::Downgrade),
     ]
 }
 
