@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, request};
+use http::{HeaderMap, HeaderValue, Request, request};
 use tailwater_api::write::{Caller, command::Command};
 use tailwater_consensus::{Auth, AuthError};
 use tailwater_eventlog::AuthFacts;
@@ -143,6 +143,21 @@ impl Gateway {
         }
     }
 
+    /// Says who a client is that shows a certificate, where its call goes on to another process: with a token.
+    pub(crate) fn vouch<B>(&self, request: Request<B>) -> Request<B> {
+        let (mut head, body) = request.into_parts();
+        let credentials = Credentials::of(&head);
+        let view = self.auth();
+        if let (None, Some(user)) = (credentials.token, credentials.common_name)
+            && view.rules.is_enabled()
+            && let Ok(token) = self.tokens().assign(&view.rules, &user)
+            && let Ok(token) = HeaderValue::try_from(token)
+        {
+            head.headers.insert("token", token);
+        }
+        Request::from_parts(head, body)
+    }
+
     /// What the method as such requires; the rest is the method's own affair.
     pub(crate) async fn admit(&self, method: &Method, credentials: &Credentials) -> Result<(), Fault> {
         match access::of(method.path) {
@@ -182,5 +197,35 @@ impl Gateway {
             return Ok(());
         }
         self.authorize_here(credentials, check).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn credentials(headers: &[(&'static str, &'static str)], common_name: Option<&str>) -> Credentials {
+        let mut request = Request::new(());
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, HeaderValue::from_static(value));
+        }
+        request.extensions_mut().insert(PeerIdentity { common_name: common_name.map(Arc::from) });
+        Credentials::of(&request.into_parts().0)
+    }
+
+    #[test]
+    fn a_token_stands_in_either_header() {
+        let token = |headers| credentials(headers, None).token;
+        assert_eq!(token(&[]), None);
+        assert_eq!(token(&[("authorization", "b")]).expect("there"), "b");
+        assert_eq!(token(&[("authorization", "b"), ("token", "a")]).expect("there"), "a");
+    }
+
+    /// CVE-2018-16886: a proxy's certificate named a user for everybody who came through it.
+    #[test]
+    fn a_proxys_certificate_names_nobody() {
+        assert_eq!(credentials(&[], Some("u")).common_name.as_deref(), Some("u"));
+        assert_eq!(credentials(&[("grpcgateway-accept", "*/*")], Some("u")).common_name, None);
+        assert_eq!(credentials(&[], None).common_name, None);
     }
 }

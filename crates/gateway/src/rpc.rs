@@ -47,7 +47,7 @@ impl Gateway {
             // What another replica has sent here is not sent on: that could go in a circle.
             let is_first = !request.headers().contains_key(POSITION_MIN);
             return match self.forwarder().filter(|_| is_first && is_routed(request.uri().path())) {
-                Some(forwarder) => Box::pin(forwarder.call(request)).await,
+                Some(forwarder) => Box::pin(forwarder.call(self.vouch(request))).await,
                 None => self.call(request).await,
             };
         }

@@ -50,9 +50,8 @@ impl Upkeep {
         let Self { shared, events, view, .. } = self;
         if self.rounds.is_multiple_of(DISK_PERIODS) {
             let (bytes, in_use) = events.disk_bytes();
-            let unflushed = events.unflushed_bytes() as u64;
-            shared.disk_bytes.store(bytes + unflushed, Ordering::Relaxed);
-            shared.disk_bytes_in_use.store(in_use + unflushed, Ordering::Relaxed);
+            shared.disk_bytes.store(bytes, Ordering::Relaxed);
+            shared.disk_bytes_in_use.store(in_use, Ordering::Relaxed);
         }
         self.rounds = self.rounds.wrapping_add(1);
         let log_is_long = view.held_bytes() > shared.config.raft_log_bytes;

@@ -21,6 +21,7 @@ use http_body::{Body as _, Frame};
 use prost::Message;
 use tailwater_api::etcdserverpb as pb;
 use tailwater_api::etcdserverpb::watch_request::RequestUnion;
+use tailwater_api::health::HealthCheckRequest;
 use tailwater_api::grpc::{self, FrameDecoder, FrameError, RequestStream};
 use tailwater_eventlog::KeyRange;
 use tokio_stream::Stream as _;
@@ -37,8 +38,8 @@ use crate::status::{Code, Fault};
 const REQUESTS_PER_TURN: usize = 64;
 /// Largest response that is read from a replica: a revision is never split.
 const RESPONSE_BYTES_MAX: usize = 1 << 30;
-/// A call that is answered once the replica has come to a position.
-const STATUS: &str = "/etcdserverpb.Maintenance/Status";
+/// A call that is answered once the replica has come to a position, whoever asks: a token may be older than its stream.
+const CHECK: &str = "/grpc.health.v1.Health/Check";
 
 /// Code and text of a stream's end.
 type End = (i32, String);
@@ -353,11 +354,11 @@ impl WatchBody {
     fn reach(&self, at: usize) -> Step {
         let replica = Arc::clone(&self.upstreams[at].replica);
         let (forwarder, headers) = (self.forwarder.clone(), self.headers.clone());
-        let body = Body::from(framed(&pb::StatusRequest::default()));
+        let body = Body::from(framed(&HealthCheckRequest::default()));
         Box::pin(async move {
             let wanted = forwarder.shared.answered.place();
             let mut call =
-                replica.call(forwarder.request(STATUS, &headers, body)).await.map_err(|fault| end_of(&fault))?;
+                replica.call(forwarder.request(CHECK, &headers, body)).await.map_err(|fault| end_of(&fault))?;
             if let Some(end) = status_of(call.response.headers()).filter(|(code, _)| *code != 0) {
                 return Err(end);
             }

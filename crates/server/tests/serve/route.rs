@@ -11,6 +11,9 @@ use tonic::{Code, Status, Streaming};
 
 use crate::support::{Server, free_port};
 
+/// How passwords are hashed is not what is tested here.
+const CHEAP_HASHES: &str = "--bcrypt-cost=4";
+
 /// A member, fanouts and a gateway in front of them.
 struct Tier {
     member: Server,
@@ -23,10 +26,12 @@ impl Tier {
     fn start(scopes: &[&str]) -> Self {
         let peer = format!("http://127.0.0.1:{}", free_port());
         let listen = [format!("--listen-peer-urls={peer}"), format!("--initial-advertise-peer-urls={peer}")];
-        let member = Server::start(&listen.each_ref().map(String::as_str));
+        let member = Server::start(&[&listen[0], &listen[1], CHEAP_HASHES]);
         let upstream = format!("--upstream={peer}");
-        let fanout =
-            |scope: &&str| Server::start_bare(&["--roles=fanout,gateway", &upstream, &format!("--prefixes={scope}")]);
+        let fanout = |scope: &&str| {
+            let prefixes = format!("--prefixes={scope}");
+            Server::start_bare(&["--roles=fanout,gateway", &upstream, &prefixes, CHEAP_HASHES])
+        };
         let fanouts: Vec<_> = scopes.iter().map(fanout).collect();
         let gateway = Server::start_bare(&["--roles=gateway", &upstream]);
         let tier = Self { member, fanouts, gateway };
@@ -303,5 +308,69 @@ async fn what_a_client_has_seen_it_sees_at_every_replica() {
         watch.send(RequestUnion::CancelRequest(pb::WatchCancelRequest { watch_id: 1 })).await;
         let canceled = watch.next().await;
         assert!(canceled.canceled && canceled.events.is_empty(), "{canceled:?}");
+    }
+}
+
+/// A user that may everything, and one that may read and write what begins with `/a/`; the token of that one.
+async fn with_auth(server: &Server) -> String {
+    let mut auth = pb::auth_client::AuthClient::new(server.channel().await);
+    for name in ["root", "u"].map(str::to_owned) {
+        let password = "word".to_owned();
+        auth.user_add(pb::AuthUserAddRequest { name, password, ..Default::default() }).await.unwrap();
+    }
+    auth.role_add(pb::AuthRoleAddRequest { name: "r".into() }).await.unwrap();
+    let perm_type = tailwater_api::authpb::permission::Type::Readwrite as i32;
+    let perm = tailwater_api::authpb::Permission { perm_type, key: "/a/".into(), range_end: "/a0".into() };
+    let grant = pb::AuthRoleGrantPermissionRequest { name: "r".into(), perm: Some(perm) };
+    auth.role_grant_permission(grant).await.unwrap();
+    for (user, role) in [("root", "root"), ("u", "r")] {
+        let (user, role) = (user.to_owned(), role.to_owned());
+        auth.user_grant_role(pb::AuthUserGrantRoleRequest { user, role }).await.unwrap();
+    }
+    auth.auth_enable(pb::AuthEnableRequest {}).await.unwrap();
+    let request = pb::AuthenticateRequest { name: "u".into(), password: "word".into() };
+    auth.authenticate(request).await.unwrap().into_inner().token
+}
+
+/// The replica that answers judges by what the client has shown to whoever it came to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_go_along() {
+    let tier = Tier::start(&["/a/", "/b/"]);
+    let token = with_auth(&tier.gateway).await;
+    for server in [&tier.gateway, &tier.fanouts[0], &tier.fanouts[1]] {
+        let by = |range: &str, token: Option<&str>| {
+            let mut request = tonic::Request::new(prefix(range));
+            if let Some(token) = token {
+                request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+            }
+            request
+        };
+        let mut kv = server.kv().await;
+        kv.range(by("/a/", Some(&token))).await.unwrap();
+        let denied = kv.range(by("/b/", Some(&token))).await.unwrap_err();
+        assert_eq!((denied.code(), denied.message()), (Code::PermissionDenied, "etcdserver: permission denied"));
+        let nobody = kv.range(by("/a/", None)).await.unwrap_err();
+        assert_eq!((nobody.code(), nobody.message()), (Code::InvalidArgument, "etcdserver: user name is empty"));
+        let forged = kv.range(by("/a/", Some("tw1.AAAA.AAAA"))).await.unwrap_err();
+        assert_eq!((forged.code(), forged.message()), (Code::Unauthenticated, "etcdserver: invalid auth token"));
+
+        let mut client = pb::watch_client::WatchClient::new(server.channel().await);
+        let (requests, receiver) = mpsc::channel(16);
+        let mut request = tonic::Request::new(ReceiverStream::new(receiver));
+        request.metadata_mut().insert("token", token.parse().unwrap());
+        let responses = client.watch(request);
+        let ranges = ["/a/", "/b/"].map(|range| {
+            let pb::RangeRequest { key, range_end, .. } = prefix(range);
+            pb::WatchCreateRequest { key, range_end, ..Default::default() }
+        });
+        for create in ranges {
+            let request_union = Some(RequestUnion::CreateRequest(create));
+            requests.send(pb::WatchRequest { request_union }).await.unwrap();
+        }
+        let mut watch = Watch { requests, responses: responses.await.unwrap().into_inner() };
+        assert!(!watch.next().await.canceled);
+        let refused = watch.next().await;
+        let reason = "rpc error: code = PermissionDenied desc = etcdserver: permission denied";
+        assert_eq!((refused.canceled, refused.cancel_reason.as_str()), (true, reason));
     }
 }

@@ -143,6 +143,11 @@ async fn a_fanout_of_prefixes_answers_for_them_alone() {
     kv.put(put("/c/k", "v")).await.unwrap();
     let mut stream = try_watch(server.channel().await, "/c/", 0).await.unwrap();
     assert_eq!(end(&mut stream).await.code(), Code::Unavailable);
+    // Its probes read what it holds.
+    for path in ["/readyz", "/livez", "/health"] {
+        let answer = get(server.port, path);
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
