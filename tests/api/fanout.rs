@@ -12,8 +12,9 @@ use tailwater_tests::{Kind, left_out, program};
 
 use crate::client::channel;
 
-/// A fanout behind a relay hands out a member's snapshot and hash, and serves locks and JSON itself.
-#[tokio::test]
+/// A fanout behind a relay hands out a member's snapshot and hash, and serves locks and JSON itself. On several threads,
+/// since the links of the cluster run in this process: waiting for curl must not stop them.
+#[tokio::test(flavor = "multi_thread")]
 async fn a_fanout_answers_what_needs_a_store() {
     if let Err(error) = program(Kind::Tailwater) {
         return left_out("maintenance of a fanout", &format!("{error:#}"));
