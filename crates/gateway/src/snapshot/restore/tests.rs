@@ -47,8 +47,11 @@ fn file(rows: &[Row], revision: i64, leases: &[Lease], facts: &Facts) -> Vec<u8>
     writer.finish().expect("as planned")
 }
 
-/// Revisions and keys of what is restored, and its numbers.
-fn restored(file: &[u8], bump_revision: u64) -> Result<(Restored, Vec<(i64, String)>, StoredState), RestoreError> {
+/// Numbers, revisions and keys, and the rest of what is restored.
+type Found = (Restored, Vec<(i64, String)>, StoredState);
+
+/// What is found in the store that a file is restored to.
+fn restored(file: &[u8], bump_revision: u64) -> Result<Found, RestoreError> {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("state");
     let reader = SnapshotReader::open(file, Limits::default())?;
