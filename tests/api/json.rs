@@ -28,7 +28,10 @@ const REQUESTS: &[(&str, &str)] = &[
     ("kv/range", r#"{"key":"Zm9v","revision":"2"}"#),
     ("kv/range", r#"{"key":"Zm9v","revision":"900"}"#),
     ("watch", r#"{"create_request":{"key":"Zm9v","start_revision":"4"}}"#),
-    ("watch", r#"{"create_request":{"key":"YQ==","start_revision":"4","watch_id":7}}{"create_request":{"key":"Zm9v"}}"#),
+    (
+        "watch",
+        r#"{"create_request":{"key":"YQ==","start_revision":"4","watch_id":7}}{"create_request":{"key":"Zm9v"}}"#,
+    ),
     ("watch", r#"{"create_request":{"key":"Zm9v","start_revision":"1"}}"#),
     ("lease/grant", r#"{"TTL":"100","ID":7}"#),
     ("lease/grant", r#"{"TTL":"100","ID":7}"#),
@@ -99,9 +102,8 @@ fn comparable(answer: &str) -> (String, Vec<String>, String) {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
     let mut lines = head.lines();
     let status = lines.next().unwrap_or_default().to_owned();
-    let is_said = |line: &String| {
-        !["date:", "content-length:", "transfer-encoding:"].iter().any(|name| line.starts_with(name))
-    };
+    let is_said =
+        |line: &String| !["date:", "content-length:", "transfer-encoding:"].iter().any(|name| line.starts_with(name));
     let mut headers: Vec<_> = lines.map(str::to_lowercase).filter(is_said).collect();
     headers.sort();
     let mut body = body.to_owned();
@@ -159,10 +161,8 @@ fn etcds_version(url: &str) -> String {
 /// Root logs in, and its token is what opens the rest.
 fn with_token(ours: &Server, etcd: &Server) {
     let told = |server: &Server| {
-        let login = curl(
-            &format!("{}/v3/auth/authenticate", server.url()),
-            &["-d", r#"{"name":"root","password":"p"}"#],
-        );
+        let login =
+            curl(&format!("{}/v3/auth/authenticate", server.url()), &["-d", r#"{"name":"root","password":"p"}"#]);
         let (_, rest) = login.split_once("\"token\":\"").unwrap_or_else(|| panic!("{login}"));
         let token = format!("Authorization: {}", rest.split('"').next().unwrap());
         let list = curl(&format!("{}/v3/auth/user/list", server.url()), &["-H", &token, "-d", "{}"]);

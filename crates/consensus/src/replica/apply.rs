@@ -11,8 +11,8 @@ use prost::Message;
 use raft::eraftpb::{Entry, EntryType};
 use tailwater_api::write::{self, Caller, CommandBatch, command::Command};
 use tailwater_eventlog::{
-    Cursor, EventKind, EventLog, Fact, Frame, LeaseId, LogState, MemberId, Position, Revision, Staged, StorageError, Tail,
-    TailConfig, Term,
+    Cursor, EventKind, EventLog, Fact, Frame, LeaseId, LogState, MemberId, Position, Revision, Staged, StorageError,
+    Tail, TailConfig, Term,
 };
 use tokio::sync::oneshot;
 
