@@ -116,7 +116,7 @@ impl Config {
         let metrics_listens = urls::listens("listen-metrics-urls", &flags.listen_metrics_urls)?;
         let peer_listens = urls::listens("listen-peer-urls", &listen_peers)?;
         let listens = (client_listens.as_slice(), peer_listens.as_slice(), metrics_listens.as_slice());
-        let tls = TlsSides::from_flags(&flags.tls, &data_dir, listens)?;
+        let tls = TlsSides::from_flags(&flags.tls, &data_dir, &upstream, listens)?;
         Ok(Self {
             name: flags.name.clone(),
             roles,

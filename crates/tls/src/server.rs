@@ -14,7 +14,7 @@ use tokio_rustls::{LazyConfigAcceptor, TlsStream, server};
 use crate::files::{self, TlsError};
 use crate::rejection::{Cause, Refusal};
 use crate::reload::Reloading;
-use crate::verify::Clients;
+use crate::verify::{Clients, Names};
 use crate::{PeerCertificate, Stream, TlsConfig, names};
 
 /// What a connection may have encrypted and not yet sent, beside what the kernel holds.
@@ -102,6 +102,8 @@ fn shown(stream: &server::TlsStream<TcpStream>) -> Option<PeerCertificate> {
 fn load(config: &TlsConfig) -> Result<State, TlsError> {
     let pair = files::pair(config.cert_file.as_ref(), config.key_file.as_ref())?;
     let pair = pair.ok_or_else(|| TlsError::Pair { key: String::new(), cert: String::new() })?;
+    // Also where nobody is asked for a certificate: such rules can never be what was meant.
+    Names::of(config)?;
     let provider = config.provider();
     let verifier: Arc<dyn rustls::server::danger::ClientCertVerifier> = match config.wants_client_certificates() {
         true => Arc::new(Clients::new(config, &provider)?),

@@ -18,13 +18,15 @@ use crate::{PeerCertificate, TlsConfig};
 
 /// Names that certificates of the other side must have.
 #[derive(Clone, Debug, Default)]
-struct Names {
+pub(crate) struct Names {
     cns: Vec<String>,
     hostnames: Vec<String>,
 }
 
 impl Names {
-    fn of(config: &TlsConfig) -> Result<Self, TlsError> {
+    /// # Errors
+    /// Two rules exclude each other.
+    pub(crate) fn of(config: &TlsConfig) -> Result<Self, TlsError> {
         let (cns, hostnames) = (config.allowed_cns.clone(), config.allowed_hostnames.clone());
         if !cns.is_empty() && !hostnames.is_empty() {
             return Err(TlsError::Rules { cns, hostnames });

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use tailwater_tls::{CipherSuites, ClientTls, TlsConfig, TlsVersions, self_signed};
+use tailwater_tls::{CipherSuites, ClientTls, TlsConfig, TlsError, TlsVersions, self_signed};
 
 use super::urls::Listen;
 use crate::flags::TlsFlags;
@@ -19,6 +19,8 @@ pub(crate) struct TlsSides {
     /// Suites that were asked for and are not served.
     unserved_suites: Vec<String>,
     validity_years: u32,
+    /// Whether other nodes are reached with TLS for sure.
+    dials_peers: bool,
     /// Whose files are made at the first start, and for which hosts.
     made: Vec<(PathBuf, Vec<String>)>,
 }
@@ -31,6 +33,7 @@ impl TlsSides {
     pub(crate) fn from_flags(
         flags: &TlsFlags,
         data_dir: &Path,
+        upstream: &[String],
         (clients, peers, metrics): (&[Listen], &[Listen], &[Listen]),
     ) -> Result<Self, String> {
         let (cipher_suites, unserved_suites) = CipherSuites::parse(&list(&flags.cipher_suites))?;
@@ -77,7 +80,9 @@ impl TlsSides {
         check_certificates(&client, &peer, (clients, peers, metrics))?;
         let (client_dialer, peer_dialer) = (ClientTls::new(client.clone()), ClientTls::new(peer.clone()));
         let validity_years = flags.self_signed_cert_validity;
-        Ok(Self { client, peer, client_dialer, peer_dialer, unserved_suites, validity_years, made })
+        let dials_peers =
+            peers.iter().any(|listen| listen.is_secure) || upstream.iter().any(|url| url.starts_with("https://"));
+        Ok(Self { client, peer, client_dialer, peer_dialer, unserved_suites, validity_years, dials_peers, made })
     }
 
     /// Makes the certificates that are to be made, and says what was asked for in vain.
@@ -94,6 +99,14 @@ impl TlsSides {
         for (dir, hosts) in &self.made {
             self_signed(dir, hosts, self.validity_years)?;
             tracing::info!(dir = %dir.display(), hosts = hosts.join(","), "using a certificate that was made here");
+        }
+        // What is shown to others is read now, so that a missing file is known before anybody waits for a link.
+        let checked = if self.dials_peers { self.peer_dialer.check() } else { Ok(()) };
+        match checked {
+            Ok(()) => {}
+            // As etcd: a member alone needs nobody to trust.
+            Err(error @ TlsError::NoRoots) => tracing::warn!(%error, "peer URLs of other nodes can't be trusted"),
+            Err(error) => return Err(error.into()),
         }
         Ok(())
     }

@@ -1,5 +1,9 @@
 //! Health, version and metrics.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
 use crate::support::{Server, get, request};
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -136,7 +140,7 @@ async fn metrics_parse_and_have_etcds_names() {
     kv.range(tailwater_api::etcdserverpb::RangeRequest { key: "k".into(), ..Default::default() }).await.unwrap();
     assert_eq!(get(server.port, "/readyz").status, 200);
     // The write plane sets its gauges at each tick of 100 ms.
-    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
     let answer = get(server.port, "/metrics");
     assert_eq!(answer.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8; escaping=underscores"));
     for (name, kind) in READ_BY_DASHBOARDS {
@@ -163,4 +167,38 @@ async fn metrics_parse_and_have_etcds_names() {
     assert_eq!(server.metric("etcd_network_client_grpc_received_bytes_total "), 9.0);
     assert_eq!(server.metric("etcd_server_range_duration_seconds_count{success=\"true\"}"), 1.0);
     assert_eq!(server.metric("etcd_server_healthcheck{type=\"readyz\",name=\"linearizable_read\"}"), 1.0);
+}
+
+/// Frames of HTTP/2 that a connection is answered with until it ends or nothing comes: (type, flags, payload).
+fn frames(port: u16, sent: &[u8]) -> Vec<(u8, u8, Vec<u8>)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    stream.write_all(sent).unwrap();
+    let mut found = Vec::new();
+    let mut head = [0; 9];
+    while stream.read_exact(&mut head).is_ok() {
+        let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+        stream.read_exact(&mut payload).unwrap();
+        found.push((head[3], head[4], payload));
+    }
+    found
+}
+
+/// etcd answers the same bytes in the same way.
+#[test]
+fn a_client_that_pings_too_often_is_sent_away_and_one_connection_has_so_many_streams() {
+    let server = Server::start(&["--max-concurrent-streams=7"]);
+    let opening = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
+    let ping = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+    let few = frames(server.port, &[opening.clone(), ping.repeat(3)].concat());
+    assert!(few.iter().all(|(kind, ..)| *kind != 7), "{few:?}");
+    assert_eq!(few.iter().filter(|(kind, flags, _)| (*kind, *flags) == (6, 1)).count(), 3, "{few:?}");
+    let (_, _, settings) = few.iter().find(|(kind, ..)| *kind == 4).unwrap();
+    assert!(settings.chunks(6).any(|setting| setting == [0, 3, 0, 0, 0, 7]), "{settings:?}");
+    let many = frames(server.port, &[opening.clone(), ping.repeat(9)].concat());
+    let (kind, _, payload) = many.last().unwrap();
+    assert_eq!((*kind, payload.as_slice()), (7, b"\0\0\0\0\0\0\0\x0btoo_many_pings".as_slice()), "{many:?}");
+    let lenient = Server::start(&["--grpc-keepalive-min-time=0s"]);
+    let all = frames(lenient.port, &[opening, ping.repeat(9)].concat());
+    assert_eq!(all.iter().filter(|(kind, flags, _)| (*kind, *flags) == (6, 1)).count(), 9, "{all:?}");
 }

@@ -53,6 +53,7 @@ pub(crate) struct Server {
     pub(crate) port: u16,
     pub(crate) metrics_port: u16,
     log: PathBuf,
+    arguments: Vec<String>,
     _own: Option<TempDir>,
 }
 
@@ -96,7 +97,12 @@ impl Server {
         command.arg(format!("--listen-metrics-urls=http://127.0.0.1:{metrics_port}"));
         command.stderr(std::fs::File::create(&log).unwrap());
         let child = command.spawn().unwrap();
-        Self { child, port, metrics_port, log, _own: None }
+        Self { child, port, metrics_port, log, arguments: arguments.to_vec(), _own: None }
+    }
+
+    /// The same process once more, after this one has ended.
+    pub(crate) fn again(&self, log: PathBuf) -> Self {
+        Self::spawn(self.port, log, &self.arguments)
     }
 
     /// Waits until it serves.

@@ -314,6 +314,55 @@ async fn members_fanouts_and_gateways_speak_tls_and_refuse_strangers() {
         let lines = rejections(server, "client");
         assert!(lines.is_empty(), "{lines:?}");
     }
+    rotate(&mut members, &home, (&ours, &theirs), &node, &client).await;
+}
+
+/// The group moves to another authority while clients write; then a member starts anew with the new certificate alone.
+async fn rotate(
+    members: &mut [Server],
+    home: &tempfile::TempDir,
+    (ours, theirs): (&Authority, &Authority),
+    node: &Files,
+    client: &ClientTls,
+) {
+    let is_over = Arc::new(AtomicBool::new(false));
+    let (over, port, tls) = (is_over.clone(), members[0].port, client.clone());
+    let load = tokio::spawn(async move {
+        let mut kv = pb::kv_client::KvClient::new(connect(port, &tls).await.unwrap());
+        let mut written = 0;
+        while !over.load(Ordering::Relaxed) {
+            kv.put(pb::PutRequest { key: "load".into(), ..Default::default() }).await.unwrap();
+            written += 1;
+        }
+        written
+    });
+    let both = [std::fs::read(ours.file()).unwrap(), std::fs::read(theirs.file()).unwrap()].concat();
+    replace(&ours.file(), &both);
+    node.become_like(&theirs.sign("node-of-the-new", &NODE));
+    let alice = theirs.sign("alice-of-the-new", &CLIENT);
+    let begun = std::time::Instant::now();
+    // Whoever trusts the new authority alone finds it everywhere now.
+    let trusting = theirs.client(Some(&alice));
+    let mut at = 0;
+    for (follower, member) in members.iter().enumerate().skip(1) {
+        // What this is about is not an election.
+        let channel = connect(member.port, &trusting).await.unwrap();
+        let mut maintenance = pb::maintenance_client::MaintenanceClient::new(channel);
+        let status = maintenance.status(pb::StatusRequest {}).await.unwrap().into_inner();
+        if status.leader != status.header.unwrap().member_id {
+            at = follower;
+        }
+    }
+    assert!(at > 0, "one of two others follows");
+    // It dials the others and is dialed by them, both with the new certificate.
+    members[at].signal("TERM");
+    assert!(members[at].wait().success(), "{}", members[at].log());
+    let mut again = members[at].again(home.path().join("log-again"));
+    again.wait_ready();
+    put(again.port, &trusting, "a").await.unwrap_or_else(|error| panic!("{error}: {}", again.log()));
+    assert!(begun.elapsed() < PATIENCE);
+    is_over.store(true, Ordering::Relaxed);
+    assert!(load.await.unwrap() > 0, "writes went on");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
