@@ -58,6 +58,10 @@ const ETCD: &[(Fault, i32, &str)] = &[
     (Fault::NoPasswordUser, 2, "auth: authentication failed, password was given for no password user"),
     (Fault::InvalidAuthToken, 16, "etcdserver: invalid auth token"),
     (Fault::VerifyOnly, 2, "auth: token signing attempted with verify-only key"),
+    (Fault::ClusterVersionUnavailable, 9, "etcdserver: cluster version not found during downgrade"),
+    (Fault::WrongDowngradeVersionFormat, 3, "etcdserver: wrong downgrade target version format"),
+    (Fault::InvalidDowngradeTargetVersion, 3, "etcdserver: invalid downgrade target version"),
+    (Fault::DowngradeInProcess, 9, "etcdserver: cluster has a downgrade job in progress"),
     (Fault::DeadlineExceeded, 4, "context deadline exceeded"),
 ];
 
