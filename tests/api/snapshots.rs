@@ -9,14 +9,16 @@ use std::process::Command;
 
 use tailwater_api::etcdserverpb as pb;
 use tailwater_api::etcdserverpb::auth_client::AuthClient;
+use tailwater_api::etcdserverpb::cluster_client::ClusterClient;
 use tailwater_api::etcdserverpb::kv_client::KvClient;
 use tailwater_api::etcdserverpb::lease_client::LeaseClient;
 use tailwater_api::etcdserverpb::maintenance_client::MaintenanceClient;
 use tailwater_api::mvccpb::{Event, KeyValue};
+use tailwater_tests::cluster::{Cluster, Setup};
 use tailwater_tests::{Kind, Options, Server, left_out, program, tool};
 use tonic::transport::Channel;
 
-use crate::client::{WatchStream, channel, full};
+use crate::client::{PATIENCE, WatchStream, channel, full};
 
 /// Puts in one txn.
 const BATCH: usize = 100;
@@ -366,4 +368,77 @@ async fn a_snapshot_is_of_one_revision_while_writes_go_on() {
     }
     assert!(!writer.is_finished(), "writes went on");
     writer.abort();
+}
+
+/// A server's snapshot with one key of this value.
+async fn small(value: &str, file: &Path) {
+    let origin = Server::start(Kind::Tailwater, &options()).await.unwrap();
+    let put = pb::PutRequest { key: b"k".to_vec().into(), value: value.to_owned().into(), ..Default::default() };
+    KvClient::new(channel(origin.url())).put(put).await.unwrap();
+    save(Kind::Tailwater, origin.url(), file);
+}
+
+async fn hash(url: &str) -> (u32, i64) {
+    let hash = MaintenanceClient::new(channel(url)).hash_kv(pb::HashKvRequest::default()).await.unwrap().into_inner();
+    (hash.hash, hash.hash_revision)
+}
+
+/// Members that are restored from one file are a group, which takes in members that begin with nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_is_restored_and_grows() {
+    if let Err(error) = program(Kind::Tailwater) {
+        return left_out("restored group", &format!("{error:#}"));
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    small("v", &file).await;
+    let mut cluster = Cluster::new(Setup::new(Kind::Tailwater, 3)).await.unwrap();
+    for slot in 0..3 {
+        cluster.restore(slot, &file).unwrap();
+        cluster.launch(slot).unwrap();
+    }
+    for slot in 0..3 {
+        cluster.wait_until_serving(slot).await.unwrap();
+    }
+    let get = pb::RangeRequest { key: b"k".to_vec().into(), ..Default::default() };
+    let found = KvClient::new(channel(cluster.url(1))).range(get).await.unwrap().into_inner();
+    assert_eq!((found.header.unwrap().revision, &found.kvs[0].value[..]), (2, &b"v"[..]));
+    // One of them goes for good, and another comes with nothing: the log does not reach back to what was restored.
+    let mut members = ClusterClient::new(channel(cluster.url(1)));
+    let all = members.member_list(pb::MemberListRequest::default()).await.unwrap().into_inner().members;
+    let gone = all.iter().find(|member| member.name == "m0").unwrap().id;
+    cluster.kill(0).unwrap();
+    members.member_remove(pb::MemberRemoveRequest { id: gone }).await.unwrap();
+    let url = cluster.replace(0).await.unwrap();
+    members.member_add(pb::MemberAddRequest { peer_ur_ls: vec![url], ..Default::default() }).await.unwrap();
+    cluster.restart(0).await.unwrap();
+    let put = pb::PutRequest { key: b"k".to_vec().into(), value: b"w".to_vec().into(), ..Default::default() };
+    KvClient::new(channel(cluster.url(0))).put(put).await.unwrap();
+    assert_eq!(hash(cluster.url(0)).await, hash(cluster.url(1)).await);
+    cluster.finish();
+}
+
+/// A member that was restored from another file than its leader must not serve.
+#[tokio::test(flavor = "multi_thread")]
+async fn members_that_begin_with_different_files_refuse_each_other() {
+    if let Err(error) = program(Kind::Tailwater) {
+        return left_out("members of different files", &format!("{error:#}"));
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let [one, other] = ["one", "other"].map(|name| directory.path().join(name));
+    small("v", &one).await;
+    small("w", &other).await;
+    let mut cluster = Cluster::new(Setup::new(Kind::Tailwater, 2)).await.unwrap();
+    cluster.restore(0, &one).unwrap();
+    cluster.restore(1, &other).unwrap();
+    (0..2).for_each(|slot| cluster.launch(slot).unwrap());
+    let begin = std::time::Instant::now();
+    while cluster.is_running(0) && cluster.is_running(1) {
+        assert!(begin.elapsed() < PATIENCE, "both go on");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let stopped = if cluster.is_running(0) { 1 } else { 0 };
+    let log = cluster.log(stopped);
+    assert!(log.contains("this member began with another backup than its group"), "{log}");
+    cluster.keep_nothing();
 }

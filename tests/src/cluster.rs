@@ -447,6 +447,22 @@ impl Cluster {
         Ok(self.members[slot].proxy.url())
     }
 
+    /// Makes the data directory of `slot`, which must not have one, from a snapshot.
+    ///
+    /// # Errors
+    /// When the tool refuses; what it printed is in the error.
+    pub fn restore(&mut self, slot: usize, file: &Path) -> anyhow::Result<()> {
+        let member = &self.members[slot];
+        let mut command = Command::new(program(Kind::Tailwater)?);
+        command.args(["snapshot", "restore", "--name", &member.name, "--data-dir"]).arg(&member.data).arg(file);
+        command.arg(format!("--initial-cluster={}", member.initial.0));
+        command.arg(format!("--initial-advertise-peer-urls={}", member.proxy.url()));
+        command.arg("--initial-cluster-token=tailwater-cluster-test");
+        let output = command.output()?;
+        anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
     /// The test has passed: nothing is kept or shown.
     pub fn finish(mut self) {
         self.keep_nothing();
