@@ -50,7 +50,7 @@ async fn fill(url: &str) -> i64 {
                 let put = pb::PutRequest {
                     key: format!("key/{:07}", at * 7919 % keys).into(),
                     value: format!("{round} {at} {}", "x".repeat(at % 90)).into(),
-                    lease: if at % 50 == 0 { 7 } else { 0 },
+                    lease: if at.is_multiple_of(50) { 7 } else { 0 },
                     ..Default::default()
                 };
                 pb::RequestOp { request: Some(pb::request_op::Request::RequestPut(put)) }

@@ -34,5 +34,5 @@ pub use handle::{Consensus, ConsensusConfig, ConsensusStatus, InstallError, Leas
 pub use peers::{NoPeers, PeerTransport};
 pub use replica::CatchUp;
 pub use start::{Chosen, Parts, SourceReady, assemble};
-pub use stored::{RestoredState, StoredLease, StoredState};
+pub use stored::{RestoredState, StoredLease, StoredRow, StoredState};
 pub use write_plane::{Reply, WritePlane};

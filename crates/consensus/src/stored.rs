@@ -55,6 +55,9 @@ impl StoredState {
     }
 }
 
+/// A key and a value of the machine's own state.
+pub type StoredRow = (Vec<u8>, Vec<u8>);
+
 /// What a restored store begins with beside its events. Its members, their configuration and the cluster version come
 /// with the start of its group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,7 +77,7 @@ impl RestoredState {
     ///
     /// # Errors
     /// A user or a role is no message.
-    pub fn to_rows(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, DecodeError> {
+    pub fn to_rows(&self) -> Result<Vec<StoredRow>, DecodeError> {
         let lease = |lease: &StoredLease| {
             let record = LeaseRecord { ttl: lease.ttl, remaining: lease.remaining, ..Default::default() };
             rows_of::lease(lease.id, &record)

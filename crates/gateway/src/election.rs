@@ -90,7 +90,7 @@ async fn campaign(caller: &Caller, request: CampaignRequest) -> Result<CampaignR
     }
     queue.wait_for_first(revision - 1).await?;
     abandoned.keep();
-    let leader = LeaderKey { name: request.name, key: key.into(), rev: revision, lease };
+    let leader = LeaderKey { name: request.name, key, rev: revision, lease };
     Ok(CampaignResponse { header: done.header, leader: Some(leader) })
 }
 

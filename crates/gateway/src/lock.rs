@@ -33,7 +33,7 @@ impl Gateway {
             let mut acquire = acquire(&queue, &key, lease).await?;
             let (own, owner) = (acquire.own_revision, acquire.owner_revision);
             if owner.is_none_or(|owner| owner == own) {
-                return Ok(LockResponse { header: acquire.header.take(), key: key.into() });
+                return Ok(LockResponse { header: acquire.header.take(), key });
             }
             let abandoned = Abandoned::new(&caller, key.clone(), None);
             queue.wait_for_first(own - 1).await?;
@@ -42,7 +42,7 @@ impl Gateway {
             if found.kvs.is_empty() {
                 return Err(Fault::Other(Code::Unknown, "mutex: session is expired".to_owned()));
             }
-            Ok(LockResponse { header: found.header, key: key.into() })
+            Ok(LockResponse { header: found.header, key })
         };
         lock.await.map_err(as_client)
     }

@@ -47,8 +47,10 @@ fn file(rows: &[Row], revision: i64, leases: &[Lease], facts: &Facts) -> Vec<u8>
     writer.finish().expect("as planned")
 }
 
-/// Revisions and keys of what is restored, and its numbers.
-fn restored(file: &[u8], bump_revision: u64) -> Result<(Restored, Vec<(i64, String)>, StoredState), RestoreError> {
+/// What is restored, its revisions and keys, and its numbers.
+type Found = (Restored, Vec<(i64, String)>, StoredState);
+
+fn restored(file: &[u8], bump_revision: u64) -> Result<Found, RestoreError> {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("state");
     let reader = SnapshotReader::open(file, Limits::default())?;
