@@ -147,7 +147,7 @@ async fn json_is_what_an_etcd_says() {
         assert_eq!(answer(&ours), answer(&etcd), "{arguments:?}");
     }
     // The old name of the same.
-    let beta = |server: &Server| comparable(&curl(&format!("{}/v3beta/auth/status", server.url()), &["-d", "{}"]));
+    let beta = |server: &Server| comparable(&curl(&format!("{}/v3beta/auth/user/list", server.url()), &["-d", "{}"]));
     assert_eq!(beta(&ours), beta(&etcd));
     with_token(&ours, &etcd);
 }
@@ -179,7 +179,7 @@ async fn pages_and_hosts_are_let_in_as_told() {
     if Command::new("curl").arg("--version").output().is_err() {
         return left_out(test, "no curl on PATH");
     }
-    let flags = ["--cors=http://a,http://b", "--host-whitelist=good.example,127.0.0.1", "--metrics=extensive"];
+    let flags = ["--cors=http://a:1,http://b:2", "--host-whitelist=good.example,127.0.0.1", "--metrics=extensive"];
     let options = Options { flags: flags.map(str::to_owned).to_vec(), ..Options::default() };
     let mut told = Vec::new();
     for kind in [Kind::Tailwater, Kind::Etcd] {
@@ -192,8 +192,8 @@ async fn pages_and_hosts_are_let_in_as_told() {
             comparable(&curl(&format!("{}{path}", server.url()), &arguments))
         };
         told.push([
-            asked("/health", &["Origin: http://b"]),
-            asked("/health", &["Origin: http://c"]),
+            asked("/health", &["Origin: http://b:2"]),
+            asked("/health", &["Origin: http://c:3"]),
             asked("/health", &["Host: good.example:99"]),
             asked("/v3/kv/range", &["Host: bad.example"]),
             asked("/health", &["Host: bad.example"]),

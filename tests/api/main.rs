@@ -7,6 +7,7 @@
 mod client;
 mod compaction;
 mod fairness;
+mod fanout;
 mod json;
 mod lists;
 mod recipes;

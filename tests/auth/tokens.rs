@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use prost::Message;
 use tailwater_api::etcdserverpb as pb;
-use tailwater_tests::RawClient;
+use tailwater_tests::{Kind, Options, RawClient, Server, left_out, program};
 
 use crate::client::{PATIENCE, Verdict, ask, enable, login, manage, password, put, servers, verdict};
 
@@ -102,4 +102,38 @@ async fn a_user_without_a_password_cannot_log_in() {
     let users: pb::AuthUserListResponse = ask(&root, "/etcdserverpb.Auth/UserList", pb::AuthUserListRequest {}).await;
     assert_eq!(users.users, ["n", "right", "root", "wrong"]);
     cluster.finish();
+}
+
+/// What one signs with the key that both were given, the other knows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_json_web_token_is_one_for_etcd_too() {
+    if let Err(error) = program(Kind::Etcd) {
+        left_out("json web tokens", &format!("{error:#}"));
+        return;
+    }
+    let key = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(key.path(), "a secret that both were given").unwrap();
+    let token = format!("--auth-token=jwt,priv-key={},sign-method=HS256,ttl=10m", key.path().display());
+    let options = Options { flags: vec![token, "--bcrypt-cost=4".into()], ..Options::default() };
+    let etcd = Server::start(Kind::Etcd, &options).await.unwrap();
+    let tailwater = Server::start(Kind::Tailwater, &options).await.unwrap();
+    let clients = [&etcd, &tailwater].map(|server| RawClient::new(server.url()).unwrap());
+    let mut logged_in = Vec::new();
+    for client in &clients {
+        // The same changes, so that the token names the same auth revision.
+        enable(client).await;
+        logged_in.push([login(client, "right").await, login(client, "root").await]);
+    }
+    for (from, to) in [(0, 1), (1, 0)] {
+        let moved = RawClient::moved(&logged_in[from][0], &clients[to]);
+        assert_eq!(put_by(&moved).await, Verdict::Passes);
+        let denied = verdict(&moved, "/etcdserverpb.KV/Put", put("z").encode_to_vec().into()).await;
+        assert_eq!(denied, Verdict::Denied);
+    }
+    for (client, [right, root]) in clients.iter().zip(&logged_in) {
+        manage(root, "RoleAdd", pb::AuthRoleAddRequest { name: "later".into() }).await;
+        let old = right.unary("/etcdserverpb.KV/Put", put("a1").encode_to_vec().into()).await.unwrap_err();
+        assert_eq!((old.code, old.message.as_str()), (3, "etcdserver: revision of auth store is old"));
+        assert_eq!(put_by(&login(client, "right").await).await, Verdict::Passes);
+    }
 }

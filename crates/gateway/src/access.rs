@@ -40,7 +40,8 @@ impl AccessControl {
              To fix this, choose one of the following options:\n\
              - Enable TLS, then any HTTPS request will be allowed.\n\
              - Add the hostname you want to use to the whitelist in settings.\n  \
-             - e.g. etcd --host-whitelist {host:?}\n\n"
+             - e.g. etcd --host-whitelist {host:?}\n\n\
+             This requirement has been added to help prevent \"DNS Rebinding\" attacks (CVE-2018-5702).\n\n"
         );
         let mut response = Response::new(Body::from(text));
         *response.status_mut() = StatusCode::MISDIRECTED_REQUEST;

@@ -24,11 +24,12 @@ use tailwater_eventlog::KeyRange;
 use tailwater_tls::ClientTls;
 use tokio::sync::watch as signal;
 
-use crate::Gateway;
+use crate::caller::Answering;
 use crate::methods::{self, Kind, Method};
 use crate::metrics::{FORWARDED, REPLICAS};
 use crate::rpc::{http_refusal, refusal};
 use crate::status::{Code, Fault};
+use crate::{AccessControl, Gateway, OverTls, json};
 
 mod body;
 pub(crate) mod position;
@@ -134,6 +135,34 @@ impl Forwarder {
     /// Ends watch streams with UNAVAILABLE from now on: clients resume elsewhere.
     pub fn drain(&self) {
         self.shared.serving.send_replace(false);
+    }
+
+    /// Answers a request that is not gRPC, if it is one of the API as JSON; else gives it back.
+    ///
+    /// # Errors
+    /// The request, which is another's.
+    pub async fn call_json(
+        &self,
+        request: Request<Body>,
+        access: &AccessControl,
+    ) -> Result<Response<Body>, Request<Body>> {
+        if !json::is_json(request.uri().path()) {
+            return Err(request);
+        }
+        let is_secure = request.extensions().get::<OverTls>().is_some();
+        if !is_secure && let Some(refused) = access.refuse_host(request.headers(), request.uri()) {
+            return Ok(refused);
+        }
+        let asked = request.headers().clone();
+        let mut response = if request.method() == http::Method::OPTIONS {
+            Response::new(Body::empty())
+        } else {
+            let forwarder = self.clone();
+            let call = |request| -> Answering { Box::pin(async move { forwarder.call(request).await }) };
+            json::serve(request, self.shared.message_bytes_max, call).await
+        };
+        access.mark(&asked, response.headers_mut());
+        Ok(response)
     }
 
     /// Answers one gRPC call.

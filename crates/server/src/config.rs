@@ -248,6 +248,11 @@ impl Config {
         }
     }
 
+    /// Who may speak JSON; none: nobody.
+    pub(crate) fn json_access(&self) -> Option<AccessControl> {
+        self.json_gateway.then(|| self.access.clone())
+    }
+
     /// Whether other nodes may follow this one's memory.
     fn is_relay(&self) -> bool {
         !self.roles.is_member() && !self.peer_listens.is_empty()

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use metrics_exporter_prometheus::PrometheusHandle;
 use parking_lot::RwLock;
 use tailwater_fanout::SocketShare;
-use tailwater_gateway::{Code, Forwarder, Gateway};
+use tailwater_gateway::{AccessControl, Code, Forwarder, Gateway};
 use tailwater_transport::Description;
 
 use crate::process;
@@ -21,7 +21,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 pub(crate) struct Front {
     gateway: Arc<RwLock<Option<Gateway>>>,
     /// Takes calls where there is no gateway with a store.
-    forwarder: Arc<OnceLock<Forwarder>>,
+    forwarder: Arc<OnceLock<(Forwarder, Option<AccessControl>)>>,
     /// Answers while there is no gateway: for a member that serves no clients, always.
     plain: Arc<dyn Plain>,
     description: Arc<OnceLock<Describe>>,
@@ -61,12 +61,12 @@ impl Front {
         *self.gateway.write() = Some(gateway);
     }
 
-    /// Passes calls on from now on.
+    /// Passes calls on from now on, those in JSON too where it is said who may make them.
     ///
     /// # Panics
     /// When it was called before.
-    pub(crate) fn forward(&self, forwarder: Forwarder) {
-        assert!(self.forwarder.set(forwarder).is_ok(), "a process forwards in one way");
+    pub(crate) fn forward(&self, forwarder: Forwarder, json: Option<AccessControl>) {
+        assert!(self.forwarder.set((forwarder, json)).is_ok(), "a process forwards in one way");
     }
 
     /// The body of `/metrics`.
@@ -97,7 +97,11 @@ impl Front {
             return gateway.serve(request).await;
         }
         match self.forwarder.get() {
-            Some(forwarder) if is_call(&request) => forwarder.call(request).await,
+            Some((forwarder, _)) if is_call(&request) => forwarder.call(request).await,
+            Some((forwarder, Some(access))) => match Box::pin(forwarder.call_json(request, access)).await {
+                Ok(response) => response,
+                Err(request) => self.serve_plain(&request),
+            },
             _ => self.serve_plain(&request),
         }
     }

@@ -44,7 +44,7 @@ impl GatewayNode {
         let host = Host::bind(config)?;
         let forwarder = Forwarder::new(config.message_bytes_max(), Some(config.tls.client_dialer.clone()));
         let front = Front::new(Arc::new(Readiness(forwarder.clone())), telemetry::start_metrics()?);
-        front.forward(forwarder.clone());
+        front.forward(forwarder.clone(), config.json_access());
         tracing::info!(
             name = config.name,
             roles = config.roles.names().join(","),

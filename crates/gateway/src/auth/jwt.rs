@@ -16,7 +16,7 @@ use super::keys;
 /// How tokens are signed and checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct JwtConfig {
-    /// "RS256" and the like; see [`SIGN_METHODS`].
+    /// RS, PS or HS with 256, 384 or 512; ES256, ES384; EdDSA.
     pub sign_method: String,
     /// The file of the public key; alone it can check tokens and make none.
     pub public_key: Option<Vec<u8>>,

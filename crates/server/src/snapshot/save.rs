@@ -7,8 +7,12 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use sha2::{Digest as _, Sha256};
 use tailwater_api::etcdserverpb as pb;
+use tailwater_api::etcdserverpb::auth_client::AuthClient;
 use tailwater_api::etcdserverpb::maintenance_client::MaintenanceClient;
+use tailwater_tls::{ClientTls, TlsConfig};
 use tailwater_transport::{LinkConfig, connect};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::Channel;
 
 use crate::flags::SaveFlags;
 
@@ -23,7 +27,7 @@ const TRAILER_BYTES: usize = 32;
 pub(super) fn run(flags: &SaveFlags) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let part = flags.file.with_added_extension("part");
-    let version = runtime.block_on(fetch(&flags.endpoints, &part)).inspect_err(|_| {
+    let version = runtime.block_on(fetch(flags, &part)).inspect_err(|_| {
         // What there is of it is of no use.
         fs::remove_file(&part).ok();
     })?;
@@ -36,13 +40,13 @@ pub(super) fn run(flags: &SaveFlags) -> anyhow::Result<()> {
 }
 
 /// Stores what the server sends; returns the version that it names.
-async fn fetch(endpoints: &str, part: &Path) -> anyhow::Result<String> {
-    let mut messages = open(endpoints).await?;
+async fn fetch(flags: &SaveFlags, part: &Path) -> anyhow::Result<String> {
+    let mut messages = open(flags).await?;
     let mut file = BufWriter::new(File::create(part).with_context(|| part.display().to_string())?);
     let (mut digest, mut version) = (Sha256::new(), String::new());
     // The last bytes are the checksum of those before.
     let mut held = Vec::new();
-    while let Some(message) = messages.message().await.map_err(|status| anyhow::anyhow!("{}", status.message()))? {
+    while let Some(message) = messages.message().await.map_err(|status| refused(&status))? {
         version = message.version;
         file.write_all(&message.blob)?;
         held.extend_from_slice(&message.blob);
@@ -58,15 +62,27 @@ async fn fetch(endpoints: &str, part: &Path) -> anyhow::Result<String> {
 }
 
 /// The stream of the first endpoint that begins one.
-async fn open(endpoints: &str) -> anyhow::Result<tonic::Streaming<pb::SnapshotResponse>> {
+async fn open(flags: &SaveFlags) -> anyhow::Result<tonic::Streaming<pb::SnapshotResponse>> {
+    let is_secure = flags.cacert.is_some() || flags.cert.is_some();
+    let tls = TlsConfig {
+        trusted_ca_file: flags.cacert.clone(),
+        client_cert_file: flags.cert.clone(),
+        client_key_file: flags.key.clone(),
+        ..TlsConfig::default()
+    };
+    let link = LinkConfig { tls: Some(ClientTls::new(tls)), ..LinkConfig::default() };
+    let scheme = if is_secure { "https" } else { "http" };
     let mut failed = anyhow::anyhow!("--endpoints names none");
-    for endpoint in endpoints.split(',').map(str::trim) {
-        let url = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
+    for endpoint in flags.endpoints.split(',').map(str::trim) {
+        let url = if endpoint.contains("://") { endpoint.to_owned() } else { format!("{scheme}://{endpoint}") };
         let opened = async {
-            let channel = connect(&url, &LinkConfig::default()).await?;
-            let request = pb::SnapshotRequest::default();
+            let channel = connect(&url, &link).await?;
+            let mut request = tonic::Request::new(pb::SnapshotRequest::default());
+            if let Some(user) = &flags.user {
+                request.metadata_mut().insert("token", log_in(channel.clone(), user, flags.password.as_deref()).await?);
+            }
             let answer = MaintenanceClient::new(channel).snapshot(request).await;
-            answer.map(tonic::Response::into_inner).map_err(|status| anyhow::anyhow!("{}", status.message()))
+            answer.map(tonic::Response::into_inner).map_err(|status| refused(&status))
         };
         match opened.await {
             Ok(messages) => return Ok(messages),
@@ -74,4 +90,20 @@ async fn open(endpoints: &str) -> anyhow::Result<tonic::Streaming<pb::SnapshotRe
         }
     }
     Err(failed)
+}
+
+/// The token of a user, whose password may stand behind the name.
+async fn log_in(channel: Channel, user: &str, password: Option<&str>) -> anyhow::Result<MetadataValue<Ascii>> {
+    let (name, password) = match (user.split_once(':'), password) {
+        (_, Some(password)) => (user, password),
+        (Some((name, password)), None) => (name, password),
+        (None, None) => bail!("--user {user:?} needs a password: --user={user}:PASSWORD, or --password"),
+    };
+    let request = pb::AuthenticateRequest { name: name.to_owned(), password: password.to_owned() };
+    let answer = AuthClient::new(channel).authenticate(request).await.map_err(|status| refused(&status))?;
+    Ok(answer.into_inner().token.parse()?)
+}
+
+fn refused(status: &tonic::Status) -> anyhow::Error {
+    anyhow::anyhow!("{}", status.message())
 }
