@@ -55,7 +55,7 @@ impl StoredState {
     }
 }
 
-/// A key and a value of the machine's own state.
+/// Key and value of a row of the machine's own state.
 pub type StoredRow = (Vec<u8>, Vec<u8>);
 
 /// What a restored store begins with beside its events. Its members, their configuration and the cluster version come

@@ -47,9 +47,10 @@ fn file(rows: &[Row], revision: i64, leases: &[Lease], facts: &Facts) -> Vec<u8>
     writer.finish().expect("as planned")
 }
 
-/// What is restored, its revisions and keys, and its numbers.
+/// Numbers, revisions and keys, and the rest of what is restored.
 type Found = (Restored, Vec<(i64, String)>, StoredState);
 
+/// What is found in the store that a file is restored to.
 fn restored(file: &[u8], bump_revision: u64) -> Result<Found, RestoreError> {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("state");
