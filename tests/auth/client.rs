@@ -113,6 +113,8 @@ pub(crate) enum Verdict {
     Denied,
     /// The token is none.
     Token,
+    /// An election's observer is told of any failure only that it is over, as in etcd.
+    Closed,
     /// The method is not there in this version.
     Unserved,
 }
@@ -123,6 +125,7 @@ impl Verdict {
             "etcdserver: user name is empty" => Self::Empty,
             "etcdserver: permission denied" => Self::Denied,
             "etcdserver: invalid auth token" => Self::Token,
+            "election: observe closed early" => Self::Closed,
             text if text.contains("is not served by this version") => Self::Unserved,
             _ => Self::Passes,
         }

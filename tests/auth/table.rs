@@ -181,7 +181,12 @@ async fn check(server: usize, who: Who, client: &RawClient) -> Vec<String> {
     for (path, needs, body) in rows() {
         let found = verdict(client, path, body).await;
         let expected = expected(who, needs, path);
-        if found != expected && (found != Verdict::Unserved || expected == Verdict::Passes && needs == Needs::Nothing) {
+        let is_right = match found {
+            Verdict::Closed => expected != Verdict::Passes,
+            Verdict::Unserved => needs != Needs::Nothing,
+            _ => found == expected,
+        };
+        if !is_right {
             wrong.push(format!("server {server}, {who:?}, {path} ({needs:?}): {found:?} instead of {expected:?}"));
         }
     }

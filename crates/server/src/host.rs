@@ -132,13 +132,6 @@ pub(crate) struct Bound {
 /// One is taken or not of this machine, or the files can't be used.
 pub(crate) fn bind_all(listens: &[Listen], tls: &TlsConfig) -> anyhow::Result<Vec<Bound>> {
     let is_secure = listens.iter().any(|listen| listen.is_secure);
-    if !is_secure && !listens.is_empty() && tls.has_certificate() && !tls.is_self_signed {
-        let addresses: Vec<_> = listens.iter().map(|listen| listen.authority.as_str()).collect();
-        tracing::warn!(
-            addresses = addresses.join(","),
-            "The scheme of these URLs is HTTP while key/cert files are presented. Ignored key/cert files."
-        );
-    }
     let server = if is_secure { Some(ServerTls::new(tls)?) } else { None };
     let bind_one = |listen: &Listen| {
         let door = match (&server, listen.is_secure, listen.is_plain) {

@@ -65,7 +65,7 @@ impl Door {
     /// Lets a connection in, or not.
     ///
     /// # Errors
-    /// Why not; the connection is closed. [`Rejected::log`] says so in etcd's words.
+    /// Why not; the connection is closed. [`Rejected::log_client`] and [`Rejected::log_peer`] say so in etcd's words.
     pub async fn accept(&self, stream: TcpStream, remote: SocketAddr) -> Result<Accepted, Rejected> {
         let Some(tls) = &self.tls else { return Ok(Accepted { stream: Stream::Plain(stream), peer: None }) };
         let entering = async {

@@ -21,6 +21,8 @@ pub(crate) struct TlsSides {
     validity_years: u32,
     /// Whether other nodes are reached with TLS for sure.
     dials_peers: bool,
+    /// Client and peer URLs without TLS, where there is a certificate.
+    ignoring: (Vec<String>, Vec<String>),
     /// Whose files are made at the first start, and for which hosts.
     made: Vec<(PathBuf, Vec<String>)>,
 }
@@ -67,6 +69,12 @@ impl TlsSides {
             ..TlsConfig::default()
         };
         let mut made = Vec::new();
+        let is_plain = |listen: &&Listen| !listen.is_secure;
+        let plain_of = |side: &TlsConfig, listens: &[Listen]| -> Vec<String> {
+            let plain = listens.iter().filter(is_plain).filter(|_| side.has_certificate());
+            plain.map(|listen| format!("http://{}", listen.authority)).collect()
+        };
+        let ignoring = (plain_of(&client, clients), plain_of(&peer, peers));
         for (is_auto, side, name, listens) in
             [(flags.auto_tls, &mut client, "client", clients), (flags.peer_auto_tls, &mut peer, "peer", peers)]
         {
@@ -82,7 +90,17 @@ impl TlsSides {
         let validity_years = flags.self_signed_cert_validity;
         let dials_peers =
             peers.iter().any(|listen| listen.is_secure) || upstream.iter().any(|url| url.starts_with("https://"));
-        Ok(Self { client, peer, client_dialer, peer_dialer, unserved_suites, validity_years, dials_peers, made })
+        Ok(Self {
+            client,
+            peer,
+            client_dialer,
+            peer_dialer,
+            unserved_suites,
+            validity_years,
+            dials_peers,
+            ignoring,
+            made,
+        })
     }
 
     /// Makes the certificates that are to be made, and says what was asked for in vain.
@@ -96,6 +114,7 @@ impl TlsSides {
                 "cipher suites that are not served here are left out"
             );
         }
+        self.warn_of_plain_urls();
         for (dir, hosts) in &self.made {
             self_signed(dir, hosts, self.validity_years)?;
             tracing::info!(dir = %dir.display(), hosts = hosts.join(","), "using a certificate that was made here");
@@ -109,6 +128,31 @@ impl TlsSides {
             Err(error) => return Err(error.into()),
         }
         Ok(())
+    }
+}
+
+impl TlsSides {
+    /// In etcd's words.
+    fn warn_of_plain_urls(&self) {
+        let (clients, peers) = &self.ignoring;
+        for peer_url in peers {
+            tracing::warn!(
+                peer_url,
+                "scheme is HTTP while key and cert files are present; ignoring key and cert files"
+            );
+        }
+        for client_url in clients {
+            tracing::warn!(
+                client_url,
+                "scheme is http or unix while key and cert files are present; ignoring key and cert files"
+            );
+            if self.client.client_cert_auth {
+                tracing::warn!(
+                    client_url,
+                    "scheme is http or unix while --client-cert-auth is enabled; ignoring client cert auth for this URL"
+                );
+            }
+        }
     }
 }
 
