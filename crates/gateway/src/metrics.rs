@@ -56,6 +56,8 @@ pub(crate) const DEFRAG_INFLIGHT: &str = "etcd_disk_defrag_inflight";
 pub(crate) const SNAPSHOT_SECONDS: &str = "etcd_disk_backend_snapshot_duration_seconds";
 /// Alarms, 0 or 1; labels server_id and alarm_type.
 const ALARMS: &str = "etcd_debugging_server_alarms";
+/// gRPC's codes.
+const CODES: std::ops::RangeInclusive<i32> = 0..=16;
 /// Different client versions that are counted apart; later ones count as "other", so that a client can't make labels.
 const CLIENT_VERSIONS_MAX: u64 = 32;
 
@@ -84,6 +86,10 @@ impl Calls {
     pub(crate) fn new(is_extensive: bool) -> Self {
         let methods = METHODS.iter().enumerate().map(|(index, &(path, kind))| {
             let method = Method { index, path, kind };
+            // All are there at zero, as in etcd: the rate of a counter that appears with its first failure misses it.
+            for code in CODES {
+                handled(&method, code).increment(0);
+            }
             MethodCounters {
                 started: per_method(STARTED, &method),
                 succeeded: handled(&method, 0),

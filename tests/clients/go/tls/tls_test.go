@@ -331,3 +331,58 @@ func TestCurlAndEtcdctl(t *testing.T) {
 		}
 	}
 }
+
+// JSON beside gRPC: whoever has no certificate of ours gets nothing, and a common name is nobody's login there.
+func TestJSONByCurl(t *testing.T) {
+	program, err := exec.LookPath("curl")
+	if err != nil {
+		t.Skip("curl is not installed")
+	}
+	dir := t.TempDir()
+	ours, theirs := newAuthority(t, dir, "ours"), newAuthority(t, dir, "theirs")
+	served := start(t, dir, ours.sign(t, "node", node()), "--trusted-ca-file", ours.file, "--client-cert-auth")
+	template := client()
+	template.Subject.CommonName = "root"
+	root, stranger := ours.sign(t, "root-client", template), theirs.sign(t, "stranger", client())
+	curl := func(path, body string, flags ...string) (string, error) {
+		arguments := append([]string{"-sS", "--max-time", "5", "-d", body, served.endpoint + "/v3/" + path}, flags...)
+		output, err := exec.Command(program, arguments...).CombinedOutput()
+		return string(output), err
+	}
+	trusted := []string{"--cacert", ours.file, "--cert", root.cert, "--key", root.key}
+	for _, step := range [][3]string{
+		{"kv/put", `{"key":"Zm9v","value":"YmFy"}`, `"revision":"2"`},
+		{"kv/range", `{"key":"Zm9v"}`, `"value":"YmFy"`},
+		{"auth/user/add", `{"name":"root","password":"word"}`, `"header"`},
+		{"auth/role/add", `{"name":"root"}`, `"header"`},
+		{"auth/user/grant", `{"user":"root","role":"root"}`, `"header"`},
+		{"auth/enable", `{}`, `"header"`},
+		{"kv/range", `{"key":"Zm9v"}`, "user name is empty"},
+	} {
+		for _, version := range []string{"--http1.1", "--http2"} {
+			if step[0] != "kv/range" && version == "--http2" {
+				continue
+			}
+			if output, err := curl(step[0], step[1], append(trusted, version)...); err != nil || !strings.Contains(output, step[2]) {
+				t.Fatalf("%v %s: %v: %s", step, version, err, output)
+			}
+		}
+	}
+	login, err := curl("auth/authenticate", `{"name":"root","password":"word"}`, trusted...)
+	check(t, err)
+	_, rest, _ := strings.Cut(login, `"token":"`)
+	token, _, _ := strings.Cut(rest, `"`)
+	output, err := curl("kv/range", `{"key":"Zm9v"}`, append(trusted, "-H", "Authorization: "+token)...)
+	if err != nil || !strings.Contains(output, `"value":"YmFy"`) {
+		t.Fatalf("with a token: %v: %s", err, output)
+	}
+	for name, flags := range map[string][]string{
+		"no certificate":    {"--cacert", ours.file},
+		"another authority": {"--cacert", ours.file, "--cert", stranger.cert, "--key", stranger.key},
+		"a wrong server":    {"--cacert", theirs.file, "--cert", root.cert, "--key", root.key},
+	} {
+		if output, err := curl("kv/range", `{"key":"Zm9v"}`, flags...); err == nil || strings.Contains(output, "header") {
+			t.Errorf("%s: %v: %s", name, err, output)
+		}
+	}
+}
