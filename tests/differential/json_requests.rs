@@ -14,8 +14,9 @@ const NAMES: [&str; 3] = ["u", "v", "r"];
 /// Of damaged requests, of how many values one is damaged.
 const DAMAGE: u32 = 8;
 
-/// What damage makes of these outlasts the step: leases that run out, alarms that stay, and downgrades.
-const UNDAMAGED: [&str; 3] = ["lease/grant", "maintenance/alarm", "maintenance/downgrade"];
+/// What damage makes of these outlasts the step: leases that run out, alarms that stay, and downgrades. And etcd remembers
+/// hashes of revisions that are compacted.
+const UNDAMAGED: [&str; 4] = ["lease/grant", "maintenance/alarm", "maintenance/downgrade", "maintenance/hashkv"];
 
 /// One request.
 #[derive(Clone, Debug)]
@@ -242,7 +243,7 @@ impl Generator {
             2 => ("maintenance/status", vec![]),
             3 => ("maintenance/defragment", vec![]),
             4 => ("maintenance/hash", vec![]),
-            5 => ("maintenance/hashkv", vec![("revision", Node::Int(self.near()))]),
+            5 => ("maintenance/hashkv", vec![("revision", Node::Int(self.one(&[0, 1_000_000])))]),
             6 => ("maintenance/transfer-leadership", vec![("targetID", Node::Int(5))]),
             _ => {
                 let version = self.one(&["3.5", "3.5.0", "3.4.0", "x", ""]);

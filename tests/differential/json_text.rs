@@ -136,16 +136,7 @@ impl<'a> Writer<'a> {
             written.push(format!("{gap}\"{name}\":{gap}{value}"));
         }
         if is_damaged {
-            match self.random.random_range(0..3) {
-                0 if !written.is_empty() => {
-                    // A field twice, under both of its names perhaps.
-                    let at = self.random.random_range(0..fields.len());
-                    let (name, node) = &fields[at];
-                    let value = self.write(node);
-                    written.push(format!("\"{}\":{value}", camel(name)));
-                }
-                _ => written.insert(self.random.random_range(0..=written.len()), self.of(&FIELDS)),
-            }
+            written.insert(self.random.random_range(0..=written.len()), self.of(&FIELDS));
         } else if self.one_in(12) {
             // What is not known is passed over.
             written.push(self.of(&FIELDS[..2]));

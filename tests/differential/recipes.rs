@@ -171,7 +171,12 @@ impl Side {
             }
         }
         self.assigned.iter().enumerate().fold(text.to_owned(), |text, (at, lease)| {
-            text.replace(&format!("{lease:x}"), &format!("#{at}")).replace(&lease.to_string(), &format!("#{at}"))
+            let digits = format!("{lease:x}");
+            // Some keys are text, some are lists of bytes.
+            let list = format!("{:?}", digits.as_bytes());
+            let list = list.trim_matches(['[', ']']);
+            let name = format!("#{at}");
+            text.replace(&digits, &name).replace(list, &name).replace(&lease.to_string(), &name)
         })
     }
 }

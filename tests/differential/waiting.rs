@@ -158,6 +158,8 @@ pub(crate) async fn rest(side: &mut Side, limit: Duration) -> anyhow::Result<(Ve
             if call.task.is_finished() {
                 let key = String::from_utf8_lossy(&call.key).into_owned();
                 told.push(format!("{key}: {}", (&mut call.task).await?));
+                // Its key may be newer than what was read.
+                is_at_rest = false;
                 continue;
             }
             is_at_rest &= call.waits(&keys);

@@ -15,6 +15,7 @@ mod founding;
 mod front;
 mod gateway_node;
 mod hashes;
+mod help;
 mod host;
 mod ids;
 mod join;
