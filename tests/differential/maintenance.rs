@@ -141,6 +141,8 @@ impl Side {
         let holds = status.raft_applied_index <= status.raft_index && status.db_size_in_use <= status.db_size;
         self.names.status(&mut status);
         // In the order in which a map is gone through.
+        let own = self.names.member.to_string();
+        status.errors.iter_mut().for_each(|error| *error = error.replace(&own, "OWN"));
         status.errors.sort();
         Ok(format!("{status:?}, {holds}"))
     }
