@@ -196,7 +196,11 @@ impl Watch {
     fn new(generator: &mut Generator) -> Self {
         let (mut body, mut watchers) = (Vec::new(), Vec::new());
         for id in 1..=generator.random.random_range(1..4) {
-            let filters: Vec<i32> = (0..2).filter(|_| generator.random.random_ratio(1, 5)).collect();
+            // Not both: who sees nothing, is not seen to have come to its end.
+            let filters = match generator.random.random_range(0..6) {
+                filter @ 0..2 => vec![filter],
+                _ => Vec::new(),
+            };
             let create = create_request(generator, id, &filters);
             body.extend(Writer::new(&mut generator.random, 0).body(&create));
             let is_taken_back = generator.random.random_ratio(1, 6);

@@ -122,3 +122,8 @@ pub(crate) fn describe() {
         metrics::describe_gauge!(name, text);
     }
 }
+
+/// The text of one metric.
+pub(crate) fn of(name: &str) -> Option<&'static str> {
+    HELP.iter().find(|(known, _)| *known == name).map(|&(_, text)| text)
+}
