@@ -61,6 +61,10 @@ func mixinRules(t *testing.T) []rule {
 // load writes through every member that lives.
 func load(t *testing.T, members []*member, round int) {
 	t.Helper()
+	if os.Getenv("REFERENCE") == "1" {
+		// It measures round trips only twice a minute.
+		time.Sleep(3 * time.Second)
+	}
 	for i := range putsPerScrape {
 		for at, m := range members {
 			check(t, m.put(fmt.Sprintf("key/%d/%d", at, i), strings.Repeat("x", round*10)))
