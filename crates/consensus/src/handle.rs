@@ -294,7 +294,7 @@ impl Consensus {
         self.complete(&mut command);
         let shared = &self.shared;
         let cost = quota::cost(&command);
-        if cost > 0 && over_quota(shared, cost) {
+        if cost > 0 && over_quota(&self.events, shared.config.quota_bytes, cost) {
             raise_no_space(shared);
             return Err(ApplyError::NoSpace.into());
         }
@@ -426,8 +426,7 @@ impl Consensus {
     pub fn status(&self) -> ConsensusStatus {
         let mut status = self.shared.status.lock().clone();
         status.applied = Position(self.shared.applied.load(Ordering::Relaxed));
-        status.disk_bytes = self.shared.disk_bytes.load(Ordering::Relaxed);
-        status.disk_bytes_in_use = self.shared.disk_bytes_in_use.load(Ordering::Relaxed);
+        (status.disk_bytes, status.disk_bytes_in_use) = self.events.disk_bytes();
         status
     }
 
@@ -477,9 +476,8 @@ impl Drop for Announced<'_> {
 }
 
 /// Whether a command of this cost does not fit any more.
-pub(crate) fn over_quota(shared: &Shared, cost: u64) -> bool {
-    let quota = shared.config.quota_bytes;
-    quota > 0 && shared.disk_bytes.load(Ordering::Relaxed) + cost >= quota
+pub(crate) fn over_quota(events: &EventLog, quota: u64, cost: u64) -> bool {
+    quota > 0 && events.disk_bytes().0 + cost >= quota
 }
 
 /// Proposes this member's NOSPACE alarm; nobody waits for it.

@@ -376,8 +376,6 @@ fn shared(config: ConsensusConfig, proposer_id: u64, machine: &Machine, group: G
         ticks: AtomicU64::new(0),
         syncs: AtomicU64::new(0),
         sync_micros: AtomicU64::new(0),
-        disk_bytes: AtomicU64::new(0),
-        disk_bytes_in_use: AtomicU64::new(0),
         // A compaction that a crash or stop interrupted goes on.
         fold_wanted: AtomicBool::new(state.compacted.0 > 0),
         status: Mutex::new(status),

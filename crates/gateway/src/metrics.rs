@@ -56,6 +56,8 @@ pub(crate) const DEFRAG_INFLIGHT: &str = "etcd_disk_defrag_inflight";
 pub(crate) const SNAPSHOT_SECONDS: &str = "etcd_disk_backend_snapshot_duration_seconds";
 /// Alarms, 0 or 1; labels server_id and alarm_type.
 const ALARMS: &str = "etcd_debugging_server_alarms";
+/// Whether this process would pass `/readyz` for all it knows without a read, 0 or 1.
+const READY: &str = "tailwater_ready";
 /// Different client versions that are counted apart; later ones count as "other", so that a client can't make labels.
 const CLIENT_VERSIONS_MAX: u64 = 32;
 
@@ -268,6 +270,11 @@ impl Drop for Observation {
     }
 }
 
+/// Sets the gauge `tailwater_ready`.
+pub fn tell_whether_ready(is_ready: bool) {
+    gauge!(READY).set(f64::from(u8::from(is_ready)));
+}
+
 /// Sets the gauges that are read rather than counted; called before they are rendered.
 #[expect(clippy::cast_precision_loss, reason = "gauges are floating point; 2^53 is beyond what they show")]
 pub(crate) fn refresh_gauges(gateway: &Gateway) {
@@ -275,6 +282,7 @@ pub(crate) fn refresh_gauges(gateway: &Gateway) {
     let snapshot = gateway.fanout().snapshot();
     let config = gateway.config();
     let flag = |is_set: bool| f64::from(u8::from(is_set));
+    tell_whether_ready(gateway.unready().is_none() && *gateway.serving().borrow());
     gauge!("etcd_server_has_leader").set(flag(status.leader.0 != 0));
     gauge!("etcd_server_is_leader").set(flag(status.leader.0 == config.member_id));
     gauge!("etcd_server_is_learner").set(flag(status.is_learner));

@@ -176,10 +176,13 @@ impl Experiment {
         let add = |figures: &mut Figures, figure, value| figures.add(program.name, name, figure, value);
         #[expect(clippy::cast_precision_loss, reason = "figures for people")]
         add(&mut self.figures, "puts/s", rate as f64);
+        let p99 = millis(measured.latency.value_at_quantile(0.99));
+        let consensus = per_write(after.0 - before.0);
+        eprintln!("  {name}: {rate} puts/s, p99 {p99:.2} ms, consensus {consensus:.1} us/put");
         add(&mut self.figures, "p50 ms", millis(measured.latency.value_at_quantile(0.5)));
-        add(&mut self.figures, "p99 ms", millis(measured.latency.value_at_quantile(0.99)));
+        add(&mut self.figures, "p99 ms", p99);
         add(&mut self.figures, "left late p99 ms", millis(measured.lateness.value_at_quantile(0.99)));
-        add(&mut self.figures, "consensus us/put", per_write(after.0 - before.0));
+        add(&mut self.figures, "consensus us/put", consensus);
         add(&mut self.figures, "fanouts us/put", per_write(after.1 - before.1));
         if let Some(mut clients) = clients {
             #[expect(clippy::cast_precision_loss, reason = "figures for people")]

@@ -73,9 +73,6 @@ pub(crate) struct Shared {
     pub(crate) syncs: AtomicU64,
     /// How long the last sync of the raft log took.
     pub(crate) sync_micros: AtomicU64,
-    /// Bytes on disk and those in use, refreshed by upkeep.
-    pub(crate) disk_bytes: AtomicU64,
-    pub(crate) disk_bytes_in_use: AtomicU64,
     /// Whether a compaction waits to be folded.
     pub(crate) fold_wanted: AtomicBool,
     pub(crate) status: Mutex<ConsensusStatus>,
