@@ -1,7 +1,9 @@
 //! A server process under measurement.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -76,7 +78,14 @@ pub(crate) fn pin_self() -> anyhow::Result<()> {
 }
 
 pub(crate) fn free_port() -> anyhow::Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        // A port that nobody listens on yet may come twice.
+        if GIVEN.lock().expect("nothing panics with it").insert(port) {
+            return Ok(port);
+        }
+    }
 }
 
 /// Where a member is reached.
