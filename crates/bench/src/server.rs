@@ -200,13 +200,16 @@ fn spawn(
     command.spawn().with_context(|| format!("starting {}", program.path.display()))
 }
 
+/// How long a server may take until it answers: a fanout takes its whole store over before.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// Whether the member leads.
 pub(crate) async fn wait_until_it_answers(program: &Program, endpoint: &str) -> anyhow::Result<bool> {
     let begin = Instant::now();
     loop {
         match ask_for_leader(endpoint).await {
             Ok(leads) => return Ok(leads),
-            Err(error) if begin.elapsed() > Duration::from_secs(30) => {
+            Err(error) if begin.elapsed() > PATIENCE => {
                 return Err(error.context(format!("{} did not begin to serve", program.name)));
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,

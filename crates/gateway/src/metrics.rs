@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use metrics::{Counter, Histogram, counter, gauge, histogram};
+use parking_lot::Mutex;
 use tailwater_api::grpc;
 use tailwater_eventlog::{Alarm, AlarmKind};
 
@@ -71,7 +72,7 @@ pub(crate) struct Calls {
     proposals_failed: Counter,
     ranges: Counter,
     range_seconds: [Histogram; 2],
-    client_versions: parking_lot::Mutex<std::collections::HashSet<String>>,
+    client_versions: Mutex<std::collections::HashSet<String>>,
 }
 
 struct MethodCounters {
@@ -111,7 +112,7 @@ impl Calls {
             proposals_failed: counter!(PROPOSALS_FAILED),
             ranges: counter!(RANGES),
             range_seconds: ["false", "true"].map(|success| histogram!(RANGE_SECONDS, "success" => success)),
-            client_versions: parking_lot::Mutex::default(),
+            client_versions: Mutex::default(),
         }
     }
 
@@ -312,8 +313,22 @@ pub(crate) fn refresh_gauges(gateway: &Gateway) {
             gauge!(ALARMS, "server_id" => id, "alarm_type" => name).set(flag(is_raised));
         }
     }
-    if !snapshot.cluster_version.is_empty() {
-        gauge!("etcd_cluster_version", "cluster_version" => snapshot.cluster_version.clone()).set(1.0);
+    tell_cluster_version(&snapshot.cluster_version);
+}
+
+/// The version without its patch, as etcd labels it; the one before is shown as 0.
+fn tell_cluster_version(version: &str) {
+    static TOLD: Mutex<String> = Mutex::new(String::new());
+    let label = version.rsplit_once('.').map_or(version, |(minor, _)| minor);
+    let mut told = TOLD.lock();
+    let show =
+        |label: &str, value: f64| gauge!("etcd_cluster_version", "cluster_version" => label.to_owned()).set(value);
+    if !told.is_empty() && *told != label {
+        show(&told, 0.0);
+    }
+    if !label.is_empty() {
+        show(label, 1.0);
+        label.clone_into(&mut told);
     }
 }
 

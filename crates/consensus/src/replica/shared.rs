@@ -105,7 +105,6 @@ impl Shared {
     /// Fails one proposal.
     pub(crate) fn fail_waiter(&self, proposal_id: u64, error: ProposeError) {
         if let Some(waiter) = self.take_waiter(proposal_id) {
-            metrics::counter!(crate::metrics::PROPOSALS_FAILED).increment(1);
             // Whoever no longer waits needs no answer.
             let _ = waiter.answer.send(Err(error));
         }
