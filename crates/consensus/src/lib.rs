@@ -30,6 +30,8 @@ mod write_plane;
 
 pub use answer::{Answer, Applied, ApplyError, ProposeError};
 pub use auth::{Auth, AuthError, LeaseKeys, ROOT, Right};
+#[doc(hidden)]
+pub use machine::fuzzing;
 pub use handle::{Consensus, ConsensusConfig, ConsensusStatus, InstallError, LeaseInfo, StartError};
 pub use peers::{NoPeers, PeerTransport};
 pub use replica::CatchUp;

@@ -39,6 +39,8 @@ mod tree;
 pub use cursor::Cursor;
 pub use event::{Envelope, Event, EventKind, RowError};
 pub use fact::{Alarm, AlarmKind, AuthFacts, Fact, Member};
+#[doc(hidden)]
+pub use log::fuzzing;
 pub use history::{History, HistoryChunk, HistoryError, HistoryEvent, HistoryPoint, StateChunk, StateQuery};
 pub use index::{KeyIndex, KeyMeta};
 pub use log::{

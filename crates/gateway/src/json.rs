@@ -17,6 +17,7 @@ use crate::caller::{Answering, Answers, call_of, framed_body};
 use crate::methods::Kind;
 use crate::status::{Code, Fault};
 
+pub(crate) mod fuzzing;
 mod messages;
 mod routes;
 mod split;
