@@ -53,8 +53,13 @@ pub(crate) async fn any(world: &World, random: &mut Random) -> anyhow::Result<()
 
 /// Nothing, or the beginning of something.
 async fn silence(random: &mut Random, stream: &mut TcpStream) -> std::io::Result<()> {
-    let beginnings: [&[u8]; 5] =
-        [b"", PREFACE, b"POST /v3/kv/range HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{", b"GET /hea", b"\x16\x03\x01"];
+    let beginnings: [&[u8]; 5] = [
+        b"",
+        PREFACE,
+        b"POST /v3/kv/range HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{",
+        b"GET /hea",
+        b"\x16\x03\x01",
+    ];
     let beginning = random.pick(&beginnings);
     let len = random.below(beginning.len() + 1);
     stream.write_all(&beginning[..len]).await?;
@@ -231,8 +236,14 @@ fn call_headers(path: &str, token: Option<&str>) -> Headers {
 fn spoil(random: &mut Random, headers: &mut Headers) {
     let paths: [&[u8]; 9] =
         [b"", b"/", b"/x", b"*", b"/etcdserverpb.KV/", b"/etcdserverpb.KV/Range?x=1", b"//", b"/a/b/c/d", b"/\xff"];
-    let types: [&[u8]; 6] =
-        [b"application/grpc+proto", b"application/grpc-web", b"application/json", b"", b"text/html", b"application/grpc;x"];
+    let types: [&[u8]; 6] = [
+        b"application/grpc+proto",
+        b"application/grpc-web",
+        b"application/json",
+        b"",
+        b"text/html",
+        b"application/grpc;x",
+    ];
     let at = random.below(headers.len());
     match random.below(9) {
         0 => drop(headers.remove(at)),
@@ -296,7 +307,7 @@ fn frame(kind: u8, flags: u8, id: u32, payload: &[u8]) -> Vec<u8> {
 /// A message in gRPC's framing.
 fn prefixed(flag: u8, message: &[u8]) -> Vec<u8> {
     let len = u32::try_from(message.len()).expect("messages are short").to_be_bytes();
-    [&[flag], &len[..], message].concat()
+    [&[flag][..], &len[..], message].concat()
 }
 
 /// Headers as literals, without the tables that compress them.

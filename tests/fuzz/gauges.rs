@@ -67,7 +67,10 @@ pub(crate) async fn settled(server: &Server, base: Option<&Gauges>) -> anyhow::R
         if left.is_empty() {
             return Ok(gauges);
         }
-        anyhow::ensure!(begun.elapsed() < SETTLED_MAX, "left behind by clients that are gone: {left:?}; {gauges:?}, before: {base:?}");
+        anyhow::ensure!(
+            begun.elapsed() < SETTLED_MAX,
+            "left behind by clients that are gone: {left:?}; {gauges:?}, before: {base:?}"
+        );
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }

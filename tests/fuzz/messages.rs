@@ -1,7 +1,9 @@
 //! Random messages of any type, by the descriptors of the proto files.
 
 use prost::Message as _;
-use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, SerializeOptions, Value};
+use prost_reflect::{
+    DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, SerializeOptions, Value,
+};
 
 use crate::random::Random;
 
@@ -49,7 +51,10 @@ pub(crate) fn methods() -> Vec<Method> {
         client_streams: method.is_client_streaming(),
         server_streams: method.is_server_streaming(),
     };
-    services.iter().flat_map(|service| service.methods().map(|found| method(service, found)).collect::<Vec<_>>()).collect()
+    services
+        .iter()
+        .flat_map(|service| service.methods().map(|found| method(service, found)).collect::<Vec<_>>())
+        .collect()
 }
 
 /// A message of this type.

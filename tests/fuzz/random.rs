@@ -4,26 +4,24 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 /// Numbers that have been the edge of something.
-const NUMBERS: [i64; 16] = [
-    0,
-    1,
-    -1,
-    2,
-    3,
-    5,
-    7,
-    100,
-    127,
-    128,
-    1 << 31,
-    (1 << 32) - 1,
-    9_000_000_000,
-    9_000_000_001,
-    i64::MAX,
-    i64::MIN,
+const NUMBERS: [i64; 16] =
+    [0, 1, -1, 2, 3, 5, 7, 100, 127, 128, 1 << 31, (1 << 32) - 1, 9_000_000_000, 9_000_000_001, i64::MAX, i64::MIN];
+const KEYS: [&[u8]; 14] = [
+    b"",
+    b"a",
+    b"b",
+    b"a/b",
+    b"fuzz/1",
+    b"fuzz/2",
+    b"fuzz/",
+    b"fuzz0",
+    b"\0",
+    b"\0\0",
+    b"\xff",
+    b"\xff\xff",
+    b"z",
+    b"l",
 ];
-const KEYS: [&[u8]; 14] =
-    [b"", b"a", b"b", b"a/b", b"fuzz/1", b"fuzz/2", b"fuzz/", b"fuzz0", b"\0", b"\0\0", b"\xff", b"\xff\xff", b"z", b"l"];
 const TEXTS: [&str; 14] = [
     "",
     "a",

@@ -65,7 +65,11 @@ impl fmt::Display for Report {
         let [calls, connections, http] = self.done;
         write!(f, "{} rounds, {calls} calls, {connections} raw and {http} HTTP/1.1 connections; ", self.rounds)?;
         let [put, get, event] = self.served.tails();
-        write!(f, "beside them {} puts: p99 and longest of put {put:?}, get {get:?}, event {event:?}; ", self.served.count())?;
+        write!(
+            f,
+            "beside them {} puts: p99 and longest of put {put:?}, get {get:?}, event {event:?}; ",
+            self.served.count()
+        )?;
         let (first, max) = (mib(self.resident.first()), mib(self.resident.iter().max()));
         write!(f, "RSS between rounds {first} MiB at first, {} at last, at most {max}; ", mib(self.resident.last()))?;
         write!(f, "{} sockets, {} files, {} threads at last", self.last.sockets, self.last.files, self.last.threads)
@@ -244,14 +248,12 @@ async fn clean(root: &RawClient, with_auth: bool) -> anyhow::Result<()> {
 }
 
 async fn clean_auth(root: &RawClient) -> anyhow::Result<()> {
-    let users: pb::AuthUserListResponse =
-        ask(root, "/etcdserverpb.Auth/UserList", pb::AuthUserListRequest {}).await?;
+    let users: pb::AuthUserListResponse = ask(root, "/etcdserverpb.Auth/UserList", pb::AuthUserListRequest {}).await?;
     for name in users.users.into_iter().filter(|name| !KEPT.contains(&name.as_str())) {
         let delete = pb::AuthUserDeleteRequest { name };
         ask::<pb::AuthUserDeleteResponse>(root, "/etcdserverpb.Auth/UserDelete", delete).await?;
     }
-    let roles: pb::AuthRoleListResponse =
-        ask(root, "/etcdserverpb.Auth/RoleList", pb::AuthRoleListRequest {}).await?;
+    let roles: pb::AuthRoleListResponse = ask(root, "/etcdserverpb.Auth/RoleList", pb::AuthRoleListRequest {}).await?;
     for role in roles.roles.into_iter().filter(|role| !KEPT.contains(&role.as_str())) {
         let delete = pb::AuthRoleDeleteRequest { role };
         ask::<pb::AuthRoleDeleteResponse>(root, "/etcdserverpb.Auth/RoleDelete", delete).await?;

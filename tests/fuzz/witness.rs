@@ -71,8 +71,7 @@ impl Witness {
 }
 
 async fn watch(client: &RawClient) -> anyhow::Result<Streaming<Bytes>> {
-    let create =
-        pb::WatchCreateRequest { key: "witness/".into(), range_end: "witness0".into(), ..Default::default() };
+    let create = pb::WatchCreateRequest { key: "witness/".into(), range_end: "witness0".into(), ..Default::default() };
     let create = pb::WatchRequest { request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)) };
     let requests = futures_util::stream::iter([create.encode_to_vec().into()]).chain(futures_util::stream::pending());
     let mut events = client.streaming("/etcdserverpb.Watch/Watch", requests).await?.into_inner();

@@ -53,7 +53,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         key_identifier_method: rcgen::KeyIdMethod::Sha256,
     };
     let list = list.signed_by(&rcgen::Issuer::from_params(&params, &key)).expect("signed");
-    let seed = |kind: u8, bytes: &[u8]| [&[kind], bytes].concat();
+    let seed = |kind: u8, bytes: &[u8]| [&[kind][..], bytes].concat();
     let method = |name: &str| {
         let at = SIGN_METHODS.iter().position(|known| *known == name).expect("a method");
         u8::try_from(at * 4).expect("there are few")

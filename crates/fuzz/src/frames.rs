@@ -1,7 +1,9 @@
 //! gRPC's framing: messages are the same however their bytes are cut.
 
 use bytes::Bytes;
-use tailwater_api::grpc::{FrameDecoder, FrameError, PREFIX_BYTES, percent_decode, percent_encode, put_prefix, trailers};
+use tailwater_api::grpc::{
+    FrameDecoder, FrameError, PREFIX_BYTES, percent_decode, percent_encode, put_prefix, trailers,
+};
 
 /// Longer messages are refused.
 const MESSAGE_BYTES_MAX: usize = 64;
@@ -44,7 +46,7 @@ fn decode(stream: &[u8], piece: usize) -> (Vec<Bytes>, Result<bool, FrameError>)
 fn check_texts(data: &[u8]) {
     let decoded = percent_decode(data);
     assert_eq!(percent_decode(percent_encode(&decoded).as_bytes()), decoded);
-    let trailers = trailers(i32::from(data[..data.len().min(1)].first().copied().unwrap_or_default()), &decoded);
+    let trailers = trailers(i32::from(data.first().copied().unwrap_or_default()), &decoded);
     let told = trailers.get("grpc-message").map(|text| percent_decode(text.as_bytes())).unwrap_or_default();
     assert_eq!(told, decoded, "the text in the trailers");
 }
@@ -64,5 +66,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let mut compressed = framed(&[b"b%20"]);
     compressed.extend([1, 0, 0, 0, 0]);
     let cut = stream[..stream.len() - PREFIX_BYTES].to_vec();
-    [(3, stream), (1, oversize), (4, compressed), (255, cut)].map(|(piece, stream)| [vec![piece], stream].concat()).into()
+    [(3, stream), (1, oversize), (4, compressed), (255, cut)]
+        .map(|(piece, stream)| [vec![piece], stream].concat())
+        .into()
 }

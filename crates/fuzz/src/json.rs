@@ -36,8 +36,7 @@ fn request(path: &str, json: &[u8]) -> bool {
     let Some(bytes) = fuzzing::json_request(path, json) else { return false };
     let message = DynamicMessage::decode(descriptors(path).0, bytes.as_slice()).expect("a message");
     for (proto_names, text_numbers) in [(true, true), (false, false)] {
-        let options =
-            SerializeOptions::new().use_proto_field_name(proto_names).stringify_64_bit_integers(text_numbers);
+        let options = SerializeOptions::new().use_proto_field_name(proto_names).stringify_64_bit_integers(text_numbers);
         let mut written = Vec::new();
         message
             .serialize_with_options(&mut serde_json::Serializer::new(&mut written), &options)
@@ -95,7 +94,8 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         "failure":[{"requestRange":{"key":"YQ==","rangeEnd":"Yg==","limit":5,"sortOrder":"DESCEND"}}]}"#;
     let watch = br#"{"create_request":{"key":"YQ==","filters":["NOPUT"],"start_revision":"3"}}"#;
     let header = pb::ResponseHeader { cluster_id: 1, member_id: 2, revision: 3, raft_term: 4 };
-    let kvs = vec![tailwater_api::mvccpb::KeyValue { key: "k\u{e9}".into(), value: vec![0xff].into(), ..Default::default() }];
+    let kvs =
+        vec![tailwater_api::mvccpb::KeyValue { key: "k\u{e9}".into(), value: vec![0xff].into(), ..Default::default() }];
     let range = pb::RangeResponse { header: Some(header), kvs, more: true, count: 9 };
     vec![
         seed("/etcdserverpb.KV/Txn", 0, txn),

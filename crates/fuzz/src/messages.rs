@@ -230,7 +230,7 @@ pub(crate) fn check(data: &[u8]) -> bool {
     (MESSAGES[at].1)(rest, &DESCRIPTORS[at])
 }
 
-fn agree<M: Message + Default + PartialEq>(bytes: &[u8], descriptor: &MessageDescriptor) -> bool {
+fn agree<M: Message + Default + PartialEq + Debug>(bytes: &[u8], descriptor: &MessageDescriptor) -> bool {
     let own = M::decode(bytes);
     let by_descriptor = DynamicMessage::decode(descriptor.clone(), bytes);
     assert_eq!(own.is_ok(), by_descriptor.is_ok(), "{own:?} or {by_descriptor:?}");

@@ -28,7 +28,8 @@ pub(crate) fn others(data: &[u8]) -> bool {
         0 => raft_message(rest),
         1 => fuzzing::members(rest),
         2 => hello(rest),
-        3 => RefusalReason::of(&Status::with_details(tonic::Code::FailedPrecondition, "", rest.to_vec().into())).is_some(),
+        3 => RefusalReason::of(&Status::with_details(tonic::Code::FailedPrecondition, "", rest.to_vec().into()))
+            .is_some(),
         4 => fuzzing::write_answer(rest),
         5 => fuzzing::description(rest),
         _ => fuzzing::fact(rest),
@@ -86,7 +87,7 @@ pub(crate) fn other_seeds() -> Vec<Vec<u8>> {
     let range = tail::KeyRange { start: "a".into(), end: vec![0].into() };
     let node = tail::Node { id: 5, name: "n".into(), ranges: vec![range], path: vec![1, 5], ..Default::default() };
     let description = tail::DescribeResponse { self_: Some(node), ..Default::default() };
-    let seed = |kind: u8, rest: &[u8]| [&[kind], rest].concat();
+    let seed = |kind: u8, rest: &[u8]| [&[kind][..], rest].concat();
     let mut seeds = vec![
         seed(0, &append.write_to_bytes().expect("encodes")),
         seed(1, members),

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use prost::Message as _;
 use tailwater_api::mvccpb;
-use tailwater_eventlog::{Envelope, Event, EventKind, LeaseId, Revision};
 use tailwater_eventlog::fuzzing as eventlog;
+use tailwater_eventlog::{Envelope, Event, EventKind, LeaseId, Revision};
 
 const CHECKSUM_BYTES: usize = 4;
 
@@ -86,12 +86,12 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for event in [put, delete] {
         let row = event.to_row();
-        seeds.push([&[0], &row[..]].concat());
-        seeds.push([&[1], &row[..row.len() - CHECKSUM_BYTES]].concat());
-        seeds.push([&[2], &event.bytes()[..]].concat());
-        seeds.push([&[3, 6], &row[..]].concat());
+        seeds.push([&[0][..], &row[..]].concat());
+        seeds.push([&[1][..], &row[..row.len() - CHECKSUM_BYTES]].concat());
+        seeds.push([&[2][..], &event.bytes()[..]].concat());
+        seeds.push([&[3, 6][..], &row[..]].concat());
     }
-    seeds.extend(eventlog::state_value_seeds().iter().map(|value| [&[3], &value[..]].concat()));
+    seeds.extend(eventlog::state_value_seeds().iter().map(|value| [&[3][..], &value[..]].concat()));
     seeds
 }
 
@@ -119,7 +119,7 @@ pub(crate) fn state_seeds() -> Vec<Vec<u8>> {
     let encoded = |(key, value): &(Bytes, Bytes)| {
         let key_len = u8::try_from(key.len()).expect("keys are short");
         let value_len = u16::try_from(value.len()).expect("values are short");
-        [&[key_len], &key[..], &value_len.to_le_bytes(), &value[..]].concat()
+        [&[key_len][..], &key[..], &value_len.to_le_bytes(), &value[..]].concat()
     };
     let alone = rows.iter().map(encoded);
     alone.chain([rows.iter().flat_map(encoded).collect()]).collect()

@@ -8,8 +8,8 @@ use sha2::{Digest as _, Sha256};
 use tailwater_api::leasepb::Lease;
 use tailwater_api::{authpb, mvccpb};
 use tailwater_snapshot::{
-    Auth, Change, ConfState, Facts, Limits, RowRevision, SnapshotError, SnapshotPlanner, SnapshotReader, SnapshotWriter,
-    TRAILER_BYTES, WriteError,
+    Auth, Change, ConfState, Facts, Limits, RowRevision, SnapshotError, SnapshotPlanner, SnapshotReader,
+    SnapshotWriter, TRAILER_BYTES, WriteError,
 };
 
 use crate::patches::patched;
@@ -38,8 +38,7 @@ enum Row {
 
 /// A small store, one with long rows and many pages, and an empty one.
 static FILES: LazyLock<[Vec<u8>; 3]> = LazyLock::new(|| {
-    [content(3, 5), content(60, 700), Content::default()]
-        .map(|content| write(&content).expect("rows in order"))
+    [content(3, 5), content(60, 700), Content::default()].map(|content| write(&content).expect("rows in order"))
 });
 
 fn content(keys: i64, value_bytes: usize) -> Content {
@@ -59,7 +58,8 @@ fn content(keys: i64, value_bytes: usize) -> Content {
     rows.push((RowRevision { main: keys + 2, sub: 0 }, Row::Delete(b"key/0".to_vec())));
     let permission = authpb::Permission { perm_type: 2, key: b"a".to_vec(), range_end: b"b".to_vec() };
     let role = authpb::Role { name: b"r".to_vec(), key_permission: vec![permission] };
-    let user = authpb::User { name: b"u".to_vec(), password: b"hash".to_vec(), roles: vec!["r".into()], ..Default::default() };
+    let user =
+        authpb::User { name: b"u".to_vec(), password: b"hash".to_vec(), roles: vec!["r".into()], ..Default::default() };
     let facts = Facts {
         auth: Auth { is_enabled: true, revision: 4, users: vec![user], roles: vec![role] },
         cluster_version: Some("3.6.0".into()),
@@ -158,8 +158,8 @@ fn check_rewritten(content: &Content) {
     let again = read(&reader).expect("just written");
     let changes = |content: &Content| -> Vec<(RowRevision, Vec<u8>)> {
         let rows = content.rows.iter().filter_map(|(at, row)| match row {
-            Row::Put(bytes) => Some((*at, [&[0], &bytes[..]].concat())),
-            Row::Delete(key) => Some((*at, [&[1], &key[..]].concat())),
+            Row::Put(bytes) => Some((*at, [&[0][..], &bytes[..]].concat())),
+            Row::Delete(key) => Some((*at, [&[1][..], &key[..]].concat())),
             Row::Bump => None,
         });
         rows.collect()
@@ -171,9 +171,9 @@ fn check_rewritten(content: &Content) {
 /// bbolt's: FNV-1a with 64 bits.
 fn reseal_meta(file: &mut [u8], at: usize) {
     let Some(meta) = file.get_mut(at..at + META_SUMMED_BYTES + 8) else { return };
-    let sum = meta[..META_SUMMED_BYTES].iter().fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| {
-        (sum ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let sum = meta[..META_SUMMED_BYTES]
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3));
     meta[META_SUMMED_BYTES..].copy_from_slice(&sum.to_le_bytes());
 }
 

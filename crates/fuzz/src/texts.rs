@@ -9,7 +9,15 @@ pub(crate) fn headers(data: &[u8]) -> bool {
 }
 
 pub(crate) fn header_seeds() -> Vec<Vec<u8>> {
-    let texts = ["250m", "99999999H", "17/42", "3.5", "3.10.7-rc.1", "exclude=NOSPACE&serializable=true", "/etcdserverpb.KV/Put"];
+    let texts = [
+        "250m",
+        "99999999H",
+        "17/42",
+        "3.5",
+        "3.10.7-rc.1",
+        "exclude=NOSPACE&serializable=true",
+        "/etcdserverpb.KV/Put",
+    ];
     texts.map(|text| text.as_bytes().to_vec()).into()
 }
 
@@ -24,7 +32,7 @@ pub(crate) fn tokens(data: &[u8]) -> bool {
 
 pub(crate) fn token_seeds() -> Vec<Vec<u8>> {
     let claims = [r#"{"exp":5300,"revision":3,"username":"u"}"#, r#"{"nbf":1.5,"revision":1e3,"username":"\u00e9"}"#];
-    let mut seeds: Vec<Vec<u8>> = claims.iter().map(|text| [&[1], text.as_bytes()].concat()).collect();
+    let mut seeds: Vec<Vec<u8>> = claims.iter().map(|text| [&[1][..], text.as_bytes()].concat()).collect();
     seeds.push([&[0, 9, b'Z', 0][..], b"tw1.AAAAAABMS0AAAAAAAAAAAHU.AAAA"].concat());
     seeds.push([&[0, 200, b'.', 1][..], b"eyJhbGciOiJub25lIn0.e30."].concat());
     seeds
@@ -49,6 +57,14 @@ pub(crate) fn config_seeds() -> Vec<Vec<u8>> {
     let line = "--name\na\n--auto-tls\n-heartbeat-interval=50\n\nETCD_MAX_TXN_OPS=64\nETCD_NOPE=1\n\n";
     let with_file = format!("--config-file=f\n\nETCD_NAME=b\n\n{file}");
     let json = "{\"name\": \"j\", \"roles\": \"all\"}";
-    let texts = [(0, "1h30m1.5s"), (0, "300us"), (0, "https://[::1]:2379"), (1, file), (1, json), (2, line), (2, &with_file)];
-    texts.map(|(kind, text)| [&[kind], text.as_bytes()].concat()).into()
+    let texts = [
+        (0, "1h30m1.5s"),
+        (0, "300us"),
+        (0, "https://[::1]:2379"),
+        (1, file),
+        (1, json),
+        (2, line),
+        (2, with_file.as_str()),
+    ];
+    texts.map(|(kind, text)| [&[kind][..], text.as_bytes()].concat()).into()
 }

@@ -114,8 +114,7 @@ struct Written<'a> {
 impl<'a> Written<'a> {
     /// Whether something that is put there is put or deleted here.
     fn clashes(&self, other: &HashSet<&'a [u8]>) -> bool {
-        !self.puts.is_disjoint(other)
-            || !self.deletes.is_empty() && other.iter().any(|key| self.deletes.contains(key))
+        !self.puts.is_disjoint(other) || !self.deletes.is_empty() && other.iter().any(|key| self.deletes.contains(key))
     }
 
     /// Takes in what a part has written; the larger of the two stays where it is.

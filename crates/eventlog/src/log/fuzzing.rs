@@ -4,9 +4,9 @@
 use bytes::Bytes;
 
 use super::format::{
-    decode_fold_point, decode_numbers, decode_progress, encode_fold_point, encode_numbers, encode_progress, flushed_line,
-    format_line, generation_line, log_key, parse_flushed_line, parse_format_line, parse_generation_line, parse_log_key,
-    read_base_row, read_log_row, sealed, sealed_line, unsealed,
+    decode_fold_point, decode_numbers, decode_progress, encode_fold_point, encode_numbers, encode_progress,
+    flushed_line, format_line, generation_line, log_key, parse_flushed_line, parse_format_line, parse_generation_line,
+    parse_log_key, read_base_row, read_log_row, sealed, sealed_line, unsealed,
 };
 use super::{CopyPoint, LogState};
 use crate::{Position, Revision};

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message as _;
 use tailwater_api::tail as wire;
-use tailwater_eventlog::{Cursor, Envelope, Event, EventKind, Fact, Frame, HistoryId, LeaseId, Position, Revision, Term};
+use tailwater_eventlog::{
+    Cursor, Envelope, Event, EventKind, Fact, Frame, HistoryId, LeaseId, Position, Revision, Term,
+};
 
 use super::codec::{CodecError, fact_in, fact_out, sealed};
 use super::description::Description;
