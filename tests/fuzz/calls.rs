@@ -102,9 +102,10 @@ async fn stream(world: &World, random: &mut Random, channel: &Channel, method: &
         tokio::time::sleep(pause).await;
         body
     });
-    // Some end their side, others leave it open.
-    let open = if random.one_in(3) { 0 } else { 1 };
-    let bodies = bodies.chain(futures_util::stream::pending().take(open));
+    // Some end their side, others leave it open. Not for ever: the library would keep the call until the requests end.
+    let open = usize::from(!random.one_in(3));
+    let (call_is_over, until) = tokio::sync::oneshot::channel::<()>();
+    let bodies = bodies.chain(futures_util::stream::pending().take(open)).take_until(until);
     let request = request(world, random, bodies);
     let mut grpc = tonic::client::Grpc::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
     let path = method.path.parse()?;
@@ -119,5 +120,6 @@ async fn stream(world: &World, random: &mut Random, channel: &Channel, method: &
         Ok::<_, Status>(())
     };
     let _ended = tokio::time::timeout(patience, call).await;
+    drop(call_is_over);
     Ok(())
 }

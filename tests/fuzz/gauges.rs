@@ -24,6 +24,9 @@ const ZERO: [(&str, u64); 4] = [
     ("tailwater_fanout_list_streams", 0),
 ];
 
+/// Methods of which it may have a call open.
+const OF_WITNESS: [&str; 3] = ["Watch", "Put", "Range"];
+
 /// At one moment.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Gauges {
@@ -82,7 +85,14 @@ fn left(gauges: &Gauges, base: Option<&Gauges>, metrics: &BTreeMap<String, f64>)
             left.push(format!("{name} {found}, at most {max}"));
         }
     };
-    check("calls", gauges.calls, 1);
+    check("calls", gauges.calls, 2);
+    let started =
+        metrics.iter().filter_map(|(name, value)| Some((name.strip_prefix("grpc_server_started_total ")?, value)));
+    for (method, started) in started.filter(|(method, _)| !OF_WITNESS.contains(method)) {
+        let handled = metrics.get(&format!("grpc_server_handled_total {method}")).copied().unwrap_or_default();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of calls")]
+        check(method, (started - handled) as u64, 0);
+    }
     for (name, expected) in ZERO {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
         let found = metrics.get(name).copied().unwrap_or_default() as u64;
@@ -107,9 +117,12 @@ async fn metrics(server: &Server) -> anyhow::Result<BTreeMap<String, f64>> {
     let mut found = BTreeMap::new();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let Some((name, value)) = line.rsplit_once(' ') else { continue };
-        let name = name.split('{').next().unwrap_or_default();
-        if let Ok(value) = value.parse::<f64>() {
-            *found.entry(name.to_owned()).or_default() += value;
+        let Ok(value) = value.parse::<f64>() else { continue };
+        let (name, labels) = name.split_once('{').unwrap_or((name, ""));
+        *found.entry(name.to_owned()).or_default() += value;
+        // Calls by their methods, to tell which are left.
+        if let Some((method, _)) = labels.split_once("grpc_method=\"").and_then(|(_, rest)| rest.split_once('"')) {
+            *found.entry(format!("{name} {method}")).or_default() += value;
         }
     }
     Ok(found)

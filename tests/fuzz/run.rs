@@ -192,15 +192,19 @@ async fn prepare(server: &Server, plan: &Plan, client: RawClient) -> anyhow::Res
     if !plan.with_auth {
         return Ok((world, client.clone(), client));
     }
-    for (user, ranges) in [("root", ("", "")), ("witness", ("witness/", "witness0")), ("limited", ("a", "g"))] {
+    let rights = [("root", None), ("witness", Some(("witness/", "witness0"))), ("limited", Some(("a", "g")))];
+    for (user, ranges) in rights {
         let add = pb::AuthUserAddRequest { name: user.into(), password: user.into(), ..Default::default() };
         ask::<pb::AuthUserAddResponse>(&client, "/etcdserverpb.Auth/UserAdd", add).await?;
         let role = pb::AuthRoleAddRequest { name: user.into() };
         ask::<pb::AuthRoleAddResponse>(&client, "/etcdserverpb.Auth/RoleAdd", role).await?;
-        let perm_type = authpb::permission::Type::Readwrite as i32;
-        let perm = Some(authpb::Permission { perm_type, key: ranges.0.into(), range_end: ranges.1.into() });
-        let grant = pb::AuthRoleGrantPermissionRequest { name: user.into(), perm };
-        ask::<pb::AuthRoleGrantPermissionResponse>(&client, "/etcdserverpb.Auth/RoleGrantPermission", grant).await?;
+        if let Some((key, range_end)) = ranges {
+            let perm_type = authpb::permission::Type::Readwrite as i32;
+            let perm = Some(authpb::Permission { perm_type, key: key.into(), range_end: range_end.into() });
+            let grant = pb::AuthRoleGrantPermissionRequest { name: user.into(), perm };
+            ask::<pb::AuthRoleGrantPermissionResponse>(&client, "/etcdserverpb.Auth/RoleGrantPermission", grant)
+                .await?;
+        }
         let grant = pb::AuthUserGrantRoleRequest { user: user.into(), role: user.into() };
         ask::<pb::AuthUserGrantRoleResponse>(&client, "/etcdserverpb.Auth/UserGrantRole", grant).await?;
     }
