@@ -72,7 +72,8 @@ pub(crate) async fn settled(server: &Server, base: Option<&Gauges>) -> anyhow::R
         }
         anyhow::ensure!(
             begun.elapsed() < SETTLED_MAX,
-            "left behind by clients that are gone: {left:?}; {gauges:?}, before: {base:?}"
+            "left behind by clients that are gone: {left:?}; {gauges:?}, before: {base:?}; sockets: {}",
+            socket_states(server)?
         );
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
@@ -126,4 +127,32 @@ async fn metrics(server: &Server) -> anyhow::Result<BTreeMap<String, f64>> {
         }
     }
     Ok(found)
+}
+
+/// How its connections stand: where the other side has closed and this has not, the server has missed it; where both are
+/// open, the client is still there.
+fn socket_states(server: &Server) -> anyhow::Result<String> {
+    let mut states = BTreeMap::<&str, u32>::new();
+    let mut own = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{}/fd", server.pid()))? {
+        let target = fs::read_link(entry?.path()).unwrap_or_default();
+        own.extend(
+            target.to_string_lossy().strip_prefix("socket:[").map(|inode| inode.trim_end_matches(']').to_owned()),
+        );
+    }
+    for line in fs::read_to_string("/proc/net/tcp")?.lines().skip(1) {
+        let columns: Vec<_> = line.split_whitespace().collect();
+        if let [_, _, _, state, _, _, _, _, _, inode, ..] = columns[..]
+            && own.iter().any(|own| own == inode)
+        {
+            let state = match state {
+                "01" => "open",
+                "08" => "closed by the client",
+                "0A" => "listening",
+                _ => "other",
+            };
+            *states.entry(state).or_default() += 1;
+        }
+    }
+    Ok(format!("{states:?}"))
 }

@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use tailwater_fuzz::{TARGETS, Target};
 
 /// Of all committed seeds.
@@ -81,6 +84,54 @@ fn inputs_without_sense_are_refused_by_all() {
             }
         }
     }
+}
+
+/// Blind, where a fuzzer looks at what it reaches; but it needs nothing else. `FUZZ_SECONDS=n` for longer, all targets
+/// together, `SEED=n` to replay.
+#[test]
+fn changed_seeds_harm_nobody() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seed = number("SEED").unwrap_or_else(rand::random);
+    let each = Duration::from_secs(number("FUZZ_SECONDS").unwrap_or(3)) / u32::try_from(TARGETS.len()).expect("few");
+    for target in TARGETS {
+        let mut random = StdRng::seed_from_u64(seed);
+        let seeds = (target.seeds)();
+        let (begun, mut inputs, mut known) = (Instant::now(), 0_u64, 0_u64);
+        while begun.elapsed() < each {
+            let input = changed(&mut random, &seeds);
+            match std::panic::catch_unwind(|| (target.check)(&input)) {
+                Ok(is_known) => known += u64::from(is_known),
+                Err(_) => panic!("{}: SEED={seed}, input {inputs}: {input:02x?}", target.name),
+            }
+            inputs += 1;
+        }
+        eprintln!("{}: {inputs} inputs, {known} of them what it is for", target.name);
+    }
+}
+
+/// One of them with a few changes, or two grown together.
+fn changed(random: &mut StdRng, seeds: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = seeds[random.random_range(0..seeds.len())].clone();
+    for _ in 0..random.random_range(1..6) {
+        let at = random.random_range(0..=bytes.len());
+        let end = random.random_range(at..=bytes.len().min(at + 16));
+        match random.random_range(0..7) {
+            0 => bytes.truncate(at),
+            1 => drop(bytes.drain(at..end)),
+            2 => {
+                drop(bytes.splice(at..at, (0..random.random_range(1..9)).map(|_| random.random()).collect::<Vec<u8>>()))
+            }
+            3 => {
+                let other = &seeds[random.random_range(0..seeds.len())];
+                let from = random.random_range(0..=other.len());
+                drop(bytes.splice(at..end, other[from..].iter().copied()));
+            }
+            4 if at < bytes.len() => bytes[at] = [0, 1, 0x7f, 0x80, 0xff][random.random_range(0..5)],
+            _ if at < bytes.len() => bytes[at] = random.random(),
+            _ => {}
+        }
+    }
+    bytes
 }
 
 #[test]
