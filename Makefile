@@ -8,7 +8,7 @@ TARGET ?= $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 DATA_DIR ?= default.tailwater
 export CARGO_TARGET_DIR := $(TARGET)
 
-.PHONY: help prepare build run cluster test lint acceptance bench bench-tier reference sim
+.PHONY: help prepare build run cluster test lint acceptance bench bench-tier reference sim fuzz
 
 help: ## What there is to run.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,6 +40,9 @@ lint: prepare ## Formatting, lints and documentation, warnings denied.
 sim: prepare ## Simulated clusters: SEED=7 replays one with a trace, SEEDS=1..1000 runs a range (LEDGER=1 notes it).
 	cargo run -q $(if $(DEBUG),,--release) -p tailwater-sim -- $(or $(SEED),$(SEEDS),1..101) $(if $(OPERATIONS),--operations $(OPERATIONS)) \
 	  $(if $(BUG),--bug $(BUG)) $(if $(SEED),--trace) $(if $(LEDGER),--ledger docs/sim-ledger.md)
+
+fuzz: prepare ## Every decoder under libFuzzer: SECONDS=60 for each of them, TARGETS='json rows' for some, LEDGER=1 notes it.
+	@LEDGER=$(LEDGER) scripts/fuzz.sh $(or $(SECONDS),60) $(TARGETS)
 
 reference: ## The real etcd and etcdctl that the tests compare with (needs Go).
 	@tests/etcd/build.sh "$(TARGET)/reference"

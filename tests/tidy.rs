@@ -18,6 +18,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("gateway", &["api", "tls", "snapshot", "eventlog", "consensus", "fanout"]),
     ("server", &["api", "tls", "snapshot", "eventlog", "consensus", "fanout", "transport", "gateway"]),
     ("bench", &["api"]),
+    // Checks of what the others decode.
+    ("fuzz", &["api", "tls", "snapshot", "eventlog", "consensus", "transport", "gateway", "server", "fuzz"]),
     // The program beside the library is of the same name.
     ("sim", &["api", "eventlog", "consensus", "fanout", "sim"]),
 ];

@@ -32,6 +32,8 @@ mod write_plane;
 pub use answer::{Answer, Applied, ApplyError, ProposeError};
 pub use auth::{Auth, AuthError, LeaseKeys, ROOT, Right};
 pub use handle::{Consensus, ConsensusConfig, ConsensusStatus, InstallError, LeaseInfo, StartError};
+#[doc(hidden)]
+pub use machine::fuzzing;
 pub use peers::{NoPeers, PeerTransport};
 pub use replica::CatchUp;
 pub use start::{Chosen, Parts, SourceReady, assemble};

@@ -11,6 +11,8 @@
 mod alarm;
 mod auth;
 mod encode;
+#[doc(hidden)]
+pub mod fuzzing;
 mod kv;
 mod lease;
 mod members;

@@ -41,6 +41,8 @@ pub use event::{Envelope, Event, EventKind, RowError};
 pub use fact::{Alarm, AlarmKind, AuthFacts, Fact, Member};
 pub use history::{History, HistoryChunk, HistoryError, HistoryEvent, HistoryPoint, StateChunk, StateQuery};
 pub use index::{KeyIndex, KeyMeta};
+#[doc(hidden)]
+pub use log::fuzzing;
 pub use log::{
     Backup, BackupConfig, BackupEvents, CopyError, CopyPoint, CopyStep, EventLog, EventLogConfig, FoldHold,
     FoldProgress, Founder, HashError, Installed, LiveChunk, LogCopy, LogState, RestoredPut, Staged, Staging, StateRow,

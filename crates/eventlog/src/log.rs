@@ -38,6 +38,8 @@ mod files;
 mod fold;
 mod format;
 mod found;
+#[doc(hidden)]
+pub mod fuzzing;
 mod generation;
 mod generations;
 mod hash;

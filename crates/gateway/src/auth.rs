@@ -19,6 +19,7 @@ use crate::status::Fault;
 
 pub(crate) mod access;
 mod config;
+pub(crate) mod fuzzing;
 mod jwt;
 mod keys;
 mod password;

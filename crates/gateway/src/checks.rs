@@ -1,10 +1,8 @@
 //! What can be refused by looking at a request alone, in etcd's order.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
-use bytes::Bytes;
 use tailwater_api::etcdserverpb as pb;
-use tailwater_eventlog::KeyRange;
 
 use crate::status::{Code, Fault};
 
@@ -109,13 +107,80 @@ fn operation(op: &pb::RequestOp, ops_max: usize) -> Result<(), Fault> {
 /// Keys put and ranges deleted by a list of operations, nested ones included.
 #[derive(Default)]
 struct Written<'a> {
-    puts: HashSet<&'a Bytes>,
-    deletes: Vec<KeyRange>,
+    puts: HashSet<&'a [u8]>,
+    deletes: Deleted<'a>,
 }
 
 impl<'a> Written<'a> {
-    fn is_deleted(&self, key: &[u8]) -> bool {
-        self.deletes.iter().any(|range| range.contains(key))
+    /// Whether something that is put there is put or deleted here.
+    fn clashes(&self, other: &HashSet<&'a [u8]>) -> bool {
+        !self.puts.is_disjoint(other) || !self.deletes.is_empty() && other.iter().any(|key| self.deletes.contains(key))
+    }
+
+    /// Takes in what a part has written; the larger of the two stays where it is.
+    fn add(&mut self, mut part: Self) {
+        if part.puts.len() > self.puts.len() {
+            std::mem::swap(&mut part.puts, &mut self.puts);
+        }
+        self.puts.extend(part.puts);
+        if part.deletes.len() > self.deletes.len() {
+            std::mem::swap(&mut part.deletes, &mut self.deletes);
+        }
+        part.deletes.keys.into_iter().for_each(|key| self.deletes.insert_key(key));
+        part.deletes.spans.into_iter().for_each(|(start, end)| self.deletes.insert_span(start, end));
+    }
+}
+
+/// Deleted keys. A request may name a hundred thousand, so that none is compared with all others.
+#[derive(Default)]
+struct Deleted<'a> {
+    keys: HashSet<&'a [u8]>,
+    /// From start to end; they neither overlap nor touch.
+    spans: BTreeMap<&'a [u8], &'a [u8]>,
+}
+
+impl<'a> Deleted<'a> {
+    /// As etcd's check sees a delete: an open end ("\0") is compared as a key there, so that such a delete covers
+    /// nothing and never clashes.
+    fn insert(&mut self, delete: &'a pb::DeleteRangeRequest) {
+        if delete.range_end.is_empty() {
+            self.insert_key(&delete.key);
+        } else {
+            self.insert_span(&delete.key, &delete.range_end);
+        }
+    }
+
+    fn insert_key(&mut self, key: &'a [u8]) {
+        self.keys.insert(key);
+    }
+
+    fn insert_span(&mut self, mut start: &'a [u8], mut end: &'a [u8]) {
+        if start >= end {
+            return;
+        }
+        if let Some((before, until)) = self.spans.range::<&[u8], _>(..=start).next_back()
+            && *until >= start
+        {
+            (start, end) = (before, end.max(until));
+        }
+        while let Some((&from, &until)) = self.spans.range::<&[u8], _>(start..=end).next() {
+            self.spans.remove(from);
+            end = end.max(until);
+        }
+        self.spans.insert(start, end);
+    }
+
+    fn contains(&self, key: &[u8]) -> bool {
+        let is_inside = || self.spans.range::<&[u8], _>(..=key).next_back().is_some_and(|(_, end)| key < *end);
+        self.keys.contains(key) || is_inside()
+    }
+
+    fn len(&self) -> usize {
+        self.keys.len() + self.spans.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }
 
@@ -126,7 +191,7 @@ fn intervals(ops: &[pb::RequestOp]) -> Result<Written<'_>, Fault> {
     let mut all = Written::default();
     for op in ops {
         if let Some(Request::RequestDeleteRange(delete)) = &op.request {
-            all.deletes.push(deleted(delete));
+            all.deletes.insert(delete);
         }
     }
     for op in ops {
@@ -134,34 +199,21 @@ fn intervals(ops: &[pb::RequestOp]) -> Result<Written<'_>, Fault> {
             let success = intervals(&txn.success)?;
             let failure = intervals(&txn.failure)?;
             // Only one branch runs, so both may put the same key.
-            let clashes = |key: &&Bytes| all.puts.contains(*key) || all.is_deleted(key);
-            if success.puts.iter().any(clashes) || failure.puts.iter().any(clashes) {
+            if all.clashes(&success.puts) || all.clashes(&failure.puts) {
                 return Err(Fault::DuplicateKey);
             }
-            all.puts.extend(success.puts);
-            all.puts.extend(failure.puts);
-            all.deletes.extend(success.deletes);
-            all.deletes.extend(failure.deletes);
+            all.add(success);
+            all.add(failure);
         }
     }
     for op in ops {
         if let Some(Request::RequestPut(put)) = &op.request
-            && (all.is_deleted(&put.key) || !all.puts.insert(&put.key))
+            && (all.deletes.contains(&put.key) || !all.puts.insert(&put.key))
         {
             return Err(Fault::DuplicateKey);
         }
     }
     Ok(all)
-}
-
-/// The deleted keys as etcd's check sees them: an open end ("\0") is compared as a key there, so that such a delete
-/// covers nothing and never clashes.
-fn deleted(delete: &pb::DeleteRangeRequest) -> KeyRange {
-    if delete.range_end.is_empty() {
-        KeyRange::Key(delete.key.clone())
-    } else {
-        KeyRange::Span(delete.key.clone(), delete.range_end.clone())
-    }
 }
 
 #[cfg(test)]

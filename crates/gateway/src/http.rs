@@ -132,14 +132,14 @@ fn sub_check(path: &str) -> Option<(&'static str, &'static [Check])> {
 
 /// The parameters that health paths know.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Query {
+pub(crate) struct Query {
     excluded: Vec<String>,
     serializable: bool,
     verbose: bool,
 }
 
 impl Query {
-    fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let mut query = Self::default();
         for pair in text.split('&') {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));

@@ -7,9 +7,9 @@
 use std::net::SocketAddr;
 use std::pin::Pin;
 
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
 use bytes::{BufMut as _, Bytes, BytesMut};
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header, request};
 use tailwater_api::grpc;
 
@@ -17,6 +17,7 @@ use crate::caller::{Answering, Answers, call_of, framed_body};
 use crate::methods::Kind;
 use crate::status::{Code, Fault};
 
+pub(crate) mod fuzzing;
 mod messages;
 mod routes;
 mod split;
@@ -153,29 +154,67 @@ async fn next_line(answers: &mut Answers, codec: &Codec) -> Result<Option<Bytes>
     Ok(Some(line.into()))
 }
 
-/// The messages of a stream of requests, as the call's body. Where they can't be read, the stream ends, as in etcd.
+/// The messages of a stream of requests, as the call's body. Where they can't be read, the stream ends, as in etcd; where
+/// the client is gone, it breaks off.
 fn requests(body: Body, codec: Codec, bytes_max: usize) -> Body {
-    let begin = Some((body.into_data_stream(), Splitter::new(bytes_max)));
-    let messages: Lines = Box::pin(futures_util::stream::unfold(begin, move |state| {
+    let begin = Some(Requests { body: body.into_data_stream(), splitter: Some(Splitter::new(bytes_max)) });
+    Body::from_stream(futures_util::stream::unfold(begin, move |requests| {
         let codec = codec.clone();
         async move {
-            let (mut body, mut splitter) = state?;
-            let message =
-                match splitter.next(&mut body).await.and_then(|json| json.map(|json| codec.request(&json)).transpose())
-                {
-                    Ok(message) => message?,
-                    Err(reason) => {
-                        tracing::debug!(reason, "a stream of JSON can't be read on");
-                        return None;
-                    }
-                };
-            let mut framed = BytesMut::with_capacity(grpc::PREFIX_BYTES + message.len());
-            grpc::put_prefix(&mut framed, message.len());
-            framed.put_slice(&message);
-            Some((Ok(framed.freeze()), Some((body, splitter))))
+            let mut requests = requests?;
+            match requests.next(&codec).await {
+                Ok(message) => {
+                    let message = message?;
+                    let mut framed = BytesMut::with_capacity(grpc::PREFIX_BYTES + message.len());
+                    grpc::put_prefix(&mut framed, message.len());
+                    framed.put_slice(&message);
+                    Some((Ok(framed.freeze()), Some(requests)))
+                }
+                Err(gone) => Some((Err(gone), None)),
+            }
         }
-    }));
-    Body::from_stream(messages)
+    }))
+}
+
+/// A stream of requests.
+struct Requests {
+    body: BodyDataStream,
+    /// None behind what is no message.
+    splitter: Option<Splitter>,
+}
+
+impl Requests {
+    /// The next message; none at the end. Behind what is no message the rest is read and passed over: of a body that nobody
+    /// reads nobody learns that its client is gone.
+    ///
+    /// # Errors
+    /// The client is gone.
+    async fn next(&mut self, codec: &Codec) -> Result<Option<Vec<u8>>, axum::Error> {
+        if let Some(splitter) = &mut self.splitter {
+            let mut gone = None;
+            let mut pieces = self.body.by_ref().map(|piece| {
+                piece.map_err(|error| {
+                    gone = Some(error);
+                    "the client is gone"
+                })
+            });
+            let json = splitter.next(&mut pieces).await;
+            if let Some(gone) = gone {
+                return Err(gone);
+            }
+            match json.and_then(|json| json.map(|json| codec.request(&json)).transpose()) {
+                Ok(message) => return Ok(message),
+                Err(reason) => {
+                    tracing::debug!(reason, "a stream of JSON can't be read on");
+                    self.splitter = None;
+                }
+            }
+        }
+        while let Some(piece) = self.body.next().await {
+            piece?;
+        }
+        Ok(None)
+    }
 }
 
 fn success(body: Body) -> Response<Body> {
@@ -235,5 +274,31 @@ fn http_status(code: Code) -> StatusCode {
         Code::Unimplemented => StatusCode::NOT_IMPLEMENTED,
         Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         Code::Unknown | Code::Internal | Code::DataLoss => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    /// The messages' bytes, or that the stream breaks off.
+    async fn read(pieces: Vec<Result<&'static str, std::io::Error>>) -> Result<Bytes, axum::Error> {
+        let body = Body::from_stream(futures_util::stream::iter(pieces));
+        Ok(requests(body, Codec::of("/etcdserverpb.Watch/Watch"), 64).collect().await?.to_bytes())
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_gone_breaks_its_stream_off() {
+        let create = r#"{"create_request":{"key":"YQ=="}}"#;
+        let message = &b"\0\0\0\0\x05\n\x03\n\x01a"[..];
+        for (sent, expected) in [("", &b""[..]), (create, message), ("xx", b""), ("{]", b""), ("{", b"")] {
+            let whole = read(vec![Ok(sent), Ok("")]).await.expect("the client has ended its side");
+            assert_eq!(whole, expected, "{sent}");
+            let gone = || Err(std::io::ErrorKind::ConnectionReset.into());
+            read(vec![Ok(sent), gone()]).await.expect_err("the client is gone");
+            read(vec![Ok(sent), Ok("xx"), Ok("{}"), gone()]).await.expect_err("the client is gone");
+        }
     }
 }

@@ -19,6 +19,8 @@ mod checks;
 mod compactor;
 mod config;
 mod election;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gateway;
 mod http;
 mod json;

@@ -119,7 +119,7 @@ impl Gateway {
 }
 
 /// "major.minor", or a whole version of which the rest does not count.
-fn major_minor(version: &str) -> Option<(u32, u32)> {
+pub(crate) fn major_minor(version: &str) -> Option<(u32, u32)> {
     let (numbers, label) = version.split_once(['-', '+']).unwrap_or((version, ""));
     let parts: Vec<&str> = numbers.split('.').collect();
     let is_number = |part: &&str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());

@@ -32,6 +32,7 @@ use crate::status::{Code, Fault};
 use crate::{AccessControl, Gateway, OverTls, json};
 
 mod body;
+pub(crate) mod fuzzing;
 pub(crate) mod position;
 mod replica;
 mod requests;

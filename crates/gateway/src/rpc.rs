@@ -287,7 +287,7 @@ pub(crate) fn http_refusal(status: StatusCode, text: String) -> Response<Body> {
 }
 
 /// gRPC's `grpc-timeout`: up to eight digits and a unit; the error is grpc-go's sentence.
-fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, String> {
+pub(crate) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, String> {
     let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
     let text = String::from_utf8_lossy(value.as_bytes());
     match text.len() {

@@ -1,7 +1,7 @@
 //! This program under etcd's name: its command line, its variables, its configuration file, and its words when they are
 //! wrong. What comes out is our own command line.
 
-mod config_file;
+pub(crate) mod config_file;
 mod table;
 mod value;
 

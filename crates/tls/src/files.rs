@@ -112,7 +112,12 @@ fn content(path: &Path, reason: impl Into<String>) -> TlsError {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(path)?).collect();
+    certificates_in(path, &read(path)?)
+}
+
+/// The certificates of a file's content.
+pub(crate) fn certificates_in(path: &Path, bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(bytes).collect();
     let found = read.map_err(|error| content(path, format!("not PEM: {error}")))?;
     if found.is_empty() {
         return Err(content(path, "holds no certificate in PEM form"));
@@ -131,9 +136,14 @@ pub(crate) fn pair(cert: Option<&PathBuf>, key: Option<&PathBuf>) -> Result<Opti
         }
     };
     let chain = certificates(cert)?;
-    let key = PrivateKeyDer::from_pem_slice(&read(key)?)
-        .map_err(|error| content(key, format!("holds no private key in PEM form: {error}")))?;
+    let key = key_in(key, &read(key)?)?;
     Ok(Some(Pair { chain, key }))
+}
+
+/// The key of a file's content.
+pub(crate) fn key_in(path: &Path, bytes: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(bytes)
+        .map_err(|error| content(path, format!("holds no private key in PEM form: {error}")))
 }
 
 /// Reads who is trusted: a file, or else what the machine trusts. Returned beside: the certificates themselves.
@@ -154,13 +164,15 @@ pub(crate) fn roots(path: Option<&PathBuf>) -> Result<(RootCertStore, BTreeSet<V
 /// Reads the serial numbers of a revocation list, big endian and without leading zeros.
 pub(crate) fn revoked(path: Option<&PathBuf>) -> Result<BTreeSet<Vec<u8>>, TlsError> {
     let Some(path) = path else { return Ok(BTreeSet::new()) };
-    let bytes = read(path)?;
-    let der = match CertificateRevocationListDer::from_pem_slice(&bytes) {
-        Ok(der) => der.to_vec(),
-        // Not PEM: etcd's own form.
-        Err(_) => bytes,
-    };
-    let (_, list) = CertificateRevocationList::from_der(&der)
+    revoked_in(path, &read(path)?)
+}
+
+/// The serial numbers of a file's content.
+pub(crate) fn revoked_in(path: &Path, bytes: &[u8]) -> Result<BTreeSet<Vec<u8>>, TlsError> {
+    let pem = CertificateRevocationListDer::from_pem_slice(bytes);
+    // Not PEM: etcd's own form.
+    let der = pem.as_ref().map_or(bytes, |der| der.as_ref());
+    let (_, list) = CertificateRevocationList::from_der(der)
         .map_err(|_| content(path, "is no revocation list, neither in DER nor in PEM form"))?;
     let serials = list.iter_revoked_certificates().map(|revoked| trimmed(revoked.raw_serial()));
     Ok(serials.collect())

@@ -18,6 +18,8 @@ mod client;
 mod config;
 mod door;
 mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 mod names;
 mod rejection;
 mod reload;

@@ -9,6 +9,8 @@
 mod backoff;
 mod directory;
 mod endpoint;
+#[doc(hidden)]
+pub mod fuzzing;
 mod hello;
 mod http_client;
 pub mod metrics;

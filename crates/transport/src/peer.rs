@@ -5,7 +5,7 @@
 //! it, so that socket and HTTP/2 buffers are inside the bound. HTTP/2 windows pace what is sent; acknowledgements do
 //! the counting, measure the round trip, and find a peer that holds its connection and takes nothing.
 
-mod lane;
+pub(crate) mod lane;
 mod link;
 mod service;
 #[cfg(test)]

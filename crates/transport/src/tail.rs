@@ -12,6 +12,7 @@ mod codec;
 mod copy;
 mod describe;
 mod description;
+pub(crate) mod fuzzing;
 mod hash;
 pub mod metrics;
 mod pieces;

@@ -5,6 +5,7 @@
 
 mod barriers;
 mod codec;
+pub(crate) mod fuzzing;
 mod leader_stream;
 mod leader_watch;
 mod permit;

@@ -231,7 +231,7 @@ pub(super) fn parse_generation_line(line: &str) -> Option<Marker> {
     Some(Marker { number: number.parse().ok()?, installed: Some(installed) })
 }
 
-fn sealed_line(text: &str) -> String {
+pub(super) fn sealed_line(text: &str) -> String {
     format!("{text} checksum {:08x}\n", crc32c::crc32c(text.as_bytes()))
 }
 

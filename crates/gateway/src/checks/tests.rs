@@ -91,6 +91,36 @@ fn siblings_are_compared_from_left_to_right_only() {
 }
 
 #[test]
+fn many_keys_of_nested_txns_are_not_compared_one_with_another() {
+    let keys: Vec<String> = (0..43 * 43 * 42).map(|number| format!("{number:06}")).collect();
+    let put = |key: &String| op(Request::RequestPut(pb::PutRequest { key: key.clone().into(), ..Default::default() }));
+    let delete = |key: &String| {
+        let key = format!("d{key}");
+        let range_end = format!("{key}x").into();
+        op(Request::RequestDeleteRange(pb::DeleteRangeRequest { key: key.into(), range_end, prev_kv: false }))
+    };
+    let leaves = keys.chunks(42).map(|keys| txn_op(keys.iter().map(put).collect(), keys.iter().map(delete).collect()));
+    let leaves: Vec<_> = leaves.collect();
+    let middle: Vec<_> = leaves.chunks(43).map(|inner| txn_op(inner.to_vec(), vec![])).collect();
+    let begun = std::time::Instant::now();
+    assert_eq!(check(middle), Ok(()));
+    // Some hundred milliseconds without optimisation; compared one with another they would take minutes.
+    assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn spans_that_meet_become_one() {
+    let mut deleted = Deleted::default();
+    let spans = [("c", "e"), ("k", "m"), ("e", "g"), ("a", "b"), ("f", "l"), ("z", "y"), ("o", "p"), ("n", "q")];
+    spans.iter().for_each(|(start, end)| deleted.insert_span(start.as_bytes(), end.as_bytes()));
+    let found: Vec<_> = deleted.spans.iter().map(|(start, end)| (*start, *end)).collect();
+    assert_eq!(found, [(&b"a"[..], &b"b"[..]), (b"c", b"m"), (b"n", b"q")]);
+    for (key, is_deleted) in [("a", true), ("b", false), ("l", true), ("m", false), ("q", false), ("", false)] {
+        assert_eq!(deleted.contains(key.as_bytes()), is_deleted, "{key}");
+    }
+}
+
+#[test]
 fn a_delete_with_an_open_end_clashes_with_nothing() {
     assert_eq!(check(vec![delete_op("a", "\0"), put_op("b")]), Ok(()));
 }

@@ -22,16 +22,16 @@ const SECURITY: &[(&str, &str, &str)] = &[
 
 /// What a file says: flags and their values, and keys that nobody knows.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct FileFlags {
-    pub(super) flags: Vec<(String, String)>,
-    pub(super) unknown: Vec<String>,
+pub(crate) struct FileFlags {
+    pub(crate) flags: Vec<(String, String)>,
+    pub(crate) unknown: Vec<String>,
 }
 
 /// Reads a file's text.
 ///
 /// # Errors
 /// It is not YAML, or a value is of no use.
-pub(super) fn read(text: &str) -> Result<FileFlags, String> {
+pub(crate) fn read(text: &str) -> Result<FileFlags, String> {
     let documents = Yaml::load_from_str(text).map_err(|error| format!("error converting YAML to JSON: {error}"))?;
     let mut found = FileFlags::default();
     let Some(document) = documents.first().filter(|document| !document.is_null()) else { return Ok(found) };
