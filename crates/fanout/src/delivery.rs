@@ -15,7 +15,7 @@ use tailwater_eventlog::{HistoryPoint, KeyRange, Revision};
 
 use crate::core::{Core, WatcherState};
 use crate::encode::{HEAD_BYTES_MAX, Head};
-use crate::group::{Group, GroupKey, Take, Taken};
+use crate::group::{GroupKey, SharedGroup, Take, Taken};
 use crate::inbox::{Inbox, Mail};
 use crate::metrics::Ended;
 use crate::store::Published;
@@ -60,7 +60,7 @@ const COPY_BYTES_MAX: usize = 4 << 10;
 
 /// One watch id.
 struct Watcher {
-    group: Arc<Group>,
+    group: SharedGroup,
     /// The next revision that it needs.
     next: Revision,
     state: WatcherState,

@@ -15,7 +15,7 @@ use tailwater_eventlog::{
 
 use crate::core::Core;
 use crate::delivery::{UNAVAILABLE, text};
-use crate::group::Group;
+use crate::group::SharedGroup;
 use crate::metrics;
 use crate::registry::{Batch, Matched, ShareBounds};
 use crate::store::{Published, Store, segment_bytes};
@@ -221,7 +221,7 @@ impl Follower {
         let from = registry.matched().next();
         registry.all().for_each(|group| group.reset(from, revision));
         registry.set_matched(revision);
-        let groups: Vec<Arc<Group>> = registry.all().cloned().collect();
+        let groups: Vec<SharedGroup> = registry.all().cloned().collect();
         drop(registry);
         if !core.published.load().serves {
             core.history.shared.forget();
@@ -339,7 +339,7 @@ struct Shared {
     since: Instant,
     bytes: usize,
     last: Revision,
-    group: Arc<Group>,
+    group: SharedGroup,
 }
 
 /// Which groups hold shared chunks, oldest first: bounds them in bytes and in time.
@@ -351,7 +351,7 @@ struct RecentChunks {
 
 impl RecentChunks {
     /// Hands each group its chunks; returns the groups.
-    fn keep(&mut self, matched: Vec<Matched>, now: Instant) -> Vec<Arc<Group>> {
+    fn keep(&mut self, matched: Vec<Matched>, now: Instant) -> Vec<SharedGroup> {
         let mut groups = Vec::with_capacity(matched.len());
         for Matched { group, chunks, dropped } in matched {
             for chunk in &chunks {

@@ -4,6 +4,7 @@
 //! allocation and its range, and whatever it needs beyond comes and goes with events.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Instant;
@@ -11,6 +12,7 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tailwater_eventlog::{Event, Revision};
+use triomphe::ThinArc;
 
 use crate::encode::{event_field_len, put_event_field};
 use crate::inbox::Inbox;
@@ -121,10 +123,38 @@ struct State {
     recent: Option<Box<Recent>>,
 }
 
-/// A group; its watchers and the registry share it.
+/// A reference to a group and, behind it in the same allocation, the bytes of its key; its watchers and the registry share
+/// it.
+#[derive(Clone, Debug)]
+pub(crate) struct SharedGroup(ThinArc<Group, u8>);
+
+impl SharedGroup {
+    /// A group of one.
+    pub(crate) fn new(key: &GroupKey, since: Revision, watch_id: i64, inbox: &Arc<Inbox>) -> Self {
+        Self(ThinArc::from_header_and_slice(Group::new(key.flags, since, watch_id, inbox), &key.bytes))
+    }
+
+    pub(crate) fn key(&self) -> KeyView<'_> {
+        KeyView { bytes: &self.0.slice, flags: self.flags }
+    }
+
+    /// Whether both are the same group.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        std::ptr::eq(self.0.ptr(), other.0.ptr())
+    }
+}
+
+impl Deref for SharedGroup {
+    type Target = Group;
+
+    fn deref(&self) -> &Group {
+        &self.0.header.header
+    }
+}
+
+/// What watchers of the same range and options share, but for the key.
 #[derive(Debug)]
 pub(crate) struct Group {
-    bytes: Box<[u8]>,
     /// A leaf lock, held for a few instructions or one copy of references.
     state: Mutex<State>,
     /// Changed under the registry's lock.
@@ -135,20 +165,14 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    /// A group of one.
-    pub(crate) fn new(key: GroupKey, since: Revision, watch_id: i64, inbox: &Arc<Inbox>) -> Self {
+    fn new(flags: u8, since: Revision, watch_id: i64, inbox: &Arc<Inbox>) -> Self {
         let members = Members::One(inbox.clone(), watch_id);
         Self {
-            bytes: key.bytes,
             state: Mutex::new(State { members, since, recent: None }),
             watchers: AtomicU32::new(1),
-            flags: key.flags,
+            flags,
             marked: AtomicBool::new(false),
         }
-    }
-
-    pub(crate) fn key(&self) -> KeyView<'_> {
-        KeyView { bytes: &self.bytes, flags: self.flags }
     }
 
     /// Another watcher.
@@ -423,7 +447,7 @@ mod tests {
     #[test]
     fn a_group_of_one_forgets_only_what_its_watcher_has() {
         let key = GroupKey::new(&tailwater_eventlog::KeyRange::Key("k".into()), crate::WatchFilter::default(), false);
-        let group = Group::new(key, Revision(10), 0, &Arc::new(Inbox::new(1)));
+        let group = SharedGroup::new(&key, Revision(10), 0, &Arc::new(Inbox::new(1)));
         assert_eq!(take(&group, 11, 20), Take::Drained);
         // Ranges may overlap: the one that begins last ends before another.
         group.append(Vec::new(), range(15, 30));
@@ -438,8 +462,9 @@ mod tests {
 
     #[test]
     fn a_group_of_one_is_small() {
-        // With the two counts of its Arc, 88 bytes.
-        assert!(size_of::<Group>() <= 72, "{}", size_of::<Group>());
+        // With the reference count and the key's length in front of the key, 72 bytes.
+        assert!(size_of::<Group>() <= 56, "{}", size_of::<Group>());
+        assert_eq!(size_of::<SharedGroup>(), 8);
         assert_eq!(size_of::<Members>(), 16);
     }
 }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use hashbrown::HashTable;
 use tailwater_eventlog::{Event, Revision};
 
-use crate::group::{Chunk, ChunkBuilder, Group, GroupKey, Kind};
+use crate::group::{Chunk, ChunkBuilder, GroupKey, Kind, SharedGroup};
 use crate::inbox::Inbox;
 use crate::interval::IntervalTree;
 use crate::window::WindowEvent;
@@ -21,7 +21,7 @@ use crate::window::WindowEvent;
 /// The chunks of one group that a batch made.
 #[derive(Debug)]
 pub(crate) struct Matched {
-    pub(crate) group: Arc<Group>,
+    pub(crate) group: SharedGroup,
     pub(crate) chunks: Vec<Chunk>,
     pub(crate) dropped: Option<(Revision, Revision)>,
 }
@@ -50,7 +50,7 @@ pub(crate) struct Batch<'a> {
 /// All groups and their index.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
-    slots: Vec<Option<Arc<Group>>>,
+    slots: Vec<Option<SharedGroup>>,
     free: Vec<u32>,
     /// Slots by kind and range of their groups.
     index: HashTable<u32>,
@@ -66,7 +66,7 @@ pub(crate) struct Registry {
 impl Registry {
     /// The group for a new watcher. One that is made has it as its only member; in any other it must be joined, without
     /// the registry's lock. Each call is paired with a [`Registry::release`].
-    pub(crate) fn acquire(&mut self, key: GroupKey, watch_id: i64, inbox: &Arc<Inbox>) -> (Arc<Group>, bool) {
+    pub(crate) fn acquire(&mut self, key: GroupKey, watch_id: i64, inbox: &Arc<Inbox>) -> (SharedGroup, bool) {
         let hash = self.hash(key.view().kind(), key.view().written());
         let slots = &self.slots;
         let known = self.index.find(hash, |&at| group(slots, at).key() == key.view());
@@ -75,7 +75,7 @@ impl Registry {
             group.watchers.fetch_add(1, Ordering::Relaxed);
             return (group, false);
         }
-        let made = Arc::new(Group::new(key, self.matched, watch_id, inbox));
+        let made = SharedGroup::new(&key, self.matched, watch_id, inbox);
         let at = self.free.pop().unwrap_or_else(|| {
             // By an eighth rather than by doubling: half of the memory would lie idle.
             if self.slots.len() == self.slots.capacity() {
@@ -100,13 +100,13 @@ impl Registry {
     }
 
     /// A watcher of the group is gone; whether it was the last, and the group with it.
-    pub(crate) fn release(&mut self, released: &Arc<Group>) -> bool {
+    pub(crate) fn release(&mut self, released: &SharedGroup) -> bool {
         if released.watchers.fetch_sub(1, Ordering::Relaxed) > 1 {
             return false;
         }
         let hash = hash_of(&self.hasher, released);
         let slots = &self.slots;
-        let entry = self.index.find_entry(hash, |&at| Arc::ptr_eq(group(slots, at), released));
+        let entry = self.index.find_entry(hash, |&at| group(slots, at).is(released));
         let (at, _) = entry.expect("a group lives as long as its watchers").remove();
         self.slots[at as usize] = None;
         self.free.push(at);
@@ -135,7 +135,7 @@ impl Registry {
     }
 
     /// Every group, in the order of their slots.
-    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Group>> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &SharedGroup> {
         self.slots.iter().flatten()
     }
 
@@ -203,11 +203,11 @@ impl Registry {
     }
 }
 
-fn group(slots: &[Option<Arc<Group>>], at: u32) -> &Arc<Group> {
+fn group(slots: &[Option<SharedGroup>], at: u32) -> &SharedGroup {
     slots[at as usize].as_ref().expect("an indexed slot is in use")
 }
 
-fn hash_of(hasher: &RandomState, group: &Group) -> u64 {
+fn hash_of(hasher: &RandomState, group: &SharedGroup) -> u64 {
     hasher.hash_one((group.key().kind(), group.key().written()))
 }
 

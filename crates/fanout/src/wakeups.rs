@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 use tailwater_eventlog::Revision;
 
 use crate::StreamEnd;
-use crate::group::Group;
+use crate::group::SharedGroup;
 use crate::inbox::Inbox;
 use crate::watch::Shared;
 
@@ -19,7 +19,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Default)]
 struct Work {
     /// Each group at most once: see [`Group::mark`].
-    groups: Vec<Arc<Group>>,
+    groups: Vec<SharedGroup>,
     published: bool,
     /// End every stream.
     end: Option<StreamEnd>,
@@ -81,7 +81,7 @@ impl Wakeups {
     }
 
     /// A batch was published that concerns these groups.
-    pub(crate) fn published(&self, groups: impl IntoIterator<Item = Arc<Group>>) {
+    pub(crate) fn published(&self, groups: impl IntoIterator<Item = SharedGroup>) {
         let mut work = self.work.lock();
         work.groups.extend(groups.into_iter().filter(|group| group.mark()));
         work.published = true;

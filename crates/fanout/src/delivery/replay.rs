@@ -8,7 +8,7 @@ use tailwater_eventlog::{HistoryError, HistoryEvent, HistoryPoint, Revision};
 use super::{Delivery, Step, UNAVAILABLE, answer, first_of, text};
 use crate::StreamEnd;
 use crate::encode::{HEAD_BYTES_MAX, Head, event_field_len, event_field_parts, put_event_field};
-use crate::group::{Group, Measured};
+use crate::group::{Measured, SharedGroup};
 use crate::history::{HistoryRequest, HistorySlot};
 use crate::metrics;
 use crate::registry::prev_is_visible;
@@ -26,7 +26,7 @@ pub(super) struct Job {
 /// One revision that is larger than a piece.
 pub(super) struct Message {
     pub(super) watch_id: i64,
-    group: Arc<Group>,
+    group: SharedGroup,
     revision: Revision,
     /// Whether previous versions are given out; settled when the message begins, so that its length holds.
     with_prev: bool,
@@ -71,7 +71,7 @@ enum Fetch {
 /// What to fetch, and for whom.
 struct Wanted {
     watch_id: i64,
-    group: Arc<Group>,
+    group: SharedGroup,
     from: HistoryPoint,
     to: Revision,
     with_prev: bool,
@@ -125,7 +125,14 @@ impl Delivery {
         Ok(Step::Sent)
     }
 
-    fn begin_message(&mut self, watch_id: i64, group: Arc<Group>, revision: Revision, with_prev: bool, fragment: bool) {
+    fn begin_message(
+        &mut self,
+        watch_id: i64,
+        group: SharedGroup,
+        revision: Revision,
+        with_prev: bool,
+        fragment: bool,
+    ) {
         let phase = if fragment { Phase::Fragment(false) } else { Phase::Measure(0) };
         let at = first_of(revision);
         self.message = Some(Message { watch_id, group, revision, with_prev, at, phase, orphaned: false });

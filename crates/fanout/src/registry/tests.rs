@@ -6,7 +6,7 @@ use tailwater_eventlog::KeyRange;
 use super::*;
 use crate::WatchFilter;
 
-fn acquire(registry: &mut Registry, range: &KeyRange) -> Arc<Group> {
+fn acquire(registry: &mut Registry, range: &KeyRange) -> SharedGroup {
     let key = GroupKey::new(range, WatchFilter::default(), false);
     registry.acquire(key, 0, &Arc::new(Inbox::new(1))).0
 }
@@ -45,7 +45,7 @@ proptest! {
         keys in prop::collection::vec(bytes(), 1..20),
     ) {
         let mut registry = Registry::default();
-        let mut model: Vec<(KeyRange, Arc<Group>)> = Vec::new();
+        let mut model: Vec<(KeyRange, SharedGroup)> = Vec::new();
         for range in ranges {
             let group = acquire(&mut registry, &range);
             model.push((range, group));
