@@ -135,8 +135,8 @@ fn metric_names(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-#[test]
-fn operators_are_told_of_every_metric_and_of_no_other() {
+/// The names of the metrics that the code has.
+fn metrics_in_code() -> BTreeSet<String> {
     let mut files = Vec::new();
     rust_files(&root().join("crates"), &mut files);
     // A name is a whole literal: what is between two quotes.
@@ -146,9 +146,77 @@ fn operators_are_told_of_every_metric_and_of_no_other() {
         .flat_map(|file| code(file).split('"').filter(is_name).flat_map(metric_names).collect::<Vec<_>>())
         .collect();
     assert!(known.len() > 50, "only {} metrics were found in the code", known.len());
+    known
+}
+
+#[test]
+fn operators_are_told_of_every_metric_and_of_no_other() {
+    let known = metrics_in_code();
     let told = metric_names(&fs::read_to_string(root().join("docs/OPERATIONS.md")).expect("the operators' guide"));
     let missing: Vec<_> = known.difference(&told).collect();
     assert!(missing.is_empty(), "docs/OPERATIONS.md does not explain {missing:?}");
     let made_up: Vec<_> = told.difference(&known).collect();
     assert!(made_up.is_empty(), "docs/OPERATIONS.md names metrics that the code does not have: {made_up:?}");
+}
+
+/// The rows of the tables of one of the documents about compatibility: what their first cells name between backticks,
+/// and what the last cell says.
+fn rows(document: &str) -> Vec<(Vec<String>, String)> {
+    let path = root().join("docs/compatibility").join(document);
+    let text = fs::read_to_string(path).expect("a document about compatibility");
+    let rows = text.lines().filter_map(|line| {
+        let mut cells = line.strip_prefix("| `")?.trim_end_matches(" |").split(" | ");
+        let (first, last) = (format!("`{}", cells.next()?), cells.last()?.to_owned());
+        Some((first.split('`').skip(1).step_by(2).map(str::to_owned).collect(), last))
+    });
+    rows.collect()
+}
+
+/// Says which of `known` have no row in the document, and which rows have nothing behind them.
+fn assert_rows(document: &str, known: &BTreeSet<String>, told: &BTreeSet<String>) {
+    let missing: Vec<_> = known.difference(told).collect();
+    assert!(missing.is_empty(), "docs/compatibility/{document} has no row of {missing:?}");
+    let made_up: Vec<_> = told.difference(known).collect();
+    assert!(made_up.is_empty(), "docs/compatibility/{document} has rows of {made_up:?}, which are not there");
+}
+
+#[test]
+fn every_method_and_no_other_is_compared_with_etcds() {
+    let text = code(&root().join("crates/gateway/src/methods.rs"));
+    let product = text.split("#[cfg(test)]").next().unwrap_or_default();
+    // "/package.Service/Method"
+    let method = |literal: &str| {
+        let (service, name) = literal.strip_prefix('/')?.split_once('/')?;
+        Some(format!("{}/{name}", service.rsplit('.').next()?))
+    };
+    let known: BTreeSet<String> = product.split('"').filter_map(method).collect();
+    assert!(known.len() > 40, "only {} methods were found in the code", known.len());
+    let is_method = |name: &String| name.starts_with(|c: char| c.is_ascii_uppercase()) && name.contains('/');
+    let told = rows("api.md").into_iter().flat_map(|(names, _)| names).filter(is_method).collect();
+    assert_rows("api.md", &known, &told);
+}
+
+#[test]
+fn every_flag_of_etcds_and_no_other_has_its_row() {
+    let text = code(&root().join("crates/server/src/etcd_name/table.rs"));
+    let flag = |row: &str| Some(format!("--{}", row.trim_start().strip_prefix('"')?.split('"').next()?));
+    let known: BTreeSet<String> = text.split("row(").skip(1).filter_map(flag).collect();
+    assert!(known.len() > 100, "only {} flags were found in the code", known.len());
+    // A row of a flag names it alone.
+    let alone = rows("flags.md").into_iter().filter(|(names, _)| names.len() == 1).flat_map(|(names, _)| names);
+    let told = alone.filter(|name| name.starts_with("--")).collect();
+    assert_rows("flags.md", &known, &told);
+}
+
+#[test]
+fn every_metric_of_etcds_and_no_other_is_said_to_be_there() {
+    let known = metrics_in_code();
+    let (own, etcds): (BTreeSet<_>, BTreeSet<_>) = known.into_iter().partition(|name| name.starts_with("tailwater_"));
+    let rows = rows("metrics.md");
+    let there = rows.iter().filter(|(_, says)| !says.starts_with("not there")).flat_map(|(names, _)| names);
+    assert_rows("metrics.md", &etcds, &there.filter(|name| !metric_names(name).is_empty()).cloned().collect());
+    // What stands in for one that is missing is there.
+    let named = rows.iter().flat_map(|(_, says)| metric_names(says)).filter(|name| !name.ends_with('_'));
+    let made_up: Vec<_> = named.filter(|name| name.starts_with("tailwater_") && !own.contains(name)).collect();
+    assert!(made_up.is_empty(), "docs/compatibility/metrics.md refers to {made_up:?}, which are not there");
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the client suites (Go, etcdctl, Python, Node), each against a fresh server.
+# Runs the client suites (Go, etcdctl, Python, Node), each against a fresh server, and Prometheus on what members expose.
 #   TAILWATER_BIN        server binary to start, or
 #   TAILWATER_ENDPOINTS  address of a running server with an empty store (then all suites share it)
 #   ETCDCTL              etcdctl 3.6 (default: from PATH)
@@ -108,6 +108,11 @@ run_go() {
     cd "$here/go" && TAILWATER_BIN=$binary ETCDCTL=$etcdctl TAILWATER_WATCH_PROGRESS_INTERVAL=$interval \
         go test -count=1 ./...
 }
+# It starts members of its own, so it needs a server of ours or a real one, and the mixin of etcd's release.
+run_metrics() {
+    local binary=${TAILWATER_BIN:+$(realpath "$TAILWATER_BIN")}
+    cd "$here/../metrics" && TAILWATER_BIN=$binary go test -count=1 ./...
+}
 run_etcdctl() { cd "$here/etcdctl" && ETCDCTL=$etcdctl go test -count=1 -timeout 10m ./...; }
 run_python() {
     # Once installed, nothing is downloaded again; another Python gets a place of its own.
@@ -142,6 +147,7 @@ else
         left_out "etcdctl (no etcdctl; set ETCDCTL, or build one with tests/etcd/build.sh)"
     fi
     suite go in_subshell run_go
+    suite metrics in_subshell run_metrics
 fi
 if python3 -c 'import ensurepip, venv' 2>/dev/null; then
     suite python in_subshell run_python

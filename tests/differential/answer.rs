@@ -164,7 +164,7 @@ impl Names {
     }
 
     /// Sizes and raft numbers are a server's own; that they are set is not.
-    fn status(&self, status: &mut pb::StatusResponse) {
+    pub(crate) fn status(&self, status: &mut pb::StatusResponse) {
         self.header(&mut status.header);
         status.leader = if status.leader == self.member { COMMON_ID } else { status.leader };
         status.raft_term = status.raft_term.min(1);

@@ -10,13 +10,20 @@ mod auth;
 mod expiry;
 mod garbage;
 mod generate;
+mod http;
+mod json;
+mod json_requests;
+mod json_text;
+mod maintenance;
 mod operation;
+mod planted;
+mod recipes;
 mod run;
 mod stream;
+mod waiting;
 mod watchers;
 
 use run::Difference;
-use tailwater_tests::proxy::{Deviation, Proxy};
 use tailwater_tests::{Kind, Options, Server, left_out, program};
 
 /// Runs at a time.
@@ -129,64 +136,44 @@ async fn answers_as_etcd_does() {
     assert!(differences.is_empty(), "{} runs differ:\n\n{}", differences.len(), differences.join("\n\n"));
 }
 
-/// Auth stays with a server, so each seed has servers of its own.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rights_are_those_of_etcd() {
-    let mut lanes = tokio::task::JoinSet::new();
-    for lane in 0..LANES {
-        lanes.spawn(async move {
-            let mut differences = Vec::new();
-            for seed in seeds().skip(lane).step_by(LANES) {
-                let Some([(reference, _etcd), (subject, _server)]) = servers().await else { break };
-                let steps = operations();
-                let Err(error) = auth::run(&reference, &subject, seed, steps).await else { continue };
-                differences.push(format!(
-                    "{error:#}\nreplay: SEED={seed} DIFF_OPS={steps} cargo test -p tailwater-tests --test differential rights"
-                ));
+/// Runs of one kind, each seed on servers of its own: users, alarms and leases stay with a server.
+async fn compare(test: &'static str, run: impl AsyncFn(&str, &str, u64, usize) -> anyhow::Result<()> + Copy) {
+    let steps = operations();
+    let lanes = (0..LANES).map(|lane| async move {
+        let mut differences = Vec::new();
+        for seed in seeds().skip(lane).step_by(LANES) {
+            let Some([(reference, etcd), (subject, server)]) = servers().await else { break };
+            let Err(error) = run(&reference, &subject, seed, steps).await else { continue };
+            let replay = format!(
+                "replay: SEED={seed} DIFF_OPS={steps} cargo test -p tailwater-tests --test differential {test}"
+            );
+            differences.push(format!("{error:#}\n{replay}"));
+            if !error.is::<Difference>() {
+                differences.extend([etcd, server].iter().flatten().map(|server| last_lines(&server.log())));
             }
-            differences
-        });
-    }
-    let differences = lanes.join_all().await.concat();
+        }
+        differences
+    });
+    let differences = futures_util::future::join_all(lanes).await.concat();
     assert!(differences.is_empty(), "{} runs differ:\n\n{}", differences.len(), differences.join("\n\n"));
 }
 
-/// Runs seeds on an etcd and on a second one behind a proxy that deviates; how many seeds until it was found.
-async fn seeds_until_found(reference: &str, upstream: &str, deviation: Deviation, seeds_max: u64) -> Option<u64> {
-    let proxy = Proxy::start(upstream, deviation).await.unwrap();
-    for seed in 0..seeds_max {
-        match run::run(reference, proxy.url(), seed, operations()).await {
-            Ok(()) => {}
-            Err(error) => match error.downcast::<Difference>() {
-                Ok(_) => return Some(seed + 1),
-                Err(error) => panic!("{deviation:?}: {error:#}"),
-            },
-        }
-    }
-    None
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rights_are_those_of_etcd() {
+    compare("rights", auth::run).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_planted_deviation_is_found() {
-    if missing("planted deviations", &[("DIFF_REFERENCE", Kind::Etcd)]) {
-        return;
-    }
-    let (reference, _a) = endpoint("DIFF_REFERENCE", Kind::Etcd).await.unwrap();
-    let (upstream, _b) = endpoint("DIFF_UPSTREAM", Kind::Etcd).await.unwrap();
-    let untouched = seeds_until_found(&reference, &upstream, Deviation::Nothing, if is_full() { 5 } else { 1 }).await;
-    assert_eq!(untouched, None, "the proxy alone makes a difference");
-    for deviation in [
-        Deviation::CountLimited,
-        Deviation::KeysOnlyWithoutLease,
-        Deviation::TombstoneMissing,
-        Deviation::ProgressTooHigh,
-        Deviation::VersionNotReset,
-    ] {
-        let found = seeds_until_found(&reference, &upstream, deviation, 50).await;
-        #[expect(clippy::print_stdout, reason = "how soon each is found tells how strong the test is")]
-        {
-            println!("{deviation:?} found after {found:?} seeds");
-        }
-        assert!(found.is_some(), "{deviation:?} was not found within 50 seeds");
-    }
+async fn locks_and_elections_are_those_of_etcd() {
+    compare("locks", recipes::run).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn maintenance_is_that_of_etcd() {
+    compare("maintenance", maintenance::run).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn json_is_read_and_written_as_by_etcd() {
+    compare("json", json::run).await;
 }

@@ -11,8 +11,12 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use prost::Message;
-use tailwater_api::etcdserverpb::{CompactionRequest, RangeRequest, RangeResponse, WatchResponse};
+use tailwater_api::etcdserverpb::{
+    AuthRoleGetResponse, CompactionRequest, HashKvResponse, RangeRequest, RangeResponse, StatusResponse, WatchResponse,
+};
 use tailwater_api::mvccpb::KeyValue;
+use tailwater_api::v3electionpb::LeaderResponse;
+use tailwater_api::v3lockpb::LockResponse;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -40,6 +44,16 @@ pub enum Deviation {
     ProgressTooHigh,
     /// A key that was deleted and made again goes on counting its versions.
     VersionNotReset,
+    /// A role's rights are told as if each were of one key.
+    RightWithoutEnd,
+    /// The key of a lock has its lease in capitals.
+    LockKeyInCapitals,
+    /// An observer sees who leads, and not what they proclaim later.
+    ProclamationUnobserved,
+    /// Status does not tell alarms.
+    StatusWithoutAlarms,
+    /// HashKV says that nothing was compacted.
+    HashOfNothingCompacted,
 }
 
 /// A running proxy; it ends when dropped.
@@ -217,8 +231,38 @@ impl Forward {
                 }
                 Some(answer.encode_to_vec().into())
             }
-            _ => Some(body),
+            _ => changed_message(self.deviation, path, body),
         }
+    }
+}
+
+/// As [`Forward::change`], for what depends on the one message alone.
+fn changed_message(deviation: Deviation, path: &str, body: Bytes) -> Option<Bytes> {
+    fn changed<M: Message + Default>(body: Bytes, change: impl FnOnce(&mut M)) -> Option<Bytes> {
+        let mut message = M::decode(body).ok()?;
+        change(&mut message);
+        Some(message.encode_to_vec().into())
+    }
+    match (deviation, path) {
+        (Deviation::RightWithoutEnd, "/etcdserverpb.Auth/RoleGet") => {
+            changed(body, |role: &mut AuthRoleGetResponse| {
+                role.perm.iter_mut().for_each(|right| right.range_end.clear());
+            })
+        }
+        (Deviation::LockKeyInCapitals, "/v3lockpb.Lock/Lock") => {
+            changed(body, |lock: &mut LockResponse| lock.key.make_ascii_uppercase())
+        }
+        (Deviation::ProclamationUnobserved, "/v3electionpb.Election/Observe") => {
+            let leader = LeaderResponse::decode(body.clone()).ok()?;
+            leader.kv.is_none_or(|kv| kv.version == 1).then_some(body)
+        }
+        (Deviation::StatusWithoutAlarms, "/etcdserverpb.Maintenance/Status") => {
+            changed(body, |status: &mut StatusResponse| status.errors.clear())
+        }
+        (Deviation::HashOfNothingCompacted, "/etcdserverpb.Maintenance/HashKV") => {
+            changed(body, |hash: &mut HashKvResponse| hash.compact_revision = -1)
+        }
+        _ => Some(body),
     }
 }
 
@@ -265,7 +309,11 @@ impl tower::Service<http::Request<tonic::body::Body>> for Forward {
     }
 
     fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
-        let forward = PathForward { forward: self.clone(), path: request.uri().path().to_owned() };
+        let mut forward = self.clone();
+        if let Some(token) = request.headers().get("token").and_then(|token| token.to_str().ok()) {
+            forward.client = self.client.with_token(token).expect("what came in a header, can go in one");
+        }
+        let forward = PathForward { forward, path: request.uri().path().to_owned() };
         Box::pin(async move {
             let mut grpc = tonic::server::Grpc::new(BytesCodec)
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)

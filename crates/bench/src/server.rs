@@ -1,7 +1,9 @@
 //! A server process under measurement.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -76,7 +78,14 @@ pub(crate) fn pin_self() -> anyhow::Result<()> {
 }
 
 pub(crate) fn free_port() -> anyhow::Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        // A port that nobody listens on yet may come twice.
+        if GIVEN.lock().expect("nothing panics with it").insert(port) {
+            return Ok(port);
+        }
+    }
 }
 
 /// Where a member is reached.
@@ -191,13 +200,16 @@ fn spawn(
     command.spawn().with_context(|| format!("starting {}", program.path.display()))
 }
 
+/// How long a server may take until it answers: a fanout takes its whole store over before.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// Whether the member leads.
 pub(crate) async fn wait_until_it_answers(program: &Program, endpoint: &str) -> anyhow::Result<bool> {
     let begin = Instant::now();
     loop {
         match ask_for_leader(endpoint).await {
             Ok(leads) => return Ok(leads),
-            Err(error) if begin.elapsed() > Duration::from_secs(30) => {
+            Err(error) if begin.elapsed() > PATIENCE => {
                 return Err(error.context(format!("{} did not begin to serve", program.name)));
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,

@@ -1,8 +1,8 @@
 //! The handle through which everything else reaches the write plane.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crossbeam::channel::{Sender, TrySendError};
@@ -22,7 +22,7 @@ use crate::replica::driver::checkpoint_request;
 use crate::replica::lessor::Renewal;
 use crate::replica::shared::{INBOX_ITEMS_MAX, INBOX_MESSAGE_BYTES_MAX, Shared, Waiter};
 use crate::start::Threads;
-use crate::{Applied, ApplyError, PeerTransport, ProposeError, Right, SourceReady};
+use crate::{Applied, ApplyError, PeerTransport, ProposeError, Right, SourceReady, reach};
 
 /// What a command's envelope may add to a request: proposer, proposal, the tags and lengths around it, a chosen lease id.
 const ENVELOPE_BYTES_MAX: usize = 64;
@@ -151,6 +151,8 @@ pub struct Consensus {
     /// Taken by the call that stops them.
     pub(crate) threads: Arc<Mutex<Option<Threads>>>,
     pub(crate) events: EventLog,
+    /// The threads own it, since it may own a handle like this one.
+    pub(crate) peers: Weak<dyn PeerTransport>,
     /// Emptied at the end, so that the apply thread sees that nobody is left.
     pub(crate) apply: Arc<Mutex<Option<Sender<ApplyJob>>>>,
 }
@@ -293,8 +295,13 @@ impl Consensus {
     pub async fn propose_as(&self, caller: Option<Caller>, mut command: Command) -> Result<Applied, ProposeError> {
         self.complete(&mut command);
         let shared = &self.shared;
+        if let Some(change) = Change::of(&command).filter(|_| shared.config.strict_reconfig_check)
+            && let Some(peers) = self.peers.upgrade()
+        {
+            reach::check(change, shared.config.member_id, &shared.group.lock().members, &*peers)?;
+        }
         let cost = quota::cost(&command);
-        if cost > 0 && over_quota(shared, cost) {
+        if cost > 0 && over_quota(&self.events, shared.config.quota_bytes, cost) {
             raise_no_space(shared);
             return Err(ApplyError::NoSpace.into());
         }
@@ -426,8 +433,7 @@ impl Consensus {
     pub fn status(&self) -> ConsensusStatus {
         let mut status = self.shared.status.lock().clone();
         status.applied = Position(self.shared.applied.load(Ordering::Relaxed));
-        status.disk_bytes = self.shared.disk_bytes.load(Ordering::Relaxed);
-        status.disk_bytes_in_use = self.shared.disk_bytes_in_use.load(Ordering::Relaxed);
+        (status.disk_bytes, status.disk_bytes_in_use) = self.events.disk_bytes();
         status
     }
 
@@ -477,9 +483,8 @@ impl Drop for Announced<'_> {
 }
 
 /// Whether a command of this cost does not fit any more.
-pub(crate) fn over_quota(shared: &Shared, cost: u64) -> bool {
-    let quota = shared.config.quota_bytes;
-    quota > 0 && shared.disk_bytes.load(Ordering::Relaxed) + cost >= quota
+pub(crate) fn over_quota(events: &EventLog, quota: u64, cost: u64) -> bool {
+    quota > 0 && events.disk_bytes().0 + cost >= quota
 }
 
 /// Proposes this member's NOSPACE alarm; nobody waits for it.

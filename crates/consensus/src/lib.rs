@@ -23,6 +23,7 @@ pub mod metrics;
 mod peers;
 #[doc(hidden)]
 pub mod raft_log;
+mod reach;
 mod replica;
 mod start;
 mod stored;

@@ -12,8 +12,6 @@ pub const PROPOSALS_COMMITTED: &str = "etcd_server_proposals_committed_total";
 pub const PROPOSALS_APPLIED: &str = "etcd_server_proposals_applied_total";
 /// Gauge: commands that wait for their answer.
 pub const PROPOSALS_PENDING: &str = "etcd_server_proposals_pending";
-/// Counter of commands without an answer: leader changed, timed out, not taken.
-pub const PROPOSALS_FAILED: &str = "etcd_server_proposals_failed_total";
 /// Counter: values that were put, as this member applied them.
 pub const PUTS: &str = "etcd_mvcc_put_total";
 /// Counter: keys that were deleted, as this member applied it.

@@ -1,5 +1,7 @@
 //! What the replica needs of the network: a place to leave messages for other members.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use protobuf::Message as _;
 use raft::eraftpb::Message;
@@ -14,6 +16,12 @@ pub trait PeerTransport: Send + Sync {
 
     /// The members of the group from now on, this one included: whom to reach, and where.
     fn set_members(&self, members: &[Member]);
+
+    /// How long the peer has been within reach without a break; `None` when it is not. A transport that knows no
+    /// connections says that it always was.
+    fn connected_for(&self, _to: MemberId) -> Option<Duration> {
+        Some(Duration::MAX)
+    }
 }
 
 /// For a group of one.

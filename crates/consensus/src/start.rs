@@ -256,6 +256,7 @@ pub fn assemble(
         removal_noted: false,
     };
     let log = LogWriter { shared: Arc::clone(&shared), log: raft_log, jobs: log_jobs, peers: Arc::clone(&peers) };
+    let connections = Arc::downgrade(&peers);
     let applier = Applier::new(Arc::clone(&shared), machine, events.clone(), tail_tx, peers);
     let upkeep = Upkeep {
         shared: Arc::clone(&shared),
@@ -266,8 +267,13 @@ pub fn assemble(
         end,
         rounds: 0,
     };
-    let consensus =
-        Consensus { shared, threads: Arc::new(Mutex::new(None)), events, apply: Arc::new(Mutex::new(Some(apply))) };
+    let consensus = Consensus {
+        shared,
+        threads: Arc::default(),
+        events,
+        peers: connections,
+        apply: Arc::new(Mutex::new(Some(apply))),
+    };
     let source = SourceReady { consensus: consensus.clone(), tail };
     Ok((consensus, Parts { driver, log, applier, apply_jobs, upkeep, upkeep_end }, source))
 }
@@ -376,8 +382,6 @@ fn shared(config: ConsensusConfig, proposer_id: u64, machine: &Machine, group: G
         ticks: AtomicU64::new(0),
         syncs: AtomicU64::new(0),
         sync_micros: AtomicU64::new(0),
-        disk_bytes: AtomicU64::new(0),
-        disk_bytes_in_use: AtomicU64::new(0),
         // A compaction that a crash or stop interrupted goes on.
         fold_wanted: AtomicBool::new(state.compacted.0 > 0),
         status: Mutex::new(status),

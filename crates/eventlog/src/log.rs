@@ -23,6 +23,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -288,14 +289,22 @@ impl EventLog {
         Ok(flushed.applied)
     }
 
-    /// Bytes on disk and in memtables, and an estimate of those in use by live data.
+    /// Bytes on disk and in memtables, and an estimate of those in use by live data, when they were measured last. Cheap.
     #[must_use]
     pub fn disk_bytes(&self) -> (u64, u64) {
+        let (bytes, in_use) = &self.home.disk_bytes;
+        (bytes.load(Ordering::Relaxed), in_use.load(Ordering::Relaxed))
+    }
+
+    /// Measures [`EventLog::disk_bytes`] anew.
+    pub fn measure_disk(&self) {
         let engine = &self.current.load().engine;
         let memtables = engine.property_sum("rocksdb.cur-size-all-mem-tables");
         let files = engine.property_sum("rocksdb.total-sst-files-size");
         let in_use = engine.property_sum("rocksdb.estimate-live-data-size");
-        (files + memtables, in_use + memtables)
+        let (bytes, bytes_in_use) = &self.home.disk_bytes;
+        bytes.store(files + memtables, Ordering::Relaxed);
+        bytes_in_use.store(in_use + memtables, Ordering::Relaxed);
     }
 
     /// Merges all files, so that what was overwritten, deleted and folded takes no room any more. Reads and writes go on;
@@ -308,6 +317,8 @@ impl EventLog {
         let _one_at_a_time = current.defragmenting.lock();
         self.flush()?;
         current.engine.merge_all_files();
+        // Who asked for room writes next, and shall not be refused for what is gone.
+        self.measure_disk();
         Ok(())
     }
 

@@ -64,9 +64,9 @@ fn delivery_allocates_little_and_by_response_rather_than_by_event() {
         .collect();
     let (mut pieces, mut allocations) = (0, 0);
     for round in 0..5 {
-        for i in 0..BATCH {
-            world.put(&format!("k{i}"), &[b'v'; 100]);
-        }
+        // Each batch of the tail costs an allocation more, so that all come as one.
+        let puts: Vec<_> = (0..BATCH).map(|i| vec![(format!("k{i}").into(), Some(vec![b'v'; 100]))]).collect();
+        world.commit_together(&puts);
         world.settle(&fanout);
         // Watchers are marked by the delivery worker after the revision is published.
         std::thread::sleep(std::time::Duration::from_millis(200));
@@ -80,7 +80,6 @@ fn delivery_allocates_little_and_by_response_rather_than_by_event() {
     let events = 4 * BATCH * STREAMS;
     eprintln!("{allocations} allocations for {pieces} pieces and {events} events");
     assert!(allocations < events, "{allocations} allocations for {events} events");
-    // Three when the tail took a round's events as one batch; one more for each further batch, which the machine decides.
-    assert!(allocations <= 5 * pieces, "{allocations} allocations for {pieces} pieces");
+    assert!(allocations <= 3 * pieces + STREAMS, "{allocations} allocations for {pieces} pieces");
     fanout.stop();
 }

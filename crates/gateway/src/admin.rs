@@ -30,8 +30,9 @@ impl Gateway {
             errors.push(Fault::NoLeader.status().1.to_owned());
         }
         errors.extend(snapshot.alarms.iter().map(|alarm| {
-            // The trailing blank is how etcd prints the message.
-            format!("memberID:{} alarm:{} ", alarm.member, alarm_type(alarm.kind).as_str_name())
+            // The trailing blank is how etcd prints the message, and that it leaves out an id that is 0.
+            let member = if alarm.member.0 == 0 { String::new() } else { format!("memberID:{} ", alarm.member) };
+            format!("{member}alarm:{} ", alarm_type(alarm.kind).as_str_name())
         }));
         Ok(pb::StatusResponse {
             header: Some(self.header(snapshot.cursor.revision)),

@@ -7,6 +7,7 @@ use serde::Serialize;
 use tailwater_eventlog::{AlarmKind, KeyRange};
 use tailwater_fanout::RangeQuery;
 
+use crate::auth::PeerIdentity;
 use crate::metrics::{HEALTH_FAILURES, HEALTH_SUCCESS, HEALTHCHECK, HEALTHCHECKS, refresh_gauges};
 use crate::status::Fault;
 use crate::{Gateway, OverTls, caller, json};
@@ -45,6 +46,9 @@ pub(crate) async fn serve(gateway: &Gateway, request: Request<Body>) -> Response
     {
         return refused;
     }
+    if let Some(refused) = refuse_named(gateway, &request) {
+        return refused;
+    }
     let asked = request.headers().clone();
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let mut response = if method == Method::OPTIONS {
@@ -59,6 +63,22 @@ pub(crate) async fn serve(gateway: &Gateway, request: Request<Body>) -> Response
     };
     access.mark(&asked, response.headers_mut());
     response
+}
+
+/// Where certificates name users, JSON goes by tokens alone; who shows a name there is told so, as by etcd.
+fn refuse_named(gateway: &Gateway, request: &Request<Body>) -> Option<Response<Body>> {
+    let peer = request.extensions().get::<PeerIdentity>()?;
+    peer.common_name.as_ref()?;
+    if !gateway.config().json_gateway || !json::is_json(request.uri().path()) || !gateway.auth().rules.is_enabled() {
+        return None;
+    }
+    let text = "CommonName of client sending a request against gateway will be ignored and not used as expected\n";
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = StatusCode::BAD_REQUEST;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    Some(response)
 }
 
 /// Answers what is served on `--listen-metrics-urls` too: metrics and health.

@@ -126,7 +126,9 @@ async fn stream(answers: Result<Answers, Fault>, codec: Codec) -> Response<Body>
         Err(fault) => return stream_refusal(&fault),
     };
     let first = match next_line(&mut answers, &codec).await {
-        Ok(first) => first,
+        Ok(Some(first)) => Some(first),
+        // Then there is nothing that a head could be about.
+        Ok(None) => return Response::new(Body::empty()),
         Err(fault) => return stream_refusal(&fault),
     };
     let lines: Lines = Box::pin(futures_util::stream::unfold((first, Some((answers, codec))), |state| async move {

@@ -44,6 +44,7 @@ pub use auth::{AuthConfig, AuthConfigError, JwtConfig, PeerIdentity, TokenConfig
 pub use compactor::run_auto_compaction;
 pub use config::{AutoCompaction, GatewayConfig};
 pub use gateway::{Gateway, HashForwarder, SnapshotForwarder};
+pub use metrics::tell_whether_ready;
 pub use route::{Forwarder, ReplicaInfo};
 pub use snapshot::{RestoreError, Restored, Restoring, SnapshotPieces, Snapshots, restore};
 pub use status::{Code, Fault};

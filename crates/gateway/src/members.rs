@@ -57,8 +57,13 @@ impl Gateway {
         credentials: &Credentials,
         request: pb::MemberUpdateRequest,
     ) -> Result<pb::MemberUpdateResponse, Fault> {
-        check_urls(&request.peer_ur_ls)?;
         self.require_root(credentials).await?;
+        if let Err(fault) = check_urls(&request.peer_ur_ls) {
+            // Whose they would be, is asked first, as in etcd.
+            self.settle(false).await?;
+            let is_member = self.fanout().snapshot().members.iter().any(|member| member.id.0 == request.id);
+            return Err(if is_member { fault } else { Fault::MemberNotFound });
+        }
         let bytes = request.encoded_len();
         let mut peer_urls = request.peer_ur_ls;
         peer_urls.sort();

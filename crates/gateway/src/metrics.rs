@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use metrics::{Counter, Histogram, counter, gauge, histogram};
+use parking_lot::Mutex;
 use tailwater_api::grpc;
 use tailwater_eventlog::{Alarm, AlarmKind};
 
@@ -56,6 +57,10 @@ pub(crate) const DEFRAG_INFLIGHT: &str = "etcd_disk_defrag_inflight";
 pub(crate) const SNAPSHOT_SECONDS: &str = "etcd_disk_backend_snapshot_duration_seconds";
 /// Alarms, 0 or 1; labels server_id and alarm_type.
 const ALARMS: &str = "etcd_debugging_server_alarms";
+/// gRPC's codes.
+const CODES: std::ops::RangeInclusive<i32> = 0..=16;
+/// Whether this process would pass `/readyz` for all it knows without a read, 0 or 1.
+const READY: &str = "tailwater_ready";
 /// Different client versions that are counted apart; later ones count as "other", so that a client can't make labels.
 const CLIENT_VERSIONS_MAX: u64 = 32;
 
@@ -67,7 +72,7 @@ pub(crate) struct Calls {
     proposals_failed: Counter,
     ranges: Counter,
     range_seconds: [Histogram; 2],
-    client_versions: parking_lot::Mutex<std::collections::HashSet<String>>,
+    client_versions: Mutex<std::collections::HashSet<String>>,
 }
 
 struct MethodCounters {
@@ -84,6 +89,10 @@ impl Calls {
     pub(crate) fn new(is_extensive: bool) -> Self {
         let methods = METHODS.iter().enumerate().map(|(index, &(path, kind))| {
             let method = Method { index, path, kind };
+            // All are there at zero, as in etcd: the rate of a counter that appears with its first failure misses it.
+            for code in CODES {
+                handled(&method, code).increment(0);
+            }
             MethodCounters {
                 started: per_method(STARTED, &method),
                 succeeded: handled(&method, 0),
@@ -103,7 +112,7 @@ impl Calls {
             proposals_failed: counter!(PROPOSALS_FAILED),
             ranges: counter!(RANGES),
             range_seconds: ["false", "true"].map(|success| histogram!(RANGE_SECONDS, "success" => success)),
-            client_versions: parking_lot::Mutex::default(),
+            client_versions: Mutex::default(),
         }
     }
 
@@ -268,6 +277,11 @@ impl Drop for Observation {
     }
 }
 
+/// Sets the gauge `tailwater_ready`.
+pub fn tell_whether_ready(is_ready: bool) {
+    gauge!(READY).set(f64::from(u8::from(is_ready)));
+}
+
 /// Sets the gauges that are read rather than counted; called before they are rendered.
 #[expect(clippy::cast_precision_loss, reason = "gauges are floating point; 2^53 is beyond what they show")]
 pub(crate) fn refresh_gauges(gateway: &Gateway) {
@@ -275,6 +289,7 @@ pub(crate) fn refresh_gauges(gateway: &Gateway) {
     let snapshot = gateway.fanout().snapshot();
     let config = gateway.config();
     let flag = |is_set: bool| f64::from(u8::from(is_set));
+    tell_whether_ready(gateway.unready().is_none() && *gateway.serving().borrow());
     gauge!("etcd_server_has_leader").set(flag(status.leader.0 != 0));
     gauge!("etcd_server_is_leader").set(flag(status.leader.0 == config.member_id));
     gauge!("etcd_server_is_learner").set(flag(status.is_learner));
@@ -298,8 +313,22 @@ pub(crate) fn refresh_gauges(gateway: &Gateway) {
             gauge!(ALARMS, "server_id" => id, "alarm_type" => name).set(flag(is_raised));
         }
     }
-    if !snapshot.cluster_version.is_empty() {
-        gauge!("etcd_cluster_version", "cluster_version" => snapshot.cluster_version.clone()).set(1.0);
+    tell_cluster_version(&snapshot.cluster_version);
+}
+
+/// The version without its patch, as etcd labels it; the one before is shown as 0.
+fn tell_cluster_version(version: &str) {
+    static TOLD: Mutex<String> = Mutex::new(String::new());
+    let label = version.rsplit_once('.').map_or(version, |(minor, _)| minor);
+    let mut told = TOLD.lock();
+    let show =
+        |label: &str, value: f64| gauge!("etcd_cluster_version", "cluster_version" => label.to_owned()).set(value);
+    if !told.is_empty() && *told != label {
+        show(&told, 0.0);
+    }
+    if !label.is_empty() {
+        show(label, 1.0);
+        label.clone_into(&mut told);
     }
 }
 

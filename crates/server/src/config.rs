@@ -71,7 +71,7 @@ pub(crate) struct Config {
     election_ticks: usize,
     request_bytes_max: usize,
     txn_ops_max: usize,
-    quota_bytes: u64,
+    pub(crate) quota_bytes: u64,
     pub(crate) auto_compaction: AutoCompaction,
     progress_interval: Duration,
     raft_log_bytes: u64,
@@ -108,9 +108,13 @@ impl Config {
         }
         let ranges = roles::ranges(&flags.prefixes)?;
         let Urls { listen_clients, client_urls, listen_peers, peer_urls } = Urls::from_flags(roles, flags)?;
-        let founding = if roles.is_member() { Some(Founding::from_flags(flags, &peer_urls)?) } else { None };
         let (heartbeat_interval, election_ticks) = ticks(flags)?;
         let data_dir = PathBuf::from(flags.data_dir.clone().unwrap_or_else(|| format!("{}.tailwater", flags.name)));
+        // A directory that holds a member knows its group better than flags that were written for its first start.
+        let founding = match roles.is_member() && !DataDir::is_founded(&data_dir) {
+            true => Some(Founding::from_flags(flags, &peer_urls)?),
+            false => None,
+        };
         let client_listens = urls::listens("listen-client-urls", &listen_clients)?;
         let http_listens = urls::listens("listen-client-http-urls", &flags.listen_client_http_urls)?;
         let metrics_listens = urls::listens("listen-metrics-urls", &flags.listen_metrics_urls)?;

@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 
+use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
 
@@ -94,13 +95,19 @@ struct StoredMember {
 }
 
 impl DataDir {
+    /// Whether a member has begun here.
+    pub(crate) fn is_founded(path: &Path) -> bool {
+        path.join(IDENTITY_FILE).exists()
+    }
+
     /// Opens or founds it. A member that joins asks the group who it is.
     ///
     /// # Errors
     /// See [`DataDirError`]; the group can't be asked, or does not know this member.
     pub(crate) fn open(config: &Config) -> anyhow::Result<Self> {
-        let founding = config.founding.as_ref().expect("a member has a group");
         Self::open_at(&config.data_dir, || {
+            let founding =
+                config.founding.as_ref().context("the data directory was emptied while this member started")?;
             if !founding.joins {
                 let (identity, members) = (founding.identity, founding.members.clone());
                 return Ok(Beginning { identity, founds: true, members });
@@ -124,7 +131,7 @@ impl DataDir {
         let unusable = |reason| DataDirError::Unusable { path: path.display().to_string(), reason };
         fs::create_dir_all(path).map_err(unusable)?;
         if fs::read_dir(path).map_err(unusable)?.next().is_some() {
-            anyhow::bail!("data-dir {:?} not empty or could not be read", path.display().to_string());
+            return Err(occupied(path));
         }
         let filled = fill()?;
         let beginning = Beginning { identity: founding.identity, founds: true, members: founding.members.clone() };
@@ -136,7 +143,7 @@ impl DataDir {
         let unusable = |reason| DataDirError::Unusable { path: path.display().to_string(), reason };
         fs::create_dir_all(path).map_err(unusable)?;
         let identity_file = path.join(IDENTITY_FILE);
-        let is_existing = identity_file.exists();
+        let is_existing = Self::is_founded(path);
         if !is_existing {
             refuse_foreign(path)?;
         }
@@ -154,6 +161,11 @@ impl DataDir {
         let Beginning { identity, founds, members } = beginning;
         Ok(Self { identity, founds, members, is_existing, _lock: lock })
     }
+}
+
+/// Why no member can be made here.
+pub(crate) fn occupied(path: &Path) -> anyhow::Error {
+    anyhow::anyhow!("data-dir {:?} not empty or could not be read", path.display().to_string())
 }
 
 /// Another program's data is never written into.

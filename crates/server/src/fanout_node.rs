@@ -10,7 +10,7 @@ use tailwater_eventlog::{HistoryId, MemberId, Revision};
 use tailwater_fanout::Fanout;
 use tailwater_gateway::{Code, Forwarder, Gateway};
 use tailwater_transport::{
-    Description, Directory, Greeter, RemoteSource, RemoteSourceConfig, Router, RouterConfig, describe,
+    Description, Directory, Greeter, RemoteSource, RemoteSourceConfig, Router, RouterConfig, describe, tail_metrics,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -256,6 +256,10 @@ impl FanoutNode {
             tokio::time::sleep(WATCH_PERIOD).await;
             let snapshot = started.fanout.snapshot();
             let word = started.remote.core_word();
+            if let Some(word) = &word {
+                // Here and not where the word comes in, since it ages while nothing comes.
+                metrics::gauge!(tail_metrics::CORE_AGE_SECONDS).set(word.age.as_secs_f64());
+            }
             let is_leaderless = snapshot.leader.is_none();
             let is_quiet = word.is_none_or(|word| {
                 let silence = started.remote.silence().unwrap_or(silence_max);

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use metrics_exporter_prometheus::PrometheusHandle;
 use parking_lot::RwLock;
 use tailwater_fanout::SocketShare;
-use tailwater_gateway::{AccessControl, Code, Forwarder, Gateway};
+use tailwater_gateway::{AccessControl, Code, Forwarder, Gateway, tell_whether_ready};
 use tailwater_transport::Description;
 
 use crate::process;
@@ -38,6 +38,11 @@ pub(crate) trait Plain: Send + Sync {
 
     /// Why this process can't do its work now, if it can't.
     fn unready(&self) -> Option<String>;
+
+    /// What is wrong, be it that work goes on.
+    fn unhealthy(&self) -> Option<String> {
+        self.unready()
+    }
 
     /// Sets gauges that are read rather than counted.
     fn refresh_gauges(&self) {}
@@ -133,6 +138,7 @@ impl Front {
         match request.uri().path() {
             "/metrics" => {
                 self.plain.refresh_gauges();
+                tell_whether_ready(self.plain.unready().is_none());
                 response(StatusCode::OK, TEXT, (self.render_metrics())())
             }
             "/livez" => response(StatusCode::OK, TEXT, "ok\n".into()),
@@ -143,7 +149,7 @@ impl Front {
                 }
             },
             "/health" => {
-                let reason = self.plain.unready();
+                let reason = self.plain.unhealthy();
                 let status = if reason.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
                 let health = if reason.is_none() { "true" } else { "false" };
                 let body = serde_json::json!({ "health": health, "reason": reason.unwrap_or_default() });

@@ -19,6 +19,7 @@ mod front;
 pub mod fuzzing;
 mod gateway_node;
 mod hashes;
+mod help;
 mod host;
 mod ids;
 mod join;

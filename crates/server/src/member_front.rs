@@ -13,16 +13,32 @@ pub(crate) struct MemberFront {
     consensus: Consensus,
     source: LocalSource,
     reported_version: String,
+    quota_bytes: u64,
 }
 
 impl MemberFront {
     pub(crate) fn new(config: &Config, consensus: &Consensus, source: &LocalSource) -> Self {
         let reported_version = config.reported_version.clone();
-        Self { consensus: consensus.clone(), source: source.clone(), reported_version }
+        let quota_bytes = config.quota_bytes;
+        Self { consensus: consensus.clone(), source: source.clone(), reported_version, quota_bytes }
     }
 
-    fn facts(&self) -> Vec<Fact> {
-        self.source.transfer_begin().map(|(_, facts)| facts).unwrap_or_default()
+    /// The first alarm of a kind that matters.
+    fn alarmed(&self, matters: impl Fn(AlarmKind) -> bool) -> Option<String> {
+        let facts = self.source.transfer_begin().map(|(_, facts)| facts).unwrap_or_default();
+        let alarms = facts.into_iter().find_map(|fact| match fact {
+            Fact::Alarms(alarms) => Some(alarms),
+            _ => None,
+        });
+        let alarm = alarms?.into_iter().find(|alarm| matters(alarm.kind))?;
+        Some(match alarm.kind {
+            AlarmKind::NoSpace => "ALARM NOSPACE".to_owned(),
+            AlarmKind::Corrupt => "ALARM CORRUPT".to_owned(),
+        })
+    }
+
+    fn leaderless(&self) -> Option<String> {
+        (self.consensus.status().leader.0 == 0).then(|| "RAFT NO LEADER".to_owned())
     }
 }
 
@@ -32,19 +48,14 @@ impl Plain for MemberFront {
         (Code::Unavailable, text.to_owned())
     }
 
-    /// Alarms first, then the leader, as etcd looks at them.
+    /// A full quota keeps no read from being served, as with etcd's `/readyz`.
     fn unready(&self) -> Option<String> {
-        for fact in self.facts() {
-            let Fact::Alarms(alarms) = fact else { continue };
-            if let Some(alarm) = alarms.first() {
-                let name = match alarm.kind {
-                    AlarmKind::NoSpace => "NOSPACE",
-                    AlarmKind::Corrupt => "CORRUPT",
-                };
-                return Some(format!("ALARM {name}"));
-            }
-        }
-        (self.consensus.status().leader.0 == 0).then(|| "RAFT NO LEADER".to_owned())
+        self.alarmed(|kind| kind == AlarmKind::Corrupt).or_else(|| self.leaderless())
+    }
+
+    /// Alarms first, then the leader, as etcd looks at them.
+    fn unhealthy(&self) -> Option<String> {
+        self.alarmed(|_| true).or_else(|| self.leaderless())
     }
 
     #[expect(clippy::cast_precision_loss, reason = "gauges are floating point; 2^53 is beyond what they show")]
@@ -57,6 +68,7 @@ impl Plain for MemberFront {
         gauge!("etcd_server_is_learner").set(flag(status.is_learner));
         gauge!("etcd_server_proposals_committed_total").set(status.committed as f64);
         gauge!("etcd_server_proposals_applied_total").set(status.applied.0 as f64);
+        gauge!("etcd_server_quota_backend_bytes").set(self.quota_bytes as f64);
         gauge!("etcd_mvcc_db_total_size_in_bytes").set(status.disk_bytes as f64);
         gauge!("etcd_mvcc_db_total_size_in_use_in_bytes").set(status.disk_bytes_in_use as f64);
         gauge!("etcd_debugging_mvcc_current_revision").set(end.revision.0 as f64);

@@ -26,7 +26,8 @@ pub(crate) fn render() -> String {
         ("os_fd_limit", "gauge", limit),
     ] {
         if let Some(value) = value {
-            writeln!(out, "# TYPE {name} {kind}\n{name} {value}").expect("writing to a string cannot fail");
+            let help = crate::help::of(name).map(|text| format!("# HELP {name} {text}\n")).unwrap_or_default();
+            writeln!(out, "{help}# TYPE {name} {kind}\n{name} {value}").expect("writing to a string cannot fail");
         }
     }
     out

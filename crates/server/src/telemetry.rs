@@ -244,7 +244,9 @@ pub(crate) fn start_metrics() -> anyhow::Result<PrometheusHandle> {
         .context("the buckets of lists")?
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &buckets)
         .context("the buckets of the histograms")?;
-    builder.install_recorder().context("the recorder of metrics")
+    let recorder = builder.install_recorder().context("the recorder of metrics")?;
+    crate::help::describe();
+    Ok(recorder)
 }
 
 #[cfg(test)]

@@ -40,6 +40,13 @@ impl PeerCertificate {
         Some(read)
     }
 
+    /// The SubjectPublicKeyInfo of a certificate, DER; `None` when it can't be read.
+    #[must_use]
+    pub fn public_key_info(der: &[u8]) -> Option<Vec<u8>> {
+        let (_, parsed) = X509Certificate::from_der(der).ok()?;
+        Some(parsed.public_key().raw.to_vec())
+    }
+
     /// Whether it is valid for a host: an address, or a name that one of its names or patterns stands for.
     #[must_use]
     pub fn is_valid_for(&self, host: &str) -> bool {

@@ -254,6 +254,10 @@ impl PeerTransport for Peers {
         }
     }
 
+    fn connected_for(&self, to: MemberId) -> Option<Duration> {
+        self.links.read().by_id.get(&to).and_then(Link::active_for)
+    }
+
     fn set_members(&self, members: &[Member]) {
         self.inner.greeter.directory().set_members(members);
         let mut links = self.links.write();

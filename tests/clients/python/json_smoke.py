@@ -1,5 +1,6 @@
 """Smoke test of a server's JSON with etcd3gw. The server is named by TAILWATER_ENDPOINTS (host:port)."""
 
+import base64
 import os
 import sys
 import uuid
@@ -26,6 +27,23 @@ check("put", client.put(key, "1"), True)
 check("value", client.get(key), [b"1"])
 check("create", client.create(key, "2"), False)
 check("replace", client.replace(key, "1", "3"), True)
+
+
+def encoded(text):
+    return base64.b64encode(text.encode()).decode()
+
+
+def swap(wanted):
+    answer = client.transaction({
+        "compare": [{"key": encoded(key), "result": "EQUAL", "target": "VALUE", "value": encoded(wanted)}],
+        "success": [{"request_put": {"key": encoded(key), "value": encoded("3")}}],
+        "failure": [{"request_range": {"key": encoded(key)}}],
+    })
+    return answer.get("succeeded", False), list(answer["responses"][0])
+
+
+check("transaction", swap("3"), (True, ["response_put"]))
+check("refused transaction", swap("1"), (False, ["response_range"]))
 events, cancel = client.watch_prefix(prefix)
 client.put(prefix + "b", "4")
 lease = client.lease(60)
@@ -39,6 +57,8 @@ check("events", seen, [("PUT", "b"), ("PUT", "leased"), ("DELETE", "leased")])
 cancel()
 with client.lock(prefix + "lock", ttl=10) as lock:
     check("lock", lock.is_acquired(), True)
-check("delete", client.delete_prefix(prefix), True)
+check("delete", client.delete(prefix + "b"), True)
+check("deleted", client.get(prefix + "b"), [])
+check("delete of the prefix", client.delete_prefix(prefix), True)
 check("rest", client.get_prefix(prefix), [])
 print("python: etcd3gw works")

@@ -2,12 +2,16 @@
 
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::process::{Child, Command};
 
 use super::Common;
 use crate::server::{Program, Running, Usage, field, free_port, usage_of, wait_until_it_answers};
+
+/// What members that have nothing to do use in a second.
+const QUIET_CPU_SECONDS: f64 = 0.1;
 
 /// A fanout process.
 pub(crate) struct Fanout {
@@ -97,6 +101,18 @@ impl Group {
             return self.members.endpoints.clone();
         }
         self.fanouts.iter().map(|fanout| fanout.endpoint.clone()).collect()
+    }
+
+    /// Waits, for a minute at most, until the members have finished what earlier load left to do: merging files above all.
+    pub(crate) async fn settle(&self) -> anyhow::Result<()> {
+        for _ in 0..60 {
+            let before = self.cpu_seconds()?.0;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if self.cpu_seconds()?.0 - before <= QUIET_CPU_SECONDS {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// CPU seconds of all members, and of all fanouts.

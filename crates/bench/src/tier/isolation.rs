@@ -22,6 +22,11 @@ const AGAIN: &str = "nobody, again";
 /// How long stalled clients get events before their phase begins: then nothing more goes to them.
 const STALLING: Duration = Duration::from_secs(4);
 
+/// Puts at the rate before the first phase.
+const WARM_UP: Duration = Duration::from_secs(5);
+/// A watch that is not live by then is not waited for; the table shows this time.
+const LIVE_WITHIN: Duration = Duration::from_secs(45);
+
 /// The experiment's arguments.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Arguments {
@@ -93,6 +98,8 @@ impl Experiment {
         let first = current_revision(&target.endpoint).await? + 1;
         target.fill(self.arguments.behind.max(self.arguments.keys)).await?;
         let rate = if rate > 0 { rate } else { target.greatest_rate(Duration::from_secs(5)).await? / 2 };
+        // What was left to do by the fill and is done with the first writes after it, is no matter of watchers.
+        target.open_loop(rate, WARM_UP).await?;
         self.phase(program, &group, &target, rate, BASE, None).await?;
         for live in self.arguments.live.clone() {
             let watching = Watching { streams: live, ranges: live.min(self.arguments.keys), ..self.watching(&group) };
@@ -129,6 +136,10 @@ impl Experiment {
         }
     }
 
+    fn behind_name(&self) -> String {
+        format!("one {} back", self.arguments.behind)
+    }
+
     async fn behind(
         &mut self,
         program: &Program,
@@ -140,17 +151,18 @@ impl Experiment {
         let last = current_revision(&target.endpoint).await?;
         let watching = Watching { connections: 1, start: first, live_at: last, ..self.watching(group) };
         let mut clients = Clients::start(&watching, self.arguments.common.pin).await?;
-        let name = format!("one {} back", self.arguments.behind);
+        let name = self.behind_name();
         let live = tokio::spawn(async move {
-            let line = tokio::time::timeout(Duration::from_secs(600), clients.line()).await;
+            let line = tokio::time::timeout(LIVE_WITHIN, clients.line()).await;
             (line, clients)
         });
         self.phase(program, group, target, rate, &name, None).await?;
         let (line, clients) = live.await?;
-        if let Ok(Ok(line)) = line {
-            let milliseconds: f64 = line.trim_start_matches("live ").parse()?;
-            self.figures.add(program.name, &name, "live after s", milliseconds / 1000.0);
-        }
+        let seconds = match line {
+            Ok(line) => line?.trim_start_matches("live ").parse::<f64>()? / 1000.0,
+            Err(_) => LIVE_WITHIN.as_secs_f64(),
+        };
+        self.figures.add(program.name, &name, "live after s", seconds);
         clients.stop().await
     }
 
@@ -163,6 +175,9 @@ impl Experiment {
         name: &str,
         mut clients: Option<Clients>,
     ) -> anyhow::Result<()> {
+        if clients.is_none() && name != self.behind_name() {
+            group.settle().await?;
+        }
         let before = group.cpu_seconds()?;
         let events = match &mut clients {
             Some(clients) => clients.count().await?,
@@ -176,10 +191,13 @@ impl Experiment {
         let add = |figures: &mut Figures, figure, value| figures.add(program.name, name, figure, value);
         #[expect(clippy::cast_precision_loss, reason = "figures for people")]
         add(&mut self.figures, "puts/s", rate as f64);
+        let p99 = millis(measured.latency.value_at_quantile(0.99));
+        let consensus = per_write(after.0 - before.0);
+        eprintln!("  {name}: {rate} puts/s, p99 {p99:.2} ms, consensus {consensus:.1} us/put");
         add(&mut self.figures, "p50 ms", millis(measured.latency.value_at_quantile(0.5)));
-        add(&mut self.figures, "p99 ms", millis(measured.latency.value_at_quantile(0.99)));
+        add(&mut self.figures, "p99 ms", p99);
         add(&mut self.figures, "left late p99 ms", millis(measured.lateness.value_at_quantile(0.99)));
-        add(&mut self.figures, "consensus us/put", per_write(after.0 - before.0));
+        add(&mut self.figures, "consensus us/put", consensus);
         add(&mut self.figures, "fanouts us/put", per_write(after.1 - before.1));
         if let Some(mut clients) = clients {
             #[expect(clippy::cast_precision_loss, reason = "figures for people")]

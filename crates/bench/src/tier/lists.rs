@@ -146,10 +146,12 @@ async fn phase(
     }
     anyhow::ensure!(measured.failed == 0, "{}: {} puts failed", program.name, measured.failed);
     let above = most.load(Ordering::Relaxed).saturating_sub(before) as f64 / f64::from(1 << 20);
+    let p99 = millis(measured.latency.value_at_quantile(0.99));
+    eprintln!("  {scenario}: {rate} puts/s, p99 {p99:.2} ms, {above:.0} MiB above");
     for (figure, value) in [
         ("puts/s", rate as f64),
         ("p50 ms", millis(measured.latency.value_at_quantile(0.5))),
-        ("p99 ms", millis(measured.latency.value_at_quantile(0.99))),
+        ("p99 ms", p99),
         ("left late p99 ms", millis(measured.lateness.value_at_quantile(0.99))),
         ("consensus us/put", cpu * 1e6 / measured.latency.len().max(1) as f64),
         ("lists/s", finished.load(Ordering::Relaxed) as f64 / arguments.seconds as f64),

@@ -135,6 +135,7 @@ async fn watchers(
     tokio::time::sleep(SETTLING).await;
     let lagging = reader(&group)?.saturating_sub(before) as f64;
     let all = group.reader_bytes()? as f64 / f64::from(1 << 20);
+    eprintln!("  idle {:.0}, lagging {:.0} B a stream", idle / streams as f64, lagging / streams as f64);
     for (figure, value) in [
         ("streams", streams as f64),
         ("watches", keys as f64),
@@ -167,6 +168,7 @@ async fn stored(arguments: &Arguments, program: &Program, figures: &mut Figures)
     let mut add = |scenario: &str, bytes: u64| {
         figures.add(program.name, scenario, "keys", arguments.stored as f64);
         figures.add(program.name, scenario, "RSS MiB", mib(bytes));
+        eprintln!("  {scenario}: {:.0} MiB resident", mib(bytes));
         let above = (bytes as f64 - values) / arguments.stored as f64;
         figures.add(program.name, scenario, "B/key above values", above);
     };

@@ -18,7 +18,8 @@ impl Machine {
         if request.revision > self.state.revision.0 {
             return Err(ApplyError::FutureRevision.into());
         }
-        if request.revision < self.state.compacted.0 {
+        // Before the first compaction etcd's compacted revision is -1.
+        if self.state.compacted.0 > 0 && request.revision < self.state.compacted.0 {
             return Err(ApplyError::Compacted.into());
         }
         Ok(())

@@ -224,7 +224,7 @@ impl Applier {
         };
         let Some(waiter) = waiter else { return Ok(()) };
         // Members differ in how full they are, so the one command that overran is applied, and only its answer says so.
-        if cost > 0 && answer.is_ok() && crate::handle::over_quota(&self.shared, cost) {
+        if cost > 0 && answer.is_ok() && crate::handle::over_quota(&self.events, self.shared.config.quota_bytes, cost) {
             crate::handle::raise_no_space(&self.shared);
             answer = Err(ApplyError::NoSpace);
         }

@@ -307,7 +307,10 @@ impl Driver {
         }
         if before.leader != standing.leader {
             tracing::info!(leader = standing.leader.0, term = standing.term.0, "leader changed");
-            metrics::counter!(crate::metrics::LEADER_CHANGES).increment(1);
+            // As etcd counts: an election is one change, though there is no leader in between.
+            if standing.leader != MemberId(0) {
+                metrics::counter!(crate::metrics::LEADER_CHANGES).increment(1);
+            }
         }
         metrics::gauge!(crate::metrics::HAS_LEADER).set(if standing.leader == MemberId(0) { 0.0 } else { 1.0 });
         metrics::gauge!(crate::metrics::IS_LEADER).set(if standing.is_leader { 1.0 } else { 0.0 });

@@ -73,9 +73,6 @@ pub(crate) struct Shared {
     pub(crate) syncs: AtomicU64,
     /// How long the last sync of the raft log took.
     pub(crate) sync_micros: AtomicU64,
-    /// Bytes on disk and those in use, refreshed by upkeep.
-    pub(crate) disk_bytes: AtomicU64,
-    pub(crate) disk_bytes_in_use: AtomicU64,
     /// Whether a compaction waits to be folded.
     pub(crate) fold_wanted: AtomicBool,
     pub(crate) status: Mutex<ConsensusStatus>,
@@ -108,7 +105,6 @@ impl Shared {
     /// Fails one proposal.
     pub(crate) fn fail_waiter(&self, proposal_id: u64, error: ProposeError) {
         if let Some(waiter) = self.take_waiter(proposal_id) {
-            metrics::counter!(crate::metrics::PROPOSALS_FAILED).increment(1);
             // Whoever no longer waits needs no answer.
             let _ = waiter.answer.send(Err(error));
         }

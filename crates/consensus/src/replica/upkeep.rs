@@ -49,9 +49,7 @@ impl Upkeep {
     pub(crate) fn step(&mut self) -> Result<Duration, String> {
         let Self { shared, events, view, .. } = self;
         if self.rounds.is_multiple_of(DISK_PERIODS) {
-            let (bytes, in_use) = events.disk_bytes();
-            shared.disk_bytes.store(bytes, Ordering::Relaxed);
-            shared.disk_bytes_in_use.store(in_use, Ordering::Relaxed);
+            events.measure_disk();
         }
         self.rounds = self.rounds.wrapping_add(1);
         let log_is_long = view.held_bytes() > shared.config.raft_log_bytes;

@@ -13,7 +13,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use parking_lot::Mutex;
 
@@ -49,11 +49,19 @@ pub(super) struct Home {
     pub(super) holds: Arc<Holds>,
     /// Set while a [`super::Staging`] or what it became is in use.
     pub(super) is_staging: Arc<AtomicBool>,
+    /// Bytes on disk, and those in use, when they were measured last.
+    pub(super) disk_bytes: (AtomicU64, AtomicU64),
 }
 
 impl Home {
     pub(super) fn new(config: EventLogConfig, marker: Marker) -> Self {
-        Self { config, marker: Mutex::new(marker), holds: Arc::default(), is_staging: Arc::default() }
+        Self {
+            config,
+            marker: Mutex::new(marker),
+            holds: Arc::default(),
+            is_staging: Arc::default(),
+            disk_bytes: Default::default(),
+        }
     }
 }
 

@@ -73,6 +73,12 @@ impl State {
     }
 }
 
+fn frame(state: &mut State, events: Vec<Arc<Event>>, facts: Vec<Fact>) -> Arc<Frame> {
+    state.position += 1;
+    let (position, revision) = (Position(state.position), Revision(state.revision));
+    Arc::new(Frame { position, revision, events, facts, ..Frame::default() })
+}
+
 /// Everything that was written; the fanout's source.
 pub struct World {
     pub state: Mutex<State>,
@@ -141,10 +147,18 @@ impl World {
         self.tail.restart(Cursor { history: HistoryId(1), revision, position }, &facts);
     }
 
+    /// Several records that readers of the tail get together.
+    pub fn commit_together(&self, records: &[Vec<Change>]) {
+        let mut state = self.state.lock().unwrap();
+        let frames = records.iter().map(|changes| {
+            let events = state.change(changes);
+            frame(&mut state, events, vec![])
+        });
+        self.tail.publish(frames.collect());
+    }
+
     fn publish(&self, state: &mut State, events: Vec<Arc<Event>>, facts: Vec<Fact>) {
-        state.position += 1;
-        let (position, revision) = (Position(state.position), Revision(state.revision));
-        self.tail.publish(vec![Arc::new(Frame { position, revision, events, facts, ..Frame::default() })]);
+        self.tail.publish(vec![frame(state, events, facts)]);
     }
 
     pub fn revision(&self) -> i64 {

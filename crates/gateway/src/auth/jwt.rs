@@ -10,6 +10,7 @@ use ring::signature::{self, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RsaKeyPair};
 use ring::{hmac, rsa};
 use serde::{Deserialize, Serialize};
 use tailwater_api::write::Caller;
+use tailwater_tls::PeerCertificate;
 
 use super::keys;
 
@@ -226,7 +227,12 @@ fn one_public_key(own: Option<Vec<u8>>, config: &JwtConfig) -> Result<Vec<u8>, S
         None => None,
         Some(file) => {
             let (label, der) = keys::pem_block(file).ok_or("the pub-key is no PEM file")?;
-            let key = if label == "RSA PUBLIC KEY" { Some(der) } else { keys::public_key(&der) };
+            let key = match label.as_str() {
+                "RSA PUBLIC KEY" => Some(der),
+                // etcd takes the key out of a certificate, too.
+                "CERTIFICATE" => PeerCertificate::public_key_info(&der).and_then(|info| keys::public_key(&info)),
+                _ => keys::public_key(&der),
+            };
             Some(key.ok_or("the pub-key is no public key")?)
         }
     };

@@ -30,6 +30,18 @@ fn defaults_are_etcds() {
 }
 
 #[test]
+fn a_member_that_has_begun_needs_no_flags_of_its_group() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().to_str().expect("a name in UTF-8");
+    let begun = config(&["--data-dir", path]).expect("valid");
+    drop(DataDir::open(&begun).expect("founded"));
+    for flags in [&["--initial-cluster-state=existing"][..], &["--initial-cluster=other=http://localhost:2380"]] {
+        let again = config(&[&["--data-dir", path], flags].concat()).expect("valid");
+        assert!(DataDir::open(&again).expect("opened").is_existing);
+    }
+}
+
+#[test]
 fn a_wrong_combination_is_named_with_its_remedy() {
     let cases: &[(&[&str], &str)] = &[
         (&["--listen-client-urls=http://127.0.0.1:1"], "--advertise-client-urls is required"),

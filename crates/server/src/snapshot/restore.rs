@@ -8,7 +8,7 @@ use tailwater_gateway::{Restored, Restoring, restore};
 use tailwater_snapshot::{Limits, SnapshotReader};
 
 use crate::config::Config;
-use crate::data_dir::DataDir;
+use crate::data_dir::{self, DataDir};
 use crate::flags::{RestoreFlags, serve_flags};
 
 /// Where an etcd keeps its database.
@@ -26,7 +26,7 @@ pub(super) fn run(flags: &RestoreFlags) -> anyhow::Result<()> {
         bail!("--mark-compacted disallowed without --bump-revision");
     }
     let config = config(flags)?;
-    let founding = config.founding.as_ref().expect("a member has a group");
+    let founding = config.founding.as_ref().ok_or_else(|| data_dir::occupied(&config.data_dir))?;
     let (path, is_snapshot) = database(&flags.file);
     let named = || path.display().to_string();
     let file = File::open(&path).with_context(named)?;

@@ -43,6 +43,8 @@ pub(super) struct LinkShared {
     append: Arc<Lane>,
     /// Sessions that are open now.
     sessions: AtomicUsize,
+    /// When the first of the sessions came up that were there without a break since.
+    up_since: Mutex<Option<Instant>>,
     /// The last refusal that was logged.
     refused: Mutex<Option<RefusalReason>>,
     /// Whether it was logged that the peer can't be reached.
@@ -105,6 +107,7 @@ impl Link {
             urgent: Arc::new(Lane::new(config.urgent_bytes_max)),
             append: Arc::new(Lane::new(config.append_bytes_max)),
             sessions: AtomicUsize::new(0),
+            up_since: Mutex::default(),
             refused: Mutex::new(None),
             is_down_told: AtomicBool::new(false),
             counts: Counts::new(config.member_id, to),
@@ -147,6 +150,12 @@ impl Link {
 
     pub(super) fn is_active(&self) -> bool {
         self.shared.sessions.load(Ordering::Relaxed) > 0
+    }
+
+    /// How long a connection has been up, be it one after another; `None` when there is none.
+    pub(super) fn active_for(&self) -> Option<Duration> {
+        let since = *self.shared.up_since.lock();
+        since.filter(|_| self.is_active()).map(|since| since.elapsed())
     }
 
     #[cfg(test)]
@@ -246,8 +255,12 @@ struct Up<'a>(&'a LinkShared);
 
 impl<'a> Up<'a> {
     fn new(link: &'a LinkShared) -> Self {
-        link.sessions.fetch_add(1, Ordering::Relaxed);
+        let mut up_since = link.up_since.lock();
+        if link.sessions.fetch_add(1, Ordering::Relaxed) == 0 {
+            *up_since = Some(Instant::now());
+        }
         link.counts.active.set(1.0);
+        drop(up_since);
         Self(link)
     }
 }

@@ -331,3 +331,67 @@ func TestCurlAndEtcdctl(t *testing.T) {
 		}
 	}
 }
+
+// JSON beside gRPC: whoever has no certificate of ours gets nothing. A common name is nobody's login there, and with users
+// who matter it is refused, a token or none; who has no name shows a token.
+func TestJSONByCurl(t *testing.T) {
+	program, err := exec.LookPath("curl")
+	if err != nil {
+		t.Skip("curl is not installed")
+	}
+	dir := t.TempDir()
+	ours, theirs := newAuthority(t, dir, "ours"), newAuthority(t, dir, "theirs")
+	served := start(t, dir, ours.sign(t, "node", node()), "--trusted-ca-file", ours.file, "--client-cert-auth")
+	unnamed := client()
+	unnamed.Subject.CommonName = ""
+	alice, nobody, stranger := ours.sign(t, "alice", client()), ours.sign(t, "nobody", unnamed), theirs.sign(t, "stranger", client())
+	curl := func(path, body string, flags ...string) (string, error) {
+		arguments := append([]string{"-sS", "--max-time", "5", "-d", body, served.endpoint + "/v3/" + path}, flags...)
+		output, err := exec.Command(program, arguments...).CombinedOutput()
+		return string(output), err
+	}
+	trusted := []string{"--cacert", ours.file, "--cert", nobody.cert, "--key", nobody.key}
+	named := []string{"--cacert", ours.file, "--cert", alice.cert, "--key", alice.key}
+	if output, err := curl("kv/put", `{"key":"YQ==","value":"YQ=="}`, named...); err != nil || !strings.Contains(output, `"revision":"2"`) {
+		t.Fatalf("by alice, before users matter: %v: %s", err, output)
+	}
+	for _, step := range [][3]string{
+		{"kv/put", `{"key":"Zm9v","value":"YmFy"}`, `"revision":"3"`},
+		{"kv/range", `{"key":"Zm9v"}`, `"value":"YmFy"`},
+		{"auth/user/add", `{"name":"root","password":"word"}`, `"header"`},
+		{"auth/role/add", `{"name":"root"}`, `"header"`},
+		{"auth/user/grant", `{"user":"root","role":"root"}`, `"header"`},
+		{"auth/enable", `{}`, `"header"`},
+		{"kv/range", `{"key":"Zm9v"}`, "user name is empty"},
+	} {
+		for _, version := range []string{"--http1.1", "--http2"} {
+			if step[0] != "kv/range" && version == "--http2" {
+				continue
+			}
+			if output, err := curl(step[0], step[1], append(trusted, version)...); err != nil || !strings.Contains(output, step[2]) {
+				t.Fatalf("%v %s: %v: %s", step, version, err, output)
+			}
+		}
+	}
+	login, err := curl("auth/authenticate", `{"name":"root","password":"word"}`, trusted...)
+	check(t, err)
+	_, rest, _ := strings.Cut(login, `"token":"`)
+	token, _, _ := strings.Cut(rest, `"`)
+	output, err := curl("kv/range", `{"key":"Zm9v"}`, append(trusted, "-H", "Authorization: "+token)...)
+	if err != nil || !strings.Contains(output, `"value":"YmFy"`) {
+		t.Fatalf("with a token: %v: %s", err, output)
+	}
+	output, err = curl("kv/range", `{"key":"Zm9v"}`, append(named, "-H", "Authorization: "+token)...)
+	if err != nil || !strings.HasPrefix(output, "CommonName of client sending a request against gateway") {
+		t.Fatalf("by alice with a token: %v: %s", err, output)
+	}
+	for name, flags := range map[string][]string{
+		"no certificate":    {"--cacert", ours.file},
+		"another authority": {"--cacert", ours.file, "--cert", stranger.cert, "--key", stranger.key},
+		"a wrong server":    {"--cacert", theirs.file, "--cert", nobody.cert, "--key", nobody.key},
+	} {
+		if output, err := curl("kv/range", `{"key":"Zm9v"}`, flags...); err == nil || strings.Contains(output, "header") {
+			t.Errorf("%s: %v: %s", name, err, output)
+		}
+	}
+}

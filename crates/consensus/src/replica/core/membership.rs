@@ -8,6 +8,7 @@ use tailwater_eventlog::{Member, MemberId};
 use super::{Pending, ReplicaCore};
 use crate::ProposeError;
 use crate::machine::Group;
+use crate::reach::{self, quorum};
 
 /// A learner may become a voter once it holds so much of the leader's log, in percent; etcd's number.
 const READY_PERCENT: u64 = 90;
@@ -89,22 +90,20 @@ impl ReplicaCore {
         if !self.config.strict_reconfig_check {
             return Ok(());
         }
-        let (started, voters) = self.started_voters(None);
-        // One that is alone may grow: that is how a group is restored.
-        let restoring = started == 1 && voters == 1;
-        if !is_learner && !restoring && started < quorum(voters + 1) {
-            return Err(ProposeError::NotEnoughStarted);
+        if !is_learner {
+            reach::check_started_for_one_more(&self.members)?;
         }
-        match self.voters().all(|member| self.is_active(member.id)) {
-            true => Ok(()),
-            false => Err(ProposeError::UnhealthyCluster),
+        let (voters, active) = (self.voters().count(), self.active_voters());
+        match voters > 1 && active < quorum(voters + 1) {
+            true => Err(ProposeError::UnhealthyCluster),
+            false => Ok(()),
         }
     }
 
     fn check_remove(&self, id: MemberId) -> Result<(), ProposeError> {
         // One that is unknown is refused when it is applied.
         let Some(leaving) = self.voters().find(|member| member.id == id) else { return Ok(()) };
-        let (started, left) = self.started_voters(Some(leaving.id));
+        let (started, left) = reach::started_voters(&self.members, Some(leaving.id));
         if left == 0 {
             return Err(ProposeError::NotEnoughStarted);
         }
@@ -118,8 +117,7 @@ impl ReplicaCore {
             // It is no part of the quorum that works now.
             return Ok(());
         }
-        let active = self.voters().filter(|member| self.is_active(member.id)).count();
-        match active - 1 < quorum(left) {
+        match self.active_voters() - 1 < quorum(left) {
             true => Err(ProposeError::UnhealthyCluster),
             false => Ok(()),
         }
@@ -132,7 +130,7 @@ impl ReplicaCore {
         {
             return Err(ProposeError::LearnerNotReady);
         }
-        let (started, voters) = self.started_voters(None);
+        let (started, voters) = reach::started_voters(&self.members, None);
         match self.config.strict_reconfig_check && started + 1 < quorum(voters + 1) {
             true => Err(ProposeError::NotEnoughStarted),
             false => Ok(()),
@@ -143,10 +141,8 @@ impl ReplicaCore {
         self.members.iter().filter(|member| !member.is_learner)
     }
 
-    /// How many voters, but for one, have ever started (they have a name then), and how many there are.
-    fn started_voters(&self, but: Option<MemberId>) -> (usize, usize) {
-        let voters = || self.voters().filter(|member| Some(member.id) != but);
-        (voters().filter(|member| !member.name.is_empty()).count(), voters().count())
+    fn active_voters(&self) -> usize {
+        self.voters().filter(|member| self.is_active(member.id)).count()
     }
 
     /// Whether a member was heard within an election timeout.
@@ -197,10 +193,6 @@ impl ReplicaCore {
         }
         raft.become_follower(raft.term, raft::INVALID_ID);
     }
-}
-
-fn quorum(voters: usize) -> usize {
-    voters / 2 + 1
 }
 
 /// Single changes that lead from one configuration to another: who comes first, so that voters are never missing.

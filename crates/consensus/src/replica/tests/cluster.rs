@@ -328,11 +328,14 @@ impl Cluster {
         }
     }
 
-    pub(super) fn call<T>(&mut self, call: impl Future<Output = T> + 'static) -> Call<T> {
+    pub(super) fn call<T: 'static>(&mut self, call: impl Future<Output = T> + 'static) -> Call<T> {
         let _guard = self.runtime.enter();
         let mut call = Call::new(call);
-        assert!(call.poll().is_none(), "nothing is answered before anybody has had a turn");
-        call
+        // What is refused by the handle itself has its answer at once.
+        match call.poll() {
+            Some(answer) => Call(Box::pin(std::future::ready(answer))),
+            None => call,
+        }
     }
 
     pub(super) fn propose(&mut self, id: u64, command: Command) -> Call<Result<Applied, ProposeError>> {

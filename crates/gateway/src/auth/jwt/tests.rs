@@ -103,6 +103,13 @@ fn what_others_claim_is_read_as_etcd_reads_it() {
 }
 
 #[test]
+fn a_public_key_may_stand_in_a_certificate() {
+    let token = tokens("RS256", key!("rsa.pem"), key!("rsa.crt")).assign("u", 3, NOW).expect("signed");
+    let verifier = tokens("RS256", None, key!("rsa.crt"));
+    assert_eq!(verifier.caller(&token, NOW).map(|caller| caller.user), Some("u".to_owned()));
+}
+
+#[test]
 fn keys_that_cannot_be_used_are_named() {
     let refused = |method, private, public| JwtTokens::new(&config(method, private, public)).err().expect("refused");
     assert_eq!(refused("RS256", None, None), "missing key data");

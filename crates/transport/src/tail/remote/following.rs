@@ -12,7 +12,6 @@ use tonic::{Status, Streaming};
 use super::Shared;
 use crate::tail::codec::{PROTOCOL_VERSION, cursor_out, range_out};
 use crate::tail::description::NodeDescription;
-use crate::tail::metrics;
 use crate::tail::pieces::Assembly;
 use crate::tail::server::CoreWord;
 use crate::tail::uplink::Connected;
@@ -214,7 +213,6 @@ impl Open {
         }
         let age_max = shared.config.core_age_max;
         let is_old = word.age > age_max;
-        ::metrics::gauge!(metrics::CORE_AGE_SECONDS).set(word.age.as_secs_f64());
         *shared.word.lock() = Some((word, Instant::now()));
         if shared.uplink.has_others() {
             let is_leaderless = self.leaderless.is_some_and(|since| since.elapsed() > age_max);
