@@ -345,7 +345,7 @@ async fn hold(random: &mut Random) {
 
 /// Reads what is there.
 async fn drain(stream: &mut TcpStream) -> std::io::Result<()> {
-    let mut buffer = [0; 16 << 10];
+    let mut buffer = vec![0; 16 << 10];
     while let Ok(read) = tokio::time::timeout(Duration::from_millis(3), stream.read(&mut buffer)).await {
         if read? == 0 {
             return Err(std::io::ErrorKind::UnexpectedEof.into());

@@ -118,6 +118,6 @@ async fn answered(random: &mut Random, stream: &mut TcpStream) -> bool {
         return !random.one_in(3);
     }
     let patience = Duration::from_millis(random.below(READ_MAX_MS) as u64);
-    let mut buffer = [0; 16 << 10];
+    let mut buffer = vec![0; 16 << 10];
     !matches!(tokio::time::timeout(patience, stream.read(&mut buffer)).await, Ok(Ok(0) | Err(_)))
 }

@@ -213,7 +213,7 @@ impl Applier {
         let own = proposer_id == self.shared.proposer_id;
         let waiter = if own { self.shared.take_waiter(proposal_id) } else { None };
         let fold_wanted = match &command {
-            Some(Command::Compact(request)) if request.physical => Some(Revision(request.revision - 1)),
+            Some(Command::Compact(request)) if request.physical => Some(Revision(request.revision.saturating_sub(1))),
             _ => None,
         };
         let cost = command.as_ref().map_or(0, quota::cost);

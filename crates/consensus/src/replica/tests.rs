@@ -228,6 +228,21 @@ fn an_exhausted_quota_raises_no_space() {
 }
 
 #[test]
+fn a_compaction_at_no_revision_is_refused_and_harms_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let (consensus, _source) = start(config(dir.path()));
+    runtime().block_on(async {
+        for revision in [i64::MIN, i64::MIN + 1, -1, i64::MAX] {
+            let compact = Command::Compact(pb::CompactionRequest { revision, physical: true });
+            let refused = consensus.propose(compact).await;
+            assert!(matches!(refused, Err(ProposeError::Refused(_))), "{revision}: {refused:?}");
+        }
+        consensus.propose(put("k", 0)).await.unwrap();
+    });
+    consensus.stop();
+}
+
+#[test]
 fn each_physical_compaction_waits_for_its_own_fold() {
     let dir = tempfile::tempdir().unwrap();
     let (consensus, _source) = start(config(dir.path()));
