@@ -18,7 +18,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 struct Work {
-    /// Each group at most once: see [`Group::mark`].
+    /// Each group at most once: see [`Group::mark`](crate::group::Group::mark).
     groups: Vec<SharedGroup>,
     published: bool,
     /// End every stream.

@@ -6,13 +6,16 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::Args;
+use tailwater_api::etcdserverpb as pb;
 
 use super::Common;
 use super::clients::{Arguments as Watching, Clients, Mode};
 use super::figures::Figures;
 use super::group::{Fanout, Group};
 use super::puts::Target;
+use crate::load::{connect, kv};
 use crate::server::Program;
 
 const PREFIX: &str = "/memory/";
@@ -71,6 +74,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         ("streams x 1", "idle B/stream", 1.0 / 3.0),
         ("streams x 1", "lagging B/stream", 1.0 / 3.0),
         ("store", "RSS MiB", 1.0),
+        ("store, read once", "RSS MiB", 1.0),
     ] {
         let (ours, theirs) = (figures.get("tailwater", part, figure), figures.get("etcd", part, figure));
         if ours.median() > 0.0 && theirs.median() > 0.0 {
@@ -173,10 +177,28 @@ async fn stored(arguments: &Arguments, program: &Program, figures: &mut Figures)
         figures.add(program.name, scenario, "B/key above values", above);
     };
     add("store", group.members.memory_bytes()?);
+    // A store that keeps its data in mapped files has them in memory once they were read.
+    read_once(&group.members.endpoint, arguments.stored).await?;
+    add("store, read once", group.members.memory_bytes()?);
     if program.name == "tailwater" {
         let fanout = Fanout::start(program, &group.members.peers, common.pin, &[]).await?;
         tokio::time::sleep(SETTLING).await;
         add("store of a fanout", fanout.resident_bytes()?);
     }
     group.stop().await
+}
+
+/// Lists everything in pages.
+async fn read_once(endpoint: &str, keys: u64) -> anyhow::Result<()> {
+    const PAGE: i64 = 10_000;
+    let mut client = kv(&connect(endpoint, 1).await?[0]);
+    let (mut seen, mut key) = (0, PREFIX.as_bytes().to_vec());
+    while seen < keys {
+        let page =
+            pb::RangeRequest { key: key.into(), range_end: "/memory0".into(), limit: PAGE, ..Default::default() };
+        let kvs = client.range(page).await?.into_inner().kvs;
+        let last = kvs.last().context("fewer keys than were put")?;
+        (seen, key) = (seen + kvs.len() as u64, [&last.key[..], &[0]].concat());
+    }
+    Ok(())
 }
