@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use tailwater_api::etcdserverpb as pb;
 use tailwater_api::etcdserverpb::auth_client::AuthClient;
@@ -319,7 +320,7 @@ async fn an_etcds_data_directory_is_restored() {
     let refused = String::from_utf8_lossy(&in_use.stderr).into_owned();
     assert!(!in_use.status.success() && refused.contains("is used by another process"), "{refused}");
     // Its database is written behind its log, by a tenth of a second.
-    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     origin.kill().unwrap();
     let copy = restored(Kind::Tailwater, &origin.data(), &[]).await;
     assert_eq!(view(copy.url(), oldest, oldest + 5).await, wanted);
@@ -403,6 +404,8 @@ async fn a_group_is_restored_and_grows() {
     let get = pb::RangeRequest { key: b"k".to_vec().into(), ..Default::default() };
     let found = KvClient::new(channel(cluster.url(1))).range(get).await.unwrap().into_inner();
     assert_eq!((found.header.unwrap().revision, &found.kvs[0].value[..]), (2, &b"v"[..]));
+    // Before a member may be added, a quorum must have been connected for as long as etcd asks for.
+    tokio::time::sleep(Duration::from_secs(6)).await;
     // One of them goes for good, and another comes with nothing: the log does not reach back to what was restored.
     let mut members = ClusterClient::new(channel(cluster.url(1)));
     let all = members.member_list(pb::MemberListRequest::default()).await.unwrap().into_inner().members;
