@@ -438,7 +438,7 @@ async fn members_that_begin_with_different_files_refuse_each_other() {
     let begin = std::time::Instant::now();
     while cluster.is_running(0) && cluster.is_running(1) {
         assert!(begin.elapsed() < PATIENCE, "both go on");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let stopped = if cluster.is_running(0) { 1 } else { 0 };
     let log = cluster.log(stopped);
