@@ -38,6 +38,10 @@ pub(crate) enum Mode {
     Stalled,
     /// RangeStream calls that read nothing before they are told.
     Lists,
+    /// One unary list of everything after the other; finished lists are counted.
+    Unary,
+    /// The same by RangeStream.
+    Streamed,
 }
 
 /// How many clients of what.
@@ -194,13 +198,17 @@ impl Client {
                 told.await;
                 self.read_to_the_last(stream).await
             }
+            Mode::Unary | Mode::Streamed => {
+                opened.send(()).await?;
+                if let Err(error) = self.list_again_and_again(channel).await {
+                    // Whoever counts the lists sees that this process is gone.
+                    eprintln!("{error:#}");
+                    std::process::exit(1);
+                }
+                Ok(())
+            }
             Mode::Lists => {
-                let end = format!("{}:", self.arguments.prefix);
-                let range = pb::RangeRequest {
-                    key: self.arguments.prefix.clone().into(),
-                    range_end: end.into(),
-                    ..Default::default()
-                };
+                let range = self.everything();
                 let mut list = kv(&channel).range_stream(range).await?.into_inner();
                 opened.send(()).await?;
                 told.await;
@@ -211,6 +219,36 @@ impl Client {
                 anyhow::ensure!(keys == self.arguments.keys, "a list has {keys} keys of {}", self.arguments.keys);
                 Ok(())
             }
+        }
+    }
+
+    fn everything(&self) -> pb::RangeRequest {
+        let end = format!("{}:", self.arguments.prefix);
+        pb::RangeRequest { key: self.arguments.prefix.clone().into(), range_end: end.into(), ..Default::default() }
+    }
+
+    async fn list_again_and_again(&self, channel: Channel) -> anyhow::Result<()> {
+        let (mut client, range) = (kv(&channel), self.everything());
+        loop {
+            let mut keys = 0;
+            if self.arguments.mode == Mode::Streamed {
+                let mut parts = client.range_stream(range.clone()).await?.into_inner();
+                while let Some(part) = parts.message().await? {
+                    keys += part.range_response.map_or(0, |part| part.kvs.len() as u64);
+                }
+            } else {
+                match client.range(range.clone()).await {
+                    Ok(answer) => keys = answer.into_inner().kvs.len() as u64,
+                    // Admission says so when big lists hold all the memory that they may: a client comes again.
+                    Err(status) if status.code() == tonic::Code::ResourceExhausted => {
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        continue;
+                    }
+                    Err(status) => return Err(status.into()),
+                }
+            }
+            anyhow::ensure!(keys == self.arguments.keys, "a list has {keys} keys of {}", self.arguments.keys);
+            self.received.fetch_add(1, Ordering::Relaxed);
         }
     }
 

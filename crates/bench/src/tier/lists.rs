@@ -5,18 +5,16 @@
 //! the unary ones.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use clap::Args;
-use tailwater_api::etcdserverpb as pb;
-use tokio::task::JoinSet;
 
 use super::Common;
+use super::clients::{Arguments as Listing, Clients, Mode};
 use super::figures::Figures;
 use super::group::Group;
 use super::puts::Target;
-use crate::load::{connect, kv};
 use crate::server::Program;
 use crate::stalled::millis;
 
@@ -25,6 +23,9 @@ const BASE: &str = "no list";
 const AGAIN: &str = "no list, again";
 const UNARY: &str = "unary";
 const STREAMED: &str = "RangeStream";
+
+/// Puts at the rate before the first phase.
+const WARM_UP: Duration = Duration::from_secs(5);
 
 /// The experiment's arguments.
 #[derive(Args, Clone, Debug)]
@@ -92,6 +93,8 @@ async fn one_round(
     // Long enough that whatever grows with puts has grown.
     let greatest = target.greatest_rate(Duration::from_secs(5)).await?;
     let rate = rate.unwrap_or(greatest / 2);
+    group.settle().await?;
+    target.open_loop(rate, WARM_UP).await?;
     for scenario in [BASE, UNARY, AGAIN, STREAMED] {
         if scenario == STREAMED && program.name == "etcd" {
             continue;
@@ -113,17 +116,19 @@ async fn phase(
     scenario: &str,
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
-    let (stop, finished) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let most = Arc::new(AtomicU64::new(0));
-    let readers = group.readers();
     // Of etcd's members the last is a follower.
-    let reader = readers.last().expect("a group has a reader").clone();
+    let reader = group.readers().pop().expect("a group has a reader");
     let before = group.reader_bytes()?;
-    let mut lists = JoinSet::new();
-    for _ in 0..if scenario == UNARY || scenario == STREAMED { arguments.lists } else { 0 } {
-        let (reader, stop, finished) = (reader.clone(), Arc::clone(&stop), Arc::clone(&finished));
-        lists.spawn(list(reader, scenario == STREAMED, arguments.keys, stop, finished));
-    }
+    let mode = match scenario {
+        UNARY => Some(Mode::Unary),
+        STREAMED => Some(Mode::Streamed),
+        _ => None,
+    };
+    let mut clients = match mode {
+        Some(mode) => Some(Clients::start(&listing(arguments, reader, mode), arguments.common.pin).await?),
+        None => None,
+    };
     let sampler = {
         let (group, most) = (Arc::clone(group), Arc::clone(&most));
         tokio::spawn(async move {
@@ -138,11 +143,14 @@ async fn phase(
     let cpu = group.cpu_seconds()?.0;
     let measured = target.open_loop(rate, Duration::from_secs(arguments.seconds)).await?;
     let cpu = group.cpu_seconds()?.0 - cpu;
-    stop.store(true, Ordering::Relaxed);
     sampler.abort();
     drop(sampler.await);
-    while let Some(done) = lists.join_next().await {
-        done??;
+    let finished = match &mut clients {
+        Some(clients) => clients.count().await?,
+        None => 0,
+    };
+    if let Some(clients) = clients {
+        clients.stop().await?;
     }
     anyhow::ensure!(measured.failed == 0, "{}: {} puts failed", program.name, measured.failed);
     let above = most.load(Ordering::Relaxed).saturating_sub(before) as f64 / f64::from(1 << 20);
@@ -154,7 +162,7 @@ async fn phase(
         ("p99 ms", p99),
         ("left late p99 ms", millis(measured.lateness.value_at_quantile(0.99))),
         ("consensus us/put", cpu * 1e6 / measured.latency.len().max(1) as f64),
-        ("lists/s", finished.load(Ordering::Relaxed) as f64 / arguments.seconds as f64),
+        ("lists/s", finished as f64 / arguments.seconds as f64),
         ("most MiB above", above),
     ] {
         figures.add(program.name, scenario, figure, value);
@@ -162,36 +170,17 @@ async fn phase(
     Ok(())
 }
 
-/// One list after the other until it is told to stop.
-async fn list(
-    endpoint: String,
-    streamed: bool,
-    keys: u64,
-    stop: Arc<AtomicBool>,
-    finished: Arc<AtomicU64>,
-) -> anyhow::Result<()> {
-    let mut client = kv(&connect(&endpoint, 1).await?[0]);
-    let range = pb::RangeRequest { key: LISTED.into(), range_end: "/list0".into(), ..Default::default() };
-    while !stop.load(Ordering::Relaxed) {
-        let mut seen = 0;
-        if streamed {
-            let mut parts = client.range_stream(range.clone()).await?.into_inner();
-            while let Some(part) = parts.message().await? {
-                seen += part.range_response.map_or(0, |part| part.kvs.len() as u64);
-            }
-        } else {
-            match client.range(range.clone()).await {
-                Ok(answer) => seen = answer.into_inner().kvs.len() as u64,
-                // Admission says so when big lists hold all the memory that they may: a client comes again.
-                Err(status) if status.code() == tonic::Code::ResourceExhausted => {
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-                Err(status) => return Err(status.into()),
-            }
-        }
-        anyhow::ensure!(seen == keys, "a list has {seen} keys of {keys}");
-        finished.fetch_add(1, Ordering::Relaxed);
+fn listing(arguments: &Arguments, reader: String, mode: Mode) -> Listing {
+    Listing {
+        endpoints: vec![reader],
+        connections: arguments.lists,
+        streams: arguments.lists as u64,
+        watches: 1,
+        mode,
+        prefix: LISTED.to_owned(),
+        keys: arguments.keys,
+        ranges: 1,
+        start: 0,
+        live_at: 0,
     }
-    Ok(())
 }
