@@ -29,6 +29,9 @@ pub(crate) const LAST: &str = "last";
 /// How long a stalled client that reads on may get nothing.
 const SILENCE: Duration = Duration::from_secs(120);
 
+/// Of this process: behind the fanouts that it reads from.
+const CLIENTS_NICE: u32 = 19;
+
 /// What the clients do with what comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Mode {
@@ -306,7 +309,7 @@ impl Clients {
     /// Starts the process and waits until everything is open.
     pub(crate) async fn start(arguments: &Arguments, pin: bool) -> anyhow::Result<Self> {
         let mode = arguments.mode.to_possible_value().context("every mode has a name")?;
-        let mut command = nice(&std::env::current_exe()?, pin, 10);
+        let mut command = nice(&std::env::current_exe()?, pin, CLIENTS_NICE);
         command.arg("clients").arg(format!("--endpoints={}", arguments.endpoints.join(",")));
         command.arg(format!("--mode={}", mode.get_name())).arg(format!("--prefix={}", arguments.prefix));
         for (name, value) in [

@@ -10,6 +10,9 @@ use tokio::process::{Child, Command};
 use super::Common;
 use crate::server::{Program, Running, Usage, field, free_port, usage_of, wait_until_it_answers};
 
+/// Of fanouts where they share a CPU with the generator: so many of their threads may be busy that at priorities nearer to
+/// its own it would be late itself.
+const FANOUT_NICE: u32 = 15;
 /// What members that have nothing to do use in a second.
 const QUIET_CPU_SECONDS: f64 = 0.1;
 
@@ -32,7 +35,7 @@ impl Fanout {
     ) -> anyhow::Result<Self> {
         let url = || Ok::<_, anyhow::Error>(format!("http://127.0.0.1:{}", free_port()?));
         let (endpoint, peer) = (url()?, url()?);
-        let mut command = nice(&program.path, pin, 5);
+        let mut command = nice(&program.path, pin, FANOUT_NICE);
         command
             .args(["serve", "--roles=fanout,gateway", "--log-level", "error", "--name", &format!("f{endpoint}")])
             .arg(format!("--upstream={}", upstream.join(",")))
