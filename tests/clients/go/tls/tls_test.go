@@ -336,9 +336,7 @@ func TestCurlAndEtcdctl(t *testing.T) {
 // who matter it is refused, a token or none; who has no name shows a token.
 func TestJSONByCurl(t *testing.T) {
 	program, err := exec.LookPath("curl")
-	if err != nil {
-		t.Skip("curl is not installed")
-	}
+	check(t, err)
 	dir := t.TempDir()
 	ours, theirs := newAuthority(t, dir, "ours"), newAuthority(t, dir, "theirs")
 	served := start(t, dir, ours.sign(t, "node", node()), "--trusted-ca-file", ours.file, "--client-cert-auth")
