@@ -298,7 +298,7 @@ impl Consensus {
         if let Some(change) = Change::of(&command).filter(|_| shared.config.strict_reconfig_check)
             && let Some(peers) = self.peers.upgrade()
         {
-            reach::check(change, shared.config.member_id, &shared.group.lock().members, &*peers)?;
+            reach::check_connected(change, shared.config.member_id, &shared.group.lock().members, &*peers)?;
         }
         let cost = quota::cost(&command);
         if cost > 0 && over_quota(&self.events, shared.config.quota_bytes, cost) {

@@ -11,49 +11,53 @@ use crate::{PeerTransport, ProposeError};
 /// How long a peer must have been connected to count as healthy: etcd's `HealthInterval`.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Refuses a change that could cost the quorum. `own` is this member, `members` all of the group.
-pub(crate) fn check(
+/// Refuses a change that could cost the quorum, by the connections of this member, which is `own`; `members` is all of the
+/// group.
+pub(crate) fn check_connected(
     change: Change,
     own: MemberId,
     members: &[Member],
     peers: &dyn PeerTransport,
 ) -> Result<(), ProposeError> {
-    let voters = || members.iter().filter(|member| !member.is_learner);
     let connected_for = |id| if id == own { Some(Duration::MAX) } else { peers.connected_for(id) };
-    let is_healthy = |member: &&Member| connected_for(member.id).is_some_and(|time| time >= HEALTH_INTERVAL);
-    match change {
+    let is_healthy = |id| connected_for(id).is_some_and(|time| time >= HEALTH_INTERVAL);
+    check(change, members, |id| connected_for(id).is_some(), is_healthy)
+}
+
+/// Refuses a change that could cost the quorum. Who is not even there is no part of the quorum that works now.
+pub(crate) fn check(
+    change: Change,
+    members: &[Member],
+    is_there: impl Fn(MemberId) -> bool,
+    is_healthy: impl Fn(MemberId) -> bool,
+) -> Result<(), ProposeError> {
+    let voters: Vec<MemberId> = members.iter().filter(|member| !member.is_learner).map(|member| member.id).collect();
+    let healthy = || voters.iter().filter(|id| is_healthy(**id)).count();
+    let is_enough = match change {
         Change::Add { is_learner, .. } => {
             if !is_learner {
                 check_started_for_one_more(members)?;
             }
-            let healthy = voters().filter(is_healthy).count();
             // One that is alone may grow.
-            match voters().count() > 1 && healthy < quorum(voters().count() + 1) {
-                true => Err(ProposeError::UnhealthyCluster),
-                false => Ok(()),
-            }
+            voters.len() <= 1 || healthy() >= quorum(voters.len() + 1)
         }
+        // One that is unknown is refused when it is applied.
+        Change::Remove(id) if !voters.contains(&id) => true,
         Change::Remove(id) => {
-            if !voters().any(|member| member.id == id) || connected_for(id).is_none() {
-                return Ok(());
-            }
             let (started, left) = started_voters(members, Some(id));
             if left == 0 || started < quorum(left) {
                 return Err(ProposeError::NotEnoughStarted);
             }
-            let healthy = voters().filter(is_healthy).count();
-            match healthy < quorum(left) + 1 {
-                true => Err(ProposeError::UnhealthyCluster),
-                false => Ok(()),
-            }
+            !is_there(id) || healthy() > quorum(left)
         }
-        Change::Promote(_) => Ok(()),
-    }
+        Change::Promote(_) => true,
+    };
+    if is_enough { Ok(()) } else { Err(ProposeError::UnhealthyCluster) }
 }
 
 /// A voter more must not make the quorum larger than the number of those that have ever started. One that is alone may
 /// grow: that is how a group is restored.
-pub(crate) fn check_started_for_one_more(members: &[Member]) -> Result<(), ProposeError> {
+fn check_started_for_one_more(members: &[Member]) -> Result<(), ProposeError> {
     let (started, voters) = started_voters(members, None);
     match (started, voters) != (1, 1) && started < quorum(voters + 1) {
         true => Err(ProposeError::NotEnoughStarted),
@@ -96,7 +100,7 @@ mod tests {
         let member =
             |(id, name): &(u64, &str)| Member { id: MemberId(*id), name: (*name).into(), ..Default::default() };
         let members: Vec<_> = members.iter().map(member).collect();
-        match check(change, MemberId(1), &members, &Connected(connected.iter().copied().collect())) {
+        match check_connected(change, MemberId(1), &members, &Connected(connected.iter().copied().collect())) {
             Ok(()) => "allowed",
             Err(ProposeError::UnhealthyCluster) => "unhealthy",
             Err(ProposeError::NotEnoughStarted) => "not started",

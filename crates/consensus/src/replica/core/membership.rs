@@ -3,7 +3,7 @@
 use raft::StateRole;
 use raft::eraftpb::{ConfChange, ConfChangeType, ConfState};
 use tailwater_api::write::command::Command;
-use tailwater_eventlog::{Member, MemberId};
+use tailwater_eventlog::MemberId;
 
 use super::{Pending, ReplicaCore};
 use crate::ProposeError;
@@ -80,47 +80,19 @@ impl ReplicaCore {
     /// The checks that rest on what the leader sees of its peers; the rules are etcd's.
     fn check(&self, change: Change) -> Result<(), ProposeError> {
         match change {
-            Change::Add { is_learner, .. } => self.check_add(is_learner),
-            Change::Remove(id) => self.check_remove(id),
             Change::Promote(id) => self.check_promote(id),
+            Change::Add { .. } | Change::Remove(_) if self.config.strict_reconfig_check => {
+                let is_active = |id| self.is_active(id);
+                reach::check(change, &self.members, is_active, is_active)
+            }
+            Change::Remove(id) if self.is_last_voter(id) => Err(ProposeError::NotEnoughStarted),
+            Change::Add { .. } | Change::Remove(_) => Ok(()),
         }
     }
 
-    fn check_add(&self, is_learner: bool) -> Result<(), ProposeError> {
-        if !self.config.strict_reconfig_check {
-            return Ok(());
-        }
-        if !is_learner {
-            reach::check_started_for_one_more(&self.members)?;
-        }
-        let (voters, active) = (self.voters().count(), self.active_voters());
-        match voters > 1 && active < quorum(voters + 1) {
-            true => Err(ProposeError::UnhealthyCluster),
-            false => Ok(()),
-        }
-    }
-
-    fn check_remove(&self, id: MemberId) -> Result<(), ProposeError> {
-        // One that is unknown is refused when it is applied.
-        let Some(leaving) = self.voters().find(|member| member.id == id) else { return Ok(()) };
-        let (started, left) = reach::started_voters(&self.members, Some(leaving.id));
-        if left == 0 {
-            return Err(ProposeError::NotEnoughStarted);
-        }
-        if !self.config.strict_reconfig_check {
-            return Ok(());
-        }
-        if started < quorum(left) {
-            return Err(ProposeError::NotEnoughStarted);
-        }
-        if !self.is_active(id) {
-            // It is no part of the quorum that works now.
-            return Ok(());
-        }
-        match self.active_voters() - 1 < quorum(left) {
-            true => Err(ProposeError::UnhealthyCluster),
-            false => Ok(()),
-        }
+    fn is_last_voter(&self, id: MemberId) -> bool {
+        let mut voters = self.members.iter().filter(|member| !member.is_learner);
+        voters.next().is_some_and(|voter| voter.id == id) && voters.next().is_none()
     }
 
     fn check_promote(&self, id: MemberId) -> Result<(), ProposeError> {
@@ -135,14 +107,6 @@ impl ReplicaCore {
             true => Err(ProposeError::NotEnoughStarted),
             false => Ok(()),
         }
-    }
-
-    fn voters(&self) -> impl Iterator<Item = &Member> {
-        self.members.iter().filter(|member| !member.is_learner)
-    }
-
-    fn active_voters(&self) -> usize {
-        self.voters().filter(|member| self.is_active(member.id)).count()
     }
 
     /// Whether a member was heard within an election timeout.
