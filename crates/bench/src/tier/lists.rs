@@ -65,9 +65,18 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
     }
     println!("Medians of {} rounds, {} lists of {} keys at a time.", arguments.rounds, arguments.lists, arguments.keys);
-    let columns = ["puts/s", "p50 ms", "p99 ms", "left late p99 ms", "consensus us/put", "lists/s", "most MiB above"];
+    let columns = [
+        "puts/s",
+        "p50 ms",
+        "p99 ms",
+        "answer p99 ms",
+        "left late p99 ms",
+        "consensus us/put",
+        "lists/s",
+        "most MiB above",
+    ];
     figures.print(&columns);
-    figures.print_ratios(BASE, &["p99 ms", "consensus us/put"]);
+    figures.print_ratios(BASE, &["p99 ms", "answer p99 ms", "consensus us/put"]);
     println!("\n\"{AGAIN}\" ÷ \"{BASE}\" is the noise (A/A).\n");
     figures.print_verdicts("tailwater", BASE, AGAIN);
     let above = figures.get("tailwater", STREAMED, "most MiB above").median();
@@ -160,6 +169,7 @@ async fn phase(
         ("puts/s", rate as f64),
         ("p50 ms", millis(measured.latency.value_at_quantile(0.5))),
         ("p99 ms", p99),
+        ("answer p99 ms", millis(measured.answer.value_at_quantile(0.99))),
         ("left late p99 ms", millis(measured.lateness.value_at_quantile(0.99))),
         ("consensus us/put", cpu * 1e6 / measured.latency.len().max(1) as f64),
         ("lists/s", finished as f64 / arguments.seconds as f64),

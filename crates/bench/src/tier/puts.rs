@@ -29,10 +29,19 @@ pub(crate) struct Target {
 pub(crate) struct Measured {
     /// Microseconds from when a put should have left to its answer.
     pub(crate) latency: Histogram<u64>,
-    /// Microseconds from when a put should have left to when it did.
+    /// Microseconds from when a put left to its answer: what the servers and the way to them took.
+    pub(crate) answer: Histogram<u64>,
+    /// Microseconds from when a put could have left (it was due, and its sender had the answer to the one before) to when
+    /// it did: what the generator itself was behind.
     pub(crate) lateness: Histogram<u64>,
     /// First error, and how many.
     pub(crate) failed: u64,
+}
+
+impl Measured {
+    fn new() -> Self {
+        Self { latency: histogram(), answer: histogram(), lateness: histogram(), failed: 0 }
+    }
 }
 
 impl Target {
@@ -105,10 +114,11 @@ impl Target {
         for (sender, client) in (0..SENDERS).zip(self.clients().await?) {
             senders.spawn(self.clone().send(client, sender, rate, count, begin));
         }
-        let mut all = Measured { latency: histogram(), lateness: histogram(), failed: 0 };
+        let mut all = Measured::new();
         while let Some(done) = senders.join_next().await {
             let one = done??;
             all.latency.add(one.latency)?;
+            all.answer.add(one.answer)?;
             all.lateness.add(one.lateness)?;
             all.failed += one.failed;
         }
@@ -123,15 +133,21 @@ impl Target {
         count: u64,
         begin: Instant,
     ) -> anyhow::Result<Measured> {
-        let mut measured = Measured { latency: histogram(), lateness: histogram(), failed: 0 };
+        let mut measured = Measured::new();
+        let mut free = begin;
         for number in (sender..count).step_by(usize::try_from(SENDERS)?) {
             let due = begin + Duration::from_nanos(1_000_000_000 / rate.max(1) * number);
             tokio::time::sleep_until(due.into()).await;
-            measured.lateness.record(micros(due))?;
+            let left = Instant::now();
+            measured.lateness.record(micros(due.max(free)))?;
             match self.put(&mut client, number).await {
-                Ok(()) => measured.latency.record(micros(due))?,
+                Ok(()) => {
+                    measured.latency.record(micros(due))?;
+                    measured.answer.record(micros(left))?;
+                }
                 Err(_) => measured.failed += 1,
             }
+            free = Instant::now();
         }
         Ok(measured)
     }
