@@ -78,7 +78,7 @@ pub(crate) fn start(
     config: ConsensusConfig,
     peers: Arc<dyn PeerTransport>,
 ) -> Result<(Consensus, SourceReady), StartError> {
-    tailwater_eventlog::lower_background_priority()?;
+    tailwater_eventlog::prioritize_background()?;
     let disk = Arc::new(RealDisk::new(config.data_dir.join("raft")).map_err(raft_log_error)?);
     let (consensus, parts, source) = assemble(config, disk, peers, Chosen::random())?;
     consensus.threads.lock().replace(parts.spawn(&consensus.shared)?);

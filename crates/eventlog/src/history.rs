@@ -16,7 +16,7 @@ pub struct HistoryPoint {
 }
 
 /// An event and, when asked for, the version before its revision.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HistoryEvent {
     /// The event.
     pub event: Arc<Event>,

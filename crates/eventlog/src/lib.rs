@@ -29,6 +29,7 @@ mod history;
 mod index;
 mod log;
 pub mod metrics;
+mod priority;
 mod range;
 mod revision;
 mod scope;
@@ -46,8 +47,9 @@ pub use log::fuzzing;
 pub use log::{
     Backup, BackupConfig, BackupEvents, CopyError, CopyPoint, CopyStep, EventLog, EventLogConfig, FoldHold,
     FoldProgress, Founder, HashError, Installed, LiveChunk, LogCopy, LogState, RestoredPut, Staged, Staging, StateRow,
-    StorageError, StoreHash, WriteBatch, lower_background_priority,
+    StorageError, StoreHash, WriteBatch, prioritize_background,
 };
+pub use priority::Background;
 pub use range::KeyRange;
 pub use revision::{HistoryId, LeaseId, MemberId, Position, Revision, Term};
 pub use scope::Scope;

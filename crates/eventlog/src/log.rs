@@ -47,6 +47,7 @@ mod hold;
 mod live;
 mod open;
 mod scan;
+mod sparse;
 mod staging;
 
 pub use backup::{Backup, BackupConfig, BackupEvents};
@@ -59,6 +60,7 @@ pub use generations::Installed;
 pub use hash::{HashError, StoreHash};
 pub use hold::FoldHold;
 pub(crate) use scan::Scan;
+pub(crate) use sparse::Places;
 pub use staging::{CopyStep, Staged, Staging};
 
 /// How storage is opened.
@@ -335,13 +337,13 @@ impl EventLog {
     }
 }
 
-/// From now on flushes and compactions of this process, whose threads RocksDB shares between all that is open, yield to
-/// the threads that somebody waits for, also on one busy core.
+/// Gives flushes and compactions of this process, whose threads RocksDB shares between all that is open, their places
+/// behind the threads that somebody waits for: see [`crate::Background`]. To be called before anything is opened.
 ///
 /// # Errors
 /// RocksDB has no environment to offer.
-pub fn lower_background_priority() -> Result<(), StorageError> {
-    engine::lower_background_priority()
+pub fn prioritize_background() -> Result<(), StorageError> {
+    engine::prioritize_background()
 }
 
 /// The order of revisions is what everything above relies on, so a batch that breaks it stops the member.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::log::Generation;
+use crate::log::{Generation, Places};
 use crate::{
     Cursor, Event, EventLog, Fact, Frame, History, HistoryChunk, HistoryError, HistoryEvent, HistoryPoint, KeyRange,
     LiveChunk, Position, Revision, StateChunk, StateQuery, StorageError, Tail, TailError,
@@ -152,6 +152,67 @@ impl LocalSource {
     }
 }
 
+impl LocalSource {
+    /// Events inside `ranges`, found by looking at every row; and where to go on.
+    fn scan(
+        log: &Generation,
+        ranges: &[KeyRange],
+        (from, to): (HistoryPoint, Revision),
+        with_prev: bool,
+        bytes_max: usize,
+    ) -> Result<(Vec<HistoryEvent>, Option<HistoryPoint>), StorageError> {
+        let compacted = log.state().compacted;
+        let scanned_max = bytes_max.saturating_mul(SCANNED_PER_ASKED).max(SCANNED_BYTES_MIN);
+        let (mut found, mut scanned) = (0, 0);
+        let mut events = Vec::new();
+        let mut scan = log.scan((from.revision, from.sub), to);
+        while let Some(event) = scan.next_event()? {
+            if found >= bytes_max && !events.is_empty() || scanned >= scanned_max {
+                return Ok((events, Some(HistoryPoint { revision: event.revision(), sub: event.sub() })));
+            }
+            scanned += event.bytes().len();
+            if !ranges.is_empty() && !ranges.iter().any(|range| range.contains(event.key())) {
+                continue;
+            }
+            let prev = if with_prev { Self::prev_of(log, &event, compacted)? } else { None };
+            found += event.bytes().len() + prev.as_ref().map_or(0, |prev| prev.bytes().len());
+            events.push(HistoryEvent { event: Arc::new(event), prev });
+        }
+        Ok((events, None))
+    }
+
+    /// The events at these places; and where to go on.
+    fn read_places(
+        log: &Generation,
+        places: &Places,
+        with_prev: bool,
+        bytes_max: usize,
+    ) -> Result<(Vec<HistoryEvent>, Option<HistoryPoint>), StorageError> {
+        let compacted = log.state().compacted;
+        let mut found = 0;
+        let mut events = Vec::new();
+        for (revision, sub, key) in places.iter() {
+            if found >= bytes_max && !events.is_empty() {
+                return Ok((events, Some(HistoryPoint { revision, sub })));
+            }
+            let Some(event) = log.event(key, revision, sub)? else {
+                // A compaction may have passed it since; the caller looks for that.
+                if log.state().compacted < revision {
+                    let key = key.escape_ascii();
+                    return Err(StorageError::Inconsistent(format!(
+                        "key {key} lacks its version at revision {revision}"
+                    )));
+                }
+                continue;
+            };
+            let prev = if with_prev { Self::prev_of(log, &event, compacted)? } else { None };
+            found += event.bytes().len() + prev.as_ref().map_or(0, |prev| prev.bytes().len());
+            events.push(HistoryEvent { event, prev });
+        }
+        Ok((events, None))
+    }
+}
+
 impl History for LocalSource {
     fn read(
         &self,
@@ -166,24 +227,11 @@ impl History for LocalSource {
         if from.revision < compacted {
             return Err(HistoryError::Compacted(compacted));
         }
-        let scanned_max = bytes_max.saturating_mul(SCANNED_PER_ASKED).max(SCANNED_BYTES_MIN);
-        let (mut found, mut scanned) = (0, 0);
-        let mut events = Vec::new();
-        let mut next = None;
-        let mut scan = log.scan((from.revision, from.sub), to);
-        while let Some(event) = scan.next_event()? {
-            if found >= bytes_max && !events.is_empty() || scanned >= scanned_max {
-                next = Some(HistoryPoint { revision: event.revision(), sub: event.sub() });
-                break;
-            }
-            scanned += event.bytes().len();
-            if !ranges.is_empty() && !ranges.iter().any(|range| range.contains(event.key())) {
-                continue;
-            }
-            let prev = if with_prev { Self::prev_of(&log, &event, compacted)? } else { None };
-            found += event.bytes().len() + prev.as_ref().map_or(0, |prev| prev.bytes().len());
-            events.push(HistoryEvent { event: Arc::new(event), prev });
-        }
+        let places = if from.revision > compacted { log.places(ranges, from, to) } else { None };
+        let (events, next) = match places {
+            Some(places) => Self::read_places(&log, &places, with_prev, bytes_max)?,
+            None => Self::scan(&log, ranges, (from, to), with_prev, bytes_max)?,
+        };
         // What was read may be gone since, also because this member has taken over another's state.
         let compacted = log.state().compacted.max(self.log.state().compacted);
         if from.revision < compacted {

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tailwater_eventlog::{
-    Alarm, AuthFacts, Cursor, KeyRange, Member, MemberId, Position, Revision, Scope, Source, Term,
+    Alarm, AuthFacts, Background, Cursor, KeyRange, Member, MemberId, Position, Revision, Scope, Source, Term,
 };
 use tokio::sync::watch;
 
@@ -74,7 +74,10 @@ impl Fanout {
         });
         for _ in 0..HISTORY_THREADS {
             let shared = core.clone();
-            spawn("fanout-history", move || shared.history.run(&shared));
+            spawn("fanout-history", move || {
+                Background::History.lower_this_thread();
+                shared.history.run(&shared);
+            });
         }
         fanout
     }

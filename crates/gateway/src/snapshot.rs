@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use tailwater_api::etcdserverpb as pb;
 use tailwater_consensus::StoredState;
-use tailwater_eventlog::{Backup, BackupConfig, CopyError, Event, EventKind, EventLog};
+use tailwater_eventlog::{Background, Backup, BackupConfig, CopyError, Event, EventKind, EventLog};
 use tailwater_snapshot::{Facts, Lease, RowRevision, SnapshotPlan, SnapshotPlanner, SnapshotWriter, WriteError};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -77,7 +77,10 @@ impl Snapshots {
             slot.map_err(|_| Fault::Other(Code::ResourceExhausted, Fault::TooManyRequests.status().1.to_owned()))?;
         let (pieces, receiver) = mpsc::channel(PIECES_MAX);
         let thread = SnapshotThread { log: self.log.clone(), pieces, runtime: Handle::current(), _slot: slot };
-        let spawned = std::thread::Builder::new().name("snapshot".into()).spawn(move || thread.run());
+        let spawned = std::thread::Builder::new().name("snapshot".into()).spawn(move || {
+            Background::Transfer.lower_this_thread();
+            thread.run();
+        });
         spawned.map_err(|error| Fault::Other(Code::ResourceExhausted, format!("no thread for a snapshot: {error}")))?;
         Ok(receiver)
     }

@@ -83,6 +83,15 @@ impl KeyHistory {
         older[..older.partition_point(|version| version.revision <= at)].last()
     }
 
+    /// Versions from a place on, up to and including revision `to`, oldest first.
+    pub(crate) fn between(&self, from: (Revision, u32), to: Revision) -> impl Iterator<Item = &Version> + Clone {
+        let older = self.older();
+        let begin = older.partition_point(|version| (version.revision, version.sub) < from);
+        let end = older.partition_point(|version| version.revision <= to);
+        let newest = Some(&self.newest).filter(|newest| (newest.revision, newest.sub) >= from && newest.revision <= to);
+        older.get(begin..end).unwrap_or_default().iter().chain(newest)
+    }
+
     /// Whether [`KeyHistory::compact`] would change anything.
     pub(crate) fn has_outdated(&self, compacted: Revision) -> bool {
         self.outdated(compacted) > 0

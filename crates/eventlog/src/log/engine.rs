@@ -7,11 +7,15 @@ use rocksdb::{
 };
 
 use super::{EventLogConfig, StorageError};
+use crate::Background;
 
 /// Files kept open; above it the least recently used is closed.
 const OPEN_FILES_MAX: i32 = 1024;
 /// Memtables of one column family in memory, the ones being flushed included; writes wait above it.
 const MEMTABLES_MAX: i32 = 4;
+/// At a time.
+const FLUSHES: i32 = 1;
+const COMPACTIONS: i32 = 1;
 /// A scan reads ahead this much, so that it costs few reads.
 const SCAN_READAHEAD_BYTES: usize = 256 << 10;
 /// Bytes written to a file after which the kernel is asked to begin writing them out, so that a sync has little left.
@@ -167,13 +171,21 @@ impl Rows<'_> {
     }
 }
 
-/// See [`super::lower_background_priority`].
-pub(super) fn lower_background_priority() -> Result<(), StorageError> {
-    let mut env = Env::new()?;
-    env.lower_thread_pool_cpu_priority();
-    env.lower_high_priority_thread_pool_cpu_priority();
-    env.lower_thread_pool_io_priority();
-    env.lower_high_priority_thread_pool_io_priority();
+/// See [`super::prioritize_background`].
+pub(super) fn prioritize_background() -> Result<(), StorageError> {
+    let env = Env::new()?;
+    // RocksDB lowers its threads to the least priority or not at all. So they are started here, by threads that are as
+    // nice as they shall be: a thread inherits that.
+    let start = |background: Background, start: fn(&mut Env)| {
+        let mut env = env.clone();
+        let starter = std::thread::spawn(move || {
+            background.lower_this_thread();
+            start(&mut env);
+        });
+        starter.join().expect("nothing panics there");
+    };
+    start(Background::Flush, |env| env.set_high_priority_background_threads(FLUSHES));
+    start(Background::Compaction, |env| env.set_background_threads(COMPACTIONS));
     Ok(())
 }
 
@@ -185,7 +197,7 @@ fn database_options() -> Result<Options, StorageError> {
     options.set_atomic_flush(true);
     options.set_paranoid_checks(true);
     options.set_max_open_files(OPEN_FILES_MAX);
-    options.set_max_background_jobs(2);
+    options.set_max_background_jobs(FLUSHES + COMPACTIONS);
     options.set_bytes_per_sync(BYTES_PER_SYNC);
     options.set_max_log_file_size(INFO_LOG_BYTES_MAX);
     options.set_manifest_preallocation_size(MANIFEST_BYTES);

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 
 use super::engine::{Engine, Family};
+use super::sparse::Places;
 use super::{LogState, Scan, StorageError, format};
 use crate::index::SharedTree;
-use crate::{Event, Revision, StateChunk, StateQuery};
+use crate::{Event, HistoryPoint, KeyRange, Revision, StateChunk, StateQuery};
 
 /// What a read of several steps keeps to. The files are closed with the last reference.
 pub(crate) struct Generation {
@@ -42,6 +43,11 @@ impl Generation {
     /// What was live at an older revision; the caller looks for a compaction past it afterwards.
     pub(crate) fn state_at(&self, query: &StateQuery) -> Result<StateChunk, StorageError> {
         super::live::read_at(self, query)
+    }
+
+    /// See [`super::sparse::places`].
+    pub(crate) fn places(&self, ranges: &[KeyRange], from: HistoryPoint, to: Revision) -> Option<Places> {
+        super::sparse::places(self, ranges, from, to)
     }
 
     /// See [`super::EventLog::event`].

@@ -224,6 +224,45 @@ fn history_below_the_compacted_revision_is_refused_with_it() {
     assert_eq!(world.source.read(&[], point(6, 0), Revision(11), false, 9999).unwrap().events.len(), 6);
 }
 
+/// What the index finds for few keys is what a scan of everything finds, and it is found without one.
+#[test]
+fn history_of_a_few_keys_is_that_of_a_scan() {
+    let mut world = World::new(1);
+    for number in 0..3000i64 {
+        let (busy, rare) = (format!("busy/{:03}", number % 200), format!("rare/{}", number * 7 % 4));
+        let value = "v".repeat(usize::try_from(number % 97).unwrap());
+        match number % 60 {
+            0 => world.record(&[(&rare, Some(&value)), (&busy, Some(&value))]),
+            30 => world.record(&[(&busy, Some(&value)), (&rare, (number % 120 > 60).then_some(&*value))]),
+            _ => world.record(&[(&busy, Some(&value))]),
+        }
+    }
+    world.compact(400);
+    let few = [KeyRange::Span("rare/".into(), "rare/2".into()), KeyRange::Key("rare/1".into())];
+    let all = |from| world.source.read(&[], from, Revision(2900), true, usize::MAX).unwrap().events;
+    for from in [point(401, 0), point(1232, 1), point(1233, 0)] {
+        let log = world.writer.log.current();
+        assert!(log.places(&few, from, Revision(2900)).is_some(), "few keys are looked up");
+        assert!(log.places(&[KeyRange::Span("busy/".into(), "z".into())], from, Revision(2900)).is_none());
+        let is_asked = |found: &HistoryEvent| few.iter().any(|range| range.contains(found.event.key()));
+        let expected: Vec<_> = all(from).into_iter().filter(is_asked).collect();
+        let (mut found, mut next, mut reads) = (Vec::new(), Some(from), 0);
+        while let Some(from) = next {
+            let chunk = world.source.read(&few, from, Revision(2900), true, 200).unwrap();
+            found.extend(chunk.events);
+            next = chunk.next;
+            reads += 1;
+        }
+        assert!(reads > 5, "in pieces");
+        assert_eq!(found, expected, "from {from:?}");
+    }
+    let at_once = world.source.read(&few, point(400, 0), Revision(9999), false, usize::MAX).unwrap();
+    assert!(
+        !at_once.events.is_empty() && at_once.next.is_none(),
+        "at the compacted revision, which the index may not know"
+    );
+}
+
 #[test]
 fn an_older_state_is_read_in_pieces_and_counted() {
     let mut world = World::new(1);

@@ -16,6 +16,8 @@ use tokio::time::Instant;
 
 /// What a message costs besides its bytes.
 const MESSAGE_OVERHEAD_BYTES: usize = 64;
+/// How often a batch asks for its own acknowledgement, which tells how long the way is.
+const PROBE_PERIOD: Duration = Duration::from_secs(1);
 /// Raft's `MsgAppend`, and the field that holds a message's type.
 const MSG_APPEND: u64 = 3;
 const TYPE_FIELD: u32 = 1;
@@ -61,11 +63,13 @@ pub(crate) struct Lane {
 struct State {
     waiting: VecDeque<Bytes>,
     waiting_bytes: usize,
-    /// Batches on their way: the count of bytes of the session up to their end, what they cost, and when they left.
-    sent: VecDeque<(u64, usize, Instant)>,
+    /// Batches on their way.
+    sent: VecDeque<Sent>,
     sent_bytes: usize,
     /// Bytes of messages taken in this session.
     taken: u64,
+    /// When a batch asked for its own acknowledgement last.
+    probed: Option<Instant>,
     /// The session that takes; an older one gets nothing any more.
     session: u64,
     /// When a batch was acknowledged last.
@@ -73,6 +77,18 @@ struct State {
     /// Whether the other side has accepted this session's hello.
     is_open: bool,
     waker: Option<Waker>,
+}
+
+/// A batch on its way.
+#[derive(Debug)]
+struct Sent {
+    /// The count of bytes of the session up to its end.
+    end: u64,
+    cost: usize,
+    /// When it left.
+    since: Instant,
+    /// Whether its acknowledgement comes at once.
+    is_probe: bool,
 }
 
 impl Lane {
@@ -136,16 +152,16 @@ impl Lane {
         waker.into_iter().for_each(Waker::wake);
     }
 
-    /// The other side has taken so many bytes of this session; how long the newest batch among them was on its way.
+    /// The other side has taken so many bytes of this session; how long the newest of them that asked for its own
+    /// acknowledgement was on its way.
     pub(crate) fn acknowledge(&self, received_bytes: u64, now: Instant) -> Option<Duration> {
         let mut state = self.state.lock();
         let mut round_trip = None;
-        while let Some(&(end, cost, since)) = state.sent.front()
-            && end <= received_bytes
-        {
-            state.sent.pop_front();
-            state.sent_bytes -= cost;
-            round_trip = Some(now.saturating_duration_since(since));
+        while let Some(sent) = state.sent.pop_front_if(|sent| sent.end <= received_bytes) {
+            state.sent_bytes -= sent.cost;
+            if sent.is_probe {
+                round_trip = Some(now.saturating_duration_since(sent.since));
+            }
             state.heard = Some(now);
         }
         round_trip
@@ -154,8 +170,8 @@ impl Lane {
     /// Since when the other side owes an acknowledgement and has given none. A slow way is not a silent one.
     pub(crate) fn silent_since(&self) -> Option<Instant> {
         let state = self.state.lock();
-        let (_, _, since) = state.sent.front()?;
-        Some(state.heard.map_or(*since, |heard| heard.max(*since)))
+        let since = state.sent.front()?.since;
+        Some(state.heard.map_or(since, |heard| heard.max(since)))
     }
 
     /// Bytes that wait or are on their way.
@@ -180,7 +196,7 @@ impl Stream for Outgoing {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<PeerBatch>> {
         if let Some(hello) = self.hello.take() {
-            return Poll::Ready(Some(PeerBatch { hello: Some(hello), messages: Vec::new() }));
+            return Poll::Ready(Some(PeerBatch { hello: Some(hello), ..Default::default() }));
         }
         let mut state = self.lane.state.lock();
         if state.session != self.session {
@@ -190,13 +206,13 @@ impl Stream for Outgoing {
             state.waker = Some(context.waker().clone());
             return Poll::Pending;
         }
-        Poll::Ready(Some(PeerBatch { hello: None, messages: state.take(self.batch_bytes_max, Instant::now()) }))
+        Poll::Ready(Some(state.take(self.batch_bytes_max, Instant::now())))
     }
 }
 
 impl State {
     /// Takes up to `bytes_max` of messages, at least one.
-    fn take(&mut self, bytes_max: usize, now: Instant) -> Vec<Bytes> {
+    fn take(&mut self, bytes_max: usize, now: Instant) -> PeerBatch {
         let mut messages = Vec::new();
         let (mut bytes, mut cost) = (0, 0);
         while let Some(next) = self.waiting.front()
@@ -209,8 +225,12 @@ impl State {
         self.taken += bytes as u64;
         self.waiting_bytes -= cost;
         self.sent_bytes += cost;
-        self.sent.push_back((self.taken, cost, now));
-        messages
+        let is_probe = self.probed.is_none_or(|probed| now >= probed + PROBE_PERIOD);
+        if is_probe {
+            self.probed = Some(now);
+        }
+        self.sent.push_back(Sent { end: self.taken, cost, since: now, is_probe });
+        PeerBatch { hello: None, messages, ack_now: is_probe }
     }
 }
 

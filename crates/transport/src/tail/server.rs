@@ -9,7 +9,7 @@ use tailwater_api::etcdserverpb as pb;
 use tailwater_api::tail as wire;
 use tailwater_api::tail::tail_server::{Tail, TailServer};
 use tailwater_eventlog::{
-    CopyPoint, EventLog, FoldHold, HashError, KeyRange, MemberId, Revision, Scope, Source, StoreHash,
+    Background, CopyPoint, EventLog, FoldHold, HashError, KeyRange, MemberId, Revision, Scope, Source, StoreHash,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
@@ -218,13 +218,22 @@ impl TailService {
         let permit =
             permit.map_err(|_| Status::resource_exhausted(format!("too many readers of this kind: {kind}")))?;
         let thread = self.inner.threads.token();
-        Ok(Serving { kind, permit, thread, stopping: self.inner.stopping.subscribe(), rate: None, stall_max: None })
+        Ok(Serving {
+            kind,
+            background: None,
+            permit,
+            thread,
+            stopping: self.inner.stopping.subscribe(),
+            rate: None,
+            stall_max: None,
+        })
     }
 
     /// A flow that is bounded in bytes per second, and does not wait for its reader for ever.
     fn bulk(&self, kind: &'static str, slots: &Arc<Semaphore>) -> Result<Serving, Status> {
         let rate = Some(Arc::clone(&self.inner.transfer_rate));
-        Ok(Serving { rate, stall_max: Some(self.inner.config.stall_max), ..self.serving(kind, slots)? })
+        let stall_max = Some(self.inner.config.stall_max);
+        Ok(Serving { background: Some(Background::Transfer), rate, stall_max, ..self.serving(kind, slots)? })
     }
 }
 
@@ -269,6 +278,7 @@ impl Tail for TailService {
         let permit = Arc::clone(&self.inner.history_reads).acquire_owned().await;
         let serving = Serving {
             kind: "history",
+            background: Some(Background::History),
             permit: permit.map_err(|_| Status::unavailable("the source is shutting down"))?,
             thread: self.inner.threads.token(),
             stopping: self.inner.stopping.subscribe(),

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tailwater_eventlog::{Cursor, Event, EventKind, KeyRange};
+use tailwater_eventlog::{Background, Cursor, Event, EventKind, KeyRange};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -38,6 +38,8 @@ pub(super) struct Sink<T> {
 /// How a stream is served.
 pub(super) struct Serving {
     pub(super) kind: &'static str,
+    /// When it is not as urgent as the threads of the write plane.
+    pub(super) background: Option<Background>,
     pub(super) permit: OwnedSemaphorePermit,
     /// Let go of last.
     pub(super) thread: TaskTrackerToken,
@@ -52,9 +54,10 @@ pub(super) fn spawn<T: Send + 'static>(
     serve: impl FnOnce(&mut Sink<T>) -> Result<(), Gone> + Send + 'static,
 ) -> Result<Messages<T>, Status> {
     let (messages, receiver) = mpsc::channel(MESSAGES_MAX);
-    let Serving { kind, permit, thread, stopping, rate, stall_max } = serving;
+    let Serving { kind, background, permit, thread, stopping, rate, stall_max } = serving;
     let mut sink = Sink { messages, runtime: Handle::current(), stopping, rate, stall_max, kind, _permit: permit };
     let run = move || {
+        background.into_iter().for_each(Background::lower_this_thread);
         let streams = ::metrics::gauge!(metrics::STREAMS, "kind" => kind);
         streams.increment(1.0);
         // An end without a word is the reader's.
