@@ -16,8 +16,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("fanout", &["api", "eventlog"]),
     ("transport", &["api", "tls", "eventlog", "consensus"]),
     ("gateway", &["api", "tls", "snapshot", "eventlog", "consensus", "fanout"]),
-    ("server", &["api", "tls", "snapshot", "eventlog", "consensus", "fanout", "transport", "gateway"]),
     ("bench", &["api"]),
+    ("server", &["api", "tls", "snapshot", "eventlog", "consensus", "fanout", "transport", "gateway", "bench"]),
     // Checks of what the others decode.
     ("fuzz", &["api", "tls", "snapshot", "eventlog", "consensus", "transport", "gateway", "server", "fuzz"]),
     // The program beside the library is of the same name.

@@ -14,7 +14,7 @@ use prost::Message;
 use tailwater_api::etcdserverpb::{
     AuthRoleGetResponse, CompactionRequest, HashKvResponse, RangeRequest, RangeResponse, StatusResponse, WatchResponse,
 };
-use tailwater_api::mvccpb::KeyValue;
+use tailwater_api::mvccpb::{Event, KeyValue};
 use tailwater_api::v3electionpb::LeaderResponse;
 use tailwater_api::v3lockpb::LockResponse;
 use tokio::net::TcpListener;
@@ -54,6 +54,16 @@ pub enum Deviation {
     StatusWithoutAlarms,
     /// HashKV says that nothing was compacted.
     HashOfNothingCompacted,
+    /// One event does not come, to one of its watchers.
+    EventDropped,
+    /// One event comes twice.
+    EventDoubled,
+    /// One event comes after its successor.
+    EventReordered,
+    /// One event lacks its key's version before.
+    EventWithoutPrevious,
+    /// One read is answered as the one before it was.
+    ReadStale,
 }
 
 /// A running proxy; it ends when dropped.
@@ -104,7 +114,14 @@ struct Memory {
     compacted: i64,
     /// By key: create revision, and the highest version seen of it or of its earlier lives.
     versions: HashMap<Bytes, Life>,
+    /// Watch answers with events, and reads, that came through.
+    answers: u64,
+    reads: u64,
+    range_before: Option<RangeResponse>,
 }
+
+/// The answer that one planted fault is in: far enough from the begin that there is something to compare it with.
+const FAULTY: u64 = 40;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Life {
@@ -132,6 +149,8 @@ impl Memory {
 struct Call {
     range: Option<RangeRequest>,
     compaction: Option<i64>,
+    /// An event that is sent late.
+    held: Option<Event>,
 }
 
 #[derive(Clone, Debug)]
@@ -183,7 +202,7 @@ impl Forward {
                 () = to_client.closed() => return Ok(()),
             };
             let Some(body) = body else { return Ok(()) };
-            let changed = self.change(path, body?, &call.lock().expect("no holder panics"));
+            let changed = self.change(path, body?, &mut call.lock().expect("no holder panics"));
             let Some(changed) = changed else { continue };
             if to_client.send(Ok(changed)).await.is_err() {
                 return Ok(());
@@ -192,7 +211,7 @@ impl Forward {
     }
 
     /// The answer that the client gets, or none.
-    fn change(&self, path: &str, body: Bytes, call: &Call) -> Option<Bytes> {
+    fn change(&self, path: &str, body: Bytes, call: &mut Call) -> Option<Bytes> {
         let mut memory = self.memory.lock().expect("no holder panics");
         if let Some(revision) = call.compaction {
             memory.compacted = memory.compacted.max(revision);
@@ -207,6 +226,15 @@ impl Forward {
                     Deviation::KeysOnlyWithoutLease if request.keys_only => {
                         range.kvs.iter_mut().for_each(|kv| kv.lease = 0);
                     }
+                    Deviation::ReadStale => {
+                        memory.reads += 1;
+                        // Long enough before that a write lies between.
+                        match (memory.reads % 100, memory.range_before.take()) {
+                            (0, Some(before)) => range = before,
+                            (50, None) => memory.range_before = Some(range.clone()),
+                            (_, before) => memory.range_before = before,
+                        }
+                    }
                     Deviation::VersionNotReset => range.kvs.iter_mut().for_each(|kv| memory.change_version(kv)),
                     _ => {}
                 }
@@ -214,6 +242,10 @@ impl Forward {
             }
             (deviation, "/etcdserverpb.Watch/Watch") => {
                 let mut answer = WatchResponse::decode(body).ok()?;
+                if !answer.events.is_empty() {
+                    memory.answers += 1;
+                    plant(deviation, memory.answers == FAULTY, &mut answer, &mut call.held);
+                }
                 match (deviation, &mut answer.header) {
                     (Deviation::ProgressTooHigh, Some(header)) if answer.watch_id == -1 && !answer.created => {
                         header.revision += 1;
@@ -233,6 +265,21 @@ impl Forward {
             }
             _ => changed_message(self.deviation, path, body),
         }
+    }
+}
+
+/// Changes the first event of the one faulty answer, on its way to one watcher.
+fn plant(deviation: Deviation, is_faulty: bool, answer: &mut WatchResponse, held: &mut Option<Event>) {
+    answer.events.extend(held.take());
+    if !is_faulty {
+        return;
+    }
+    match deviation {
+        Deviation::EventDropped => drop(answer.events.remove(0)),
+        Deviation::EventDoubled => answer.events.insert(0, answer.events[0].clone()),
+        Deviation::EventReordered => *held = Some(answer.events.remove(0)),
+        Deviation::EventWithoutPrevious => answer.events[0].prev_kv = None,
+        _ => {}
     }
 }
 

@@ -7,7 +7,7 @@
 
 pub(crate) mod bound;
 pub(crate) mod clients;
-mod figures;
+pub(crate) mod figures;
 mod group;
 pub(crate) mod isolation;
 pub(crate) mod lists;

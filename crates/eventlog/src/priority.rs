@@ -1,8 +1,9 @@
 //! Who goes first on a busy core.
 //!
 //! What somebody's write waits for runs at the process's own priority. A flush comes next: while none gets its turn,
-//! memtables fill until writes must wait. Then the state for a reader that begins, then compactions, and last what
-//! catches up on history: there may be thousands of such readers, and all of them together may not cost a write.
+//! memtables fill until writes must wait. Then come the state for a reader that begins and what catches up on history,
+//! of which few may run at a time, since there may be thousands of such readers. Compactions, which can wait longest,
+//! come last.
 
 use rustix::process::nice;
 
@@ -24,9 +25,8 @@ impl Background {
     fn nicer_by(self) -> i32 {
         match self {
             Self::Flush => 2,
-            Self::Transfer => 5,
+            Self::Transfer | Self::History => 5,
             Self::Compaction => 10,
-            Self::History => 15,
         }
     }
 

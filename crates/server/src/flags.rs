@@ -36,6 +36,8 @@ enum Command {
     /// Save, look at and restore snapshots, in the format of etcd's.
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// Load on any etcd v3 endpoint: what it takes, how fast, and whether its answers are right.
+    Bench(Box<tailwater_bench::LoadArguments>),
 }
 
 /// Flags of `tailwater status`.
@@ -226,6 +228,8 @@ pub(crate) enum Parsed {
     Status(StatusFlags),
     /// `tailwater snapshot`.
     Snapshot(SnapshotCommand),
+    /// `tailwater bench`.
+    Bench(Box<tailwater_bench::LoadArguments>),
     /// Help or version was printed, or the command line is wrong.
     Exit(ExitCode),
 }
@@ -239,6 +243,7 @@ pub(crate) fn parse(program: &str, arguments: Vec<String>) -> Parsed {
         Ok(Command::Serve(flags)) => Parsed::Serve(flags, None),
         Ok(Command::Status(flags)) => Parsed::Status(flags),
         Ok(Command::Snapshot(command)) => Parsed::Snapshot(command),
+        Ok(Command::Bench(arguments)) => Parsed::Bench(arguments),
         Err(error) => Parsed::Exit(report(&error)),
     }
 }
@@ -277,7 +282,9 @@ fn parse_as_etcd(arguments: &[String]) -> Parsed {
             let own = |name: &str| std::env::var(name).ok().filter(|_| name.starts_with("TAILWATER_"));
             match read(line, own) {
                 Ok(Command::Serve(flags)) => Parsed::Serve(flags, Some(notes)),
-                Ok(Command::Status(_) | Command::Snapshot(_)) => unreachable!("the line begins with serve"),
+                Ok(Command::Status(_) | Command::Snapshot(_) | Command::Bench(_)) => {
+                    unreachable!("the line begins with serve")
+                }
                 Err(error) => Parsed::Exit(report(&error)),
             }
         }

@@ -26,6 +26,7 @@ mod join;
 mod listener;
 mod member;
 mod member_front;
+mod member_source;
 mod no_source;
 mod peer_side;
 mod pings;
@@ -60,6 +61,7 @@ pub fn run() -> ExitCode {
         Parsed::Serve(flags, as_etcd) => (flags, as_etcd),
         Parsed::Status(flags) => return survey::run(&flags),
         Parsed::Snapshot(command) => return snapshot::run(&command),
+        Parsed::Bench(arguments) => return bench(*arguments),
         Parsed::Exit(code) => return code,
     };
     let config = match Config::from_flags(&flags) {
@@ -75,6 +77,21 @@ pub fn run() -> ExitCode {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(reason = format!("{error:#}"), "server stopped");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Puts load on a server elsewhere.
+#[expect(clippy::print_stderr, reason = "the reason of a command that failed")]
+fn bench(arguments: tailwater_bench::LoadArguments) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let outcome =
+        runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(tailwater_bench::run_load(arguments)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tailwater bench: {error:#}");
             ExitCode::FAILURE
         }
     }

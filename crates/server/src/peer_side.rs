@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::data_dir::Identity;
 use crate::describe::node_load;
 use crate::host::Bound;
+use crate::member_source::MemberSource;
 use crate::no_source::NoSource;
 use crate::{process, snapshots};
 
@@ -112,10 +113,10 @@ impl PeerSide {
     }
 
     fn tail_service(&self, consensus: &Consensus) -> TailService {
-        let source = self.source.clone();
+        let (source, fanout) = (self.source.clone(), self.fanout.clone());
         let sources = move || -> Arc<dyn Source> {
             match source.get() {
-                Some(source) => Arc::new(source.clone()),
+                Some(source) => Arc::new(MemberSource::new(source.clone(), fanout.clone())),
                 None => Arc::new(NoSource),
             }
         };

@@ -92,6 +92,8 @@ pub type SnapshotMessages = Pin<Box<dyn futures_util::Stream<Item = Result<pb::S
 pub type SnapshotOpener =
     Box<dyn Fn() -> Pin<Box<dyn Future<Output = Result<SnapshotMessages, Status>> + Send>> + Send + Sync>;
 
+/// History reads that use the processor at a time: together they weigh less than one thread of the write plane.
+const HISTORY_TURNS: usize = 2;
 /// What a reader may announce of itself, in bytes.
 const ANNOUNCED_BYTES_MAX: usize = 64 << 10;
 
@@ -109,6 +111,8 @@ struct Inner {
     transfers: Arc<Semaphore>,
     copies: Arc<Semaphore>,
     history_reads: Arc<Semaphore>,
+    /// Of those, the ones that look for events at this moment rather than wait for their readers.
+    history_turns: Semaphore,
     transfer_rate: Arc<ByteRate>,
     history_rate: Arc<ByteRate>,
     stopping: watch::Sender<bool>,
@@ -138,6 +142,7 @@ impl TailService {
             transfers: semaphore(config.transfers_max),
             copies: semaphore(config.transfers_max),
             history_reads: semaphore(config.history_reads_max),
+            history_turns: Semaphore::new(HISTORY_TURNS),
             transfer_rate: Arc::new(ByteRate::new(config.transfer_bytes_per_second)),
             history_rate: Arc::new(ByteRate::new(config.history_bytes_per_second)),
             stopping: watch::Sender::new(false),

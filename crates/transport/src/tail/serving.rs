@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tailwater_eventlog::{Background, Cursor, Event, EventKind, KeyRange};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, watch};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Status;
 
@@ -77,6 +77,18 @@ impl<T: Send> Sink<T> {
     /// Waits until there is room for a message.
     pub(super) fn ready(&mut self) -> Result<(), Gone> {
         self.wait_for_room().map(drop)
+    }
+
+    /// Waits for a turn, unless the stream ends.
+    pub(super) fn turn<'a>(&mut self, turns: &'a Semaphore) -> Result<SemaphorePermit<'a>, Gone> {
+        let Self { messages, runtime, stopping, .. } = self;
+        runtime.block_on(async {
+            tokio::select! {
+                turn = turns.acquire() => turn.map_err(|_| Gone),
+                () = messages.closed() => Err(Gone),
+                () = stopped(stopping) => Err(Gone),
+            }
+        })
     }
 
     /// Waits for room and hands a message over.

@@ -30,14 +30,20 @@ pub(super) fn serve(
         return Err(sink.fail(Status::out_of_range("this source has not reached the end of what is asked")));
     }
     let bytes_max = usize::try_from(request.bytes_max.min(READ_BYTES_MAX)).unwrap_or(usize::MAX);
+    // Given back before the reader is waited for.
+    let turn = sink.turn(&inner.history_turns)?;
     let sent = match request.state {
         Some(part) => match ranges.as_slice() {
-            [range] => state_at(&*source, range, from.revision, bytes_max, part).map(|chunk| send_state(chunk, sink)),
+            [range] => state_at(&*source, range, from.revision, bytes_max, part).map(|chunk| {
+                drop(turn);
+                send_state(chunk, sink)
+            }),
             _ => return Err(sink.fail(Status::invalid_argument("a state is read of one range"))),
         },
-        None => source
-            .read(&ranges, from, to, request.with_prev, bytes_max)
-            .map(|chunk| send(chunk, request.with_prev, sink)),
+        None => source.read(&ranges, from, to, request.with_prev, bytes_max).map(|chunk| {
+            drop(turn);
+            send(chunk, request.with_prev, sink)
+        }),
     };
     let end = match sent {
         Ok(end) => end?,

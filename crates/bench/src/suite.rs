@@ -1,0 +1,190 @@
+//! The rows of the benchmark: each experiment on one server and on the other in turn, A B A B …, with targets.
+//!
+//! An experiment is a command line of `tailwater bench`, so that anybody can run it by hand on a server of their own. What
+//! it is judged by are ratios to etcd in the same round; the median over the rounds counts.
+
+mod output;
+mod rows;
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, Parser};
+
+use crate::report::Report;
+use crate::server::{Program, Running, Usage, pin_self};
+use crate::tier::figures::{Ratio, Series};
+use crate::workload::{self, Arguments as Load};
+
+use rows::{Experiment, Figure, Target};
+
+/// Arguments of `tailwater-bench suite`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Arguments {
+    /// The tailwater binary.
+    #[arg(long)]
+    tailwater: Option<PathBuf>,
+    /// The etcd binary.
+    #[arg(long)]
+    etcd: Option<PathBuf>,
+    /// Which rows: quick, full or long.
+    #[arg(long, value_enum, default_value_t = rows::Size::Full)]
+    size: rows::Size,
+    /// Only experiments whose name contains this.
+    #[arg(long)]
+    only: Option<String>,
+    /// Rounds of each server [default: 1 with quick, else 5]
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Directory for the servers' data; its disk is the one that is measured.
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Server on CPU 0, load on CPU 1 (needs taskset).
+    #[arg(long)]
+    pin: bool,
+    /// Directory for the JSON, the tables and the plots.
+    #[arg(long, default_value = "target/bench")]
+    out: PathBuf,
+    /// What the tables name as what was measured, e.g. a commit.
+    #[arg(long, default_value = "")]
+    commit: String,
+}
+
+/// One run of one experiment on one server.
+pub(crate) struct Sample {
+    report: Report,
+    used: Usage,
+}
+
+impl Sample {
+    #[expect(clippy::cast_precision_loss, reason = "figures for people")]
+    fn figure(&self, figure: Figure) -> f64 {
+        let operations = self.report.operations.max(1) as f64;
+        let latency = self.report.latency_ms.as_ref();
+        match figure {
+            Figure::PerSecond => self.report.per_second,
+            Figure::CpuPerOperation => self.used.cpu_seconds * 1e6 / operations,
+            Figure::BytesPerCpuSecond => self.report.bytes as f64 / 1e6 / self.used.cpu_seconds.max(0.01),
+            Figure::P50 => latency.map_or(0.0, |at| at.p50),
+            Figure::P99 => latency.map_or(0.0, |at| at.p99),
+            Figure::MemoryMax => self.used.memory_bytes_max as f64 / f64::from(1 << 20),
+            Figure::WrittenPerByte => self.used.written_bytes as f64 / self.report.bytes.max(1) as f64,
+        }
+    }
+}
+
+/// A row: one figure of one experiment.
+pub(crate) struct Row {
+    experiment: &'static Experiment,
+    figure: Figure,
+    target: Option<Target>,
+    ours: Series,
+    theirs: Series,
+}
+
+impl Row {
+    fn ratio(&self) -> Option<Ratio> {
+        let is_known = self.ours.median() > 0.0 && self.theirs.median() > 0.0;
+        is_known.then(|| self.ours.against(&self.theirs))
+    }
+
+    /// Whether the target is met; `None` when it can't be said.
+    fn is_met(&self) -> Option<bool> {
+        Some(self.target?.is_met(self.ratio()?.median))
+    }
+}
+
+#[derive(Parser)]
+#[command(no_binary_name = true)]
+struct Line {
+    #[command(flatten)]
+    load: Load,
+}
+
+/// Runs all experiments and writes what they found.
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    if arguments.pin {
+        pin_self().context("pinning this process; leave out --pin where taskset is missing")?;
+    }
+    let ours = arguments.tailwater.clone().map(Program::tailwater);
+    let theirs = arguments.etcd.clone().map(Program::etcd);
+    let programs: Vec<Program> = ours.into_iter().chain(theirs).collect();
+    anyhow::ensure!(!programs.is_empty(), "name a server: --tailwater PATH, --etcd PATH or both");
+    let rounds = arguments.rounds.unwrap_or(if arguments.size == rows::Size::Quick { 1 } else { 5 });
+    let data = arguments.data.clone().unwrap_or_else(std::env::temp_dir);
+    let syncs = output::syncs_per_second(&data)?;
+    let chosen: Vec<&'static Experiment> = rows::EXPERIMENTS
+        .iter()
+        .filter(|experiment| experiment.size <= arguments.size)
+        .filter(|experiment| arguments.only.as_ref().is_none_or(|only| experiment.id.contains(only.as_str())))
+        .collect();
+    anyhow::ensure!(!chosen.is_empty(), "no experiment is named so; there are: {}", rows::names());
+    let mut rows: Vec<Row> = Vec::new();
+    for experiment in &chosen {
+        let mut found: Vec<Row> = experiment
+            .figures
+            .iter()
+            .map(|&(figure, target)| Row {
+                experiment,
+                figure,
+                target,
+                ours: Series::default(),
+                theirs: Series::default(),
+            })
+            .collect();
+        for round in 0..rounds {
+            for program in &programs {
+                eprintln!("{} round {} of {rounds}: {}", experiment.id, round + 1, program.name);
+                let sample = measure(experiment, program, &data, arguments.pin).await?;
+                for row in &mut found {
+                    let series = if program.name == "etcd" { &mut row.theirs } else { &mut row.ours };
+                    series.push(sample.figure(row.figure));
+                }
+            }
+        }
+        found.iter().for_each(|row| eprintln!("  {}", output::line(row)));
+        rows.extend(found);
+    }
+    let about = output::About { rounds, syncs, commit: arguments.commit, pinned: arguments.pin };
+    output::write(&arguments.out, arguments.size, &about, &rows)
+}
+
+/// A fresh server, what it needs before, and the measured part.
+async fn measure(
+    experiment: &Experiment,
+    program: &Program,
+    data: &std::path::Path,
+    pin: bool,
+) -> anyhow::Result<Sample> {
+    let mut running = Running::start_group(program, experiment.members, data, pin, &[]).await?;
+    if let Some(before) = experiment.before {
+        let report = load(before, &running.endpoint).await?;
+        anyhow::ensure!(report.is_good(), "{}: {}", program.name, report.text());
+    }
+    let before = running.usage()?;
+    let report = load(experiment.measured, &running.endpoint).await?;
+    let used = running.usage()?.since(&before);
+    running.stop().await?;
+    anyhow::ensure!(report.is_good(), "{}: {}", program.name, report.text());
+    Ok(Sample { report, used })
+}
+
+async fn load(line: &str, endpoint: &str) -> anyhow::Result<Report> {
+    let words = line.split_whitespace().chain(["--endpoints", endpoint]);
+    workload::measure(Line::try_parse_from(words)?.load).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_is_a_command_that_is_understood() {
+        for experiment in rows::EXPERIMENTS {
+            for line in experiment.before.iter().chain([&experiment.measured]) {
+                assert!(Line::try_parse_from(line.split_whitespace()).is_ok(), "{}: {line}", experiment.id);
+            }
+            assert!(!experiment.figures.is_empty());
+        }
+    }
+}

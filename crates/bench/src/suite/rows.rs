@@ -1,0 +1,319 @@
+//! The experiments and their targets.
+
+use clap::ValueEnum;
+
+/// How much is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Size {
+    /// A few rows, once each.
+    Quick,
+    /// What is compared with targets.
+    Full,
+    /// Rows that take long, too.
+    Long,
+}
+
+impl Size {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Quick => "quick",
+            Self::Full => "full",
+            Self::Long => "long",
+        }
+    }
+}
+
+/// What is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Figure {
+    /// Operations per second.
+    PerSecond,
+    /// Microseconds of the servers' CPU time.
+    CpuPerOperation,
+    /// Megabytes of keys and values per second of the servers' CPU time.
+    BytesPerCpuSecond,
+    /// Milliseconds.
+    P50,
+    P99,
+    /// High-water mark of resident memory, MiB.
+    MemoryMax,
+    /// Bytes written to disk per byte of keys and values.
+    WrittenPerByte,
+}
+
+impl Figure {
+    pub(crate) fn id(self) -> &'static str {
+        match self {
+            Self::PerSecond => "per-second",
+            Self::CpuPerOperation => "cpu-us",
+            Self::BytesPerCpuSecond => "mb-per-cpu-second",
+            Self::P50 => "p50-ms",
+            Self::P99 => "p99-ms",
+            Self::MemoryMax => "memory-mib",
+            Self::WrittenPerByte => "written-per-byte",
+        }
+    }
+
+    pub(crate) fn what(self) -> &'static str {
+        match self {
+            Self::PerSecond => "per second",
+            Self::CpuPerOperation => "server CPU, us per operation",
+            Self::BytesPerCpuSecond => "MB per CPU-second",
+            Self::P50 => "p50, ms",
+            Self::P99 => "p99, ms",
+            Self::MemoryMax => "most memory, MiB",
+            Self::WrittenPerByte => "bytes written per byte",
+        }
+    }
+}
+
+/// What the ratio to etcd should be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Target {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Target {
+    pub(crate) fn is_met(self, ratio: f64) -> bool {
+        match self {
+            Self::AtMost(limit) => ratio <= limit,
+            Self::AtLeast(limit) => ratio >= limit,
+        }
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::AtMost(limit) => write!(f, "<= {limit:.2}"),
+            Self::AtLeast(limit) => write!(f, ">= {limit:.2}"),
+        }
+    }
+}
+
+/// One load on one kind of group.
+#[derive(Debug)]
+pub(crate) struct Experiment {
+    pub(crate) id: &'static str,
+    pub(crate) what: &'static str,
+    /// From which size on it is run.
+    pub(crate) size: Size,
+    pub(crate) members: usize,
+    /// Lines of `tailwater bench`.
+    pub(crate) before: Option<&'static str>,
+    pub(crate) measured: &'static str,
+    pub(crate) figures: &'static [(Figure, Option<Target>)],
+}
+
+use Figure::{BytesPerCpuSecond, CpuPerOperation, MemoryMax, P50, P99, PerSecond, WrittenPerByte};
+use Target::{AtLeast, AtMost};
+
+const WRITES: &[(Figure, Option<Target>)] = &[
+    (CpuPerOperation, Some(AtMost(0.5))),
+    (PerSecond, Some(AtLeast(2.0))),
+    (P99, Some(AtMost(1.0))),
+    (MemoryMax, None),
+];
+const READS: &[(Figure, Option<Target>)] =
+    &[(CpuPerOperation, Some(AtMost(0.4))), (PerSecond, Some(AtLeast(2.0))), (P99, None)];
+const LISTS: &[(Figure, Option<Target>)] =
+    &[(BytesPerCpuSecond, Some(AtLeast(3.0))), (PerSecond, None), (MemoryMax, Some(AtMost(1.0 / 3.0)))];
+const COUNTS: &[(Figure, Option<Target>)] = &[(CpuPerOperation, Some(AtMost(1.0 / 3.0))), (PerSecond, None)];
+const MODERATE: &[(Figure, Option<Target>)] =
+    &[(CpuPerOperation, Some(AtMost(0.5))), (P99, Some(AtMost(0.5))), (MemoryMax, None)];
+const FEW_STREAMS: &[(Figure, Option<Target>)] =
+    &[(CpuPerOperation, Some(AtMost(0.25))), (P99, Some(AtMost(0.5))), (MemoryMax, None)];
+
+const LISTED_10K: &str = "put --clients=64 --conns=4 --sequential --key-space=10000 --total=10000 --val-size=1024 \
+                          --prefix=/registry/pods/default/pod- --seconds=600";
+
+/// All of them.
+pub(crate) const EXPERIMENTS: &[Experiment] = &[
+    Experiment {
+        id: "put",
+        what: "puts of 256 B, 1000 clients on 100 connections",
+        size: Size::Quick,
+        members: 1,
+        before: None,
+        measured: "put --clients=1000 --conns=100 --val-size=256 --seconds=5",
+        figures: WRITES,
+    },
+    Experiment {
+        id: "txn-put",
+        what: "compare-and-put of 1 KiB, 1000 clients on 100 connections",
+        size: Size::Quick,
+        members: 1,
+        before: None,
+        measured: "txn-put --clients=1000 --conns=100 --val-size=1024 --seconds=5",
+        figures: WRITES,
+    },
+    Experiment {
+        id: "put-3",
+        what: "the puts on three members of one host",
+        size: Size::Full,
+        members: 3,
+        before: None,
+        measured: "put --clients=1000 --conns=100 --val-size=256 --seconds=5",
+        figures: WRITES,
+    },
+    Experiment {
+        id: "txn-put-3",
+        what: "the transactions on three members of one host",
+        size: Size::Full,
+        members: 3,
+        before: None,
+        measured: "txn-put --clients=1000 --conns=100 --val-size=1024 --seconds=5",
+        figures: WRITES,
+    },
+    Experiment {
+        id: "put-1-client",
+        what: "puts of 256 B, one client",
+        size: Size::Quick,
+        members: 1,
+        before: None,
+        measured: "put --val-size=256 --seconds=5",
+        figures: &[(P50, Some(AtMost(1.0))), (P99, None), (CpuPerOperation, None)],
+    },
+    Experiment {
+        id: "get",
+        what: "linearizable gets of one key, 1000 clients on 100 connections",
+        size: Size::Quick,
+        members: 1,
+        before: Some("put --total=1 --sequential --prefix=/bench/range/"),
+        measured: "range --no-load --clients=1000 --conns=100 --seconds=5",
+        figures: READS,
+    },
+    Experiment {
+        id: "get-serializable",
+        what: "serializable gets of one key, 1000 clients on 100 connections",
+        size: Size::Full,
+        members: 1,
+        before: Some("put --total=1 --sequential --prefix=/bench/range/"),
+        measured: "range --serializable --no-load --clients=1000 --conns=100 --seconds=5",
+        figures: READS,
+    },
+    Experiment {
+        id: "list",
+        what: "lists of 10,000 keys of 1 KiB, 4 clients",
+        size: Size::Quick,
+        members: 1,
+        before: Some(LISTED_10K),
+        measured: "list --no-load --clients=4 --conns=4 --seconds=5",
+        figures: LISTS,
+    },
+    Experiment {
+        id: "list-paged",
+        what: "the same in pages of 500",
+        size: Size::Full,
+        members: 1,
+        before: Some(LISTED_10K),
+        measured: "list --no-load --how=paged --clients=4 --conns=4 --seconds=5",
+        figures: LISTS,
+    },
+    Experiment {
+        id: "list-500k",
+        what: "lists of 500,000 keys of 100 B, 2 clients",
+        size: Size::Full,
+        members: 1,
+        before: Some(
+            "put --clients=256 --conns=32 --sequential --key-space=500000 --total=500000 --val-size=100 \
+             --prefix=/registry/pods/default/pod- --seconds=600",
+        ),
+        measured: "list --no-load --key-space=500000 --clients=2 --conns=2 --seconds=8",
+        figures: LISTS,
+    },
+    Experiment {
+        id: "list-keys-only",
+        what: "the 10,000 keys without values",
+        size: Size::Full,
+        members: 1,
+        before: Some(LISTED_10K),
+        measured: "list --no-load --how=keys-only --clients=4 --conns=4 --seconds=5",
+        figures: LISTS,
+    },
+    Experiment {
+        id: "count",
+        what: "how many there are of the 10,000",
+        size: Size::Full,
+        members: 1,
+        before: Some(LISTED_10K),
+        measured: "list --no-load --how=count-only --clients=64 --conns=16 --seconds=5",
+        figures: COUNTS,
+    },
+    Experiment {
+        id: "fan-out",
+        what: "1000 watchers of one prefix on 1000 streams and 100 connections, 1 KiB, at saturation",
+        size: Size::Quick,
+        members: 1,
+        before: None,
+        measured: "watch --streams=1000 --watch-conns=100 --clients=16 --conns=16 --val-size=1024 --seconds=5",
+        figures: &[
+            (CpuPerOperation, Some(AtMost(1.0 / 6.0))),
+            (PerSecond, Some(AtLeast(5.0))),
+            (P99, None),
+            (MemoryMax, None),
+        ],
+    },
+    Experiment {
+        id: "fan-out-moderate",
+        what: "20,000 deliveries/s to 5000 streams on 100 connections",
+        size: Size::Full,
+        members: 1,
+        before: None,
+        measured: "watch --streams=5000 --watch-conns=100 --clients=16 --conns=4 --rate=4 --val-size=1024 --seconds=10",
+        figures: MODERATE,
+    },
+    Experiment {
+        id: "fan-out-connections",
+        what: "20,000 deliveries/s to 1000 streams on 1000 connections",
+        size: Size::Full,
+        members: 1,
+        before: None,
+        measured: "watch --streams=1000 --watch-conns=1000 --clients=16 --conns=4 --rate=20 --val-size=1024 --seconds=10",
+        figures: MODERATE,
+    },
+    Experiment {
+        id: "fan-out-few-streams",
+        what: "20,000 deliveries/s to 5000 watches on 10 streams",
+        size: Size::Full,
+        members: 1,
+        before: None,
+        measured: "watch --streams=10 --watch-conns=10 --watches-per-stream=500 --ranges=1 --clients=16 --conns=4 --rate=4 \
+                   --val-size=1024 --seconds=10",
+        figures: FEW_STREAMS,
+    },
+    Experiment {
+        id: "fan-out-prefixes",
+        what: "180 prefix streams, 6 KiB with previous versions",
+        size: Size::Full,
+        members: 1,
+        before: None,
+        measured: "watch --streams=180 --watch-conns=3 --ranges=60 --prev-kv --clients=64 --conns=4 --rate=2000 \
+                   --val-size=6144 --seconds=10",
+        figures: FEW_STREAMS,
+    },
+    Experiment {
+        id: "keepalive",
+        what: "keep-alives, 100 clients on 10 connections",
+        size: Size::Full,
+        members: 1,
+        before: None,
+        measured: "keepalive --clients=100 --conns=10 --seconds=5",
+        figures: &[(PerSecond, Some(AtLeast(3.0))), (CpuPerOperation, None)],
+    },
+    Experiment {
+        id: "lease-flood",
+        what: "node leases renewed for 10 minutes, 2000/s",
+        size: Size::Long,
+        members: 1,
+        before: None,
+        measured: "lease-flood --nodes=20000 --clients=256 --conns=32 --rate=2000 --seconds=600",
+        figures: &[(WrittenPerByte, Some(AtMost(1.0))), (CpuPerOperation, None), (P99, None), (MemoryMax, None)],
+    },
+];
+
+/// For who asks for one that is not there.
+pub(crate) fn names() -> String {
+    EXPERIMENTS.iter().map(|experiment| experiment.id).collect::<Vec<_>>().join(", ")
+}
