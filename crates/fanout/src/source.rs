@@ -122,7 +122,8 @@ impl RelaySource {
         let core = &*self.core;
         let compacted = || core.published.load().snapshot.compacted;
         let filter = WatchFilter::default();
-        let Some(piece) = core.window.read(&WindowQuery { ranges, filter, from, to, with_prev, bytes_max }) else {
+        let query = WindowQuery { ranges, filter, from, to, with_prev, bytes_max };
+        let Some(piece) = core.window.read(&core.published.load().keys, &query) else {
             let key = Arc::new(ReadKey { ranges: ranges.to_vec(), with_prev });
             return core.history.shared.read(&*core.source, &key, ReadSpan { from, to, bytes_max }, compacted);
         };

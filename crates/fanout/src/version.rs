@@ -7,7 +7,9 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use tailwater_eventlog::{Event, EventKind, Revision};
+use tailwater_eventlog::{Event, EventKind, HistoryPoint, Revision};
+
+use crate::window::point;
 
 /// One version of a key and the way to the one before.
 #[derive(Debug)]
@@ -141,6 +143,21 @@ impl KeyNode {
         match self.load() {
             Found::Chain(head) => head.event.clone(),
             Found::Single(event) => event,
+        }
+    }
+
+    /// Its versions from a place on, up to and including revision `to`, newest first, behind those in `versions`. A key
+    /// without a chain has none in the window.
+    pub(crate) fn collect(&self, from: HistoryPoint, to: Revision, versions: &mut Vec<Arc<Version>>) {
+        let mut version = self.head.load_full();
+        while let Some(current) = version {
+            if point(&current) < from {
+                return;
+            }
+            version = current.older.load_full();
+            if current.revision() <= to {
+                versions.push(current);
+            }
         }
     }
 

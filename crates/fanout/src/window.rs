@@ -16,10 +16,13 @@ use tailwater_eventlog::{HistoryEvent, HistoryPoint, KeyRange, Revision};
 
 use crate::WatchFilter;
 use crate::encode::event_field_len;
+use crate::keys::KeyTree;
 use crate::version::{KeyNode, Version};
 
 /// What a key's version, window entry and tree node cost beside the event's own bytes, roughly.
 const ENTRY_BYTES: usize = 192;
+/// Events of a scan that cost about as much as one key or one of its versions.
+const EVENTS_PER_KEY: usize = 8;
 /// Events looked at in one step of a scan, matching or not.
 const SCAN_EVENTS_MAX: usize = 8192;
 
@@ -128,11 +131,42 @@ impl Window {
         self.bytes.store(0, Ordering::Relaxed);
     }
 
-    /// Matching events from `query.from` on, or `None` when memory does not reach back that far.
-    pub(crate) fn read(&self, query: &WindowQuery<'_>) -> Option<Piece> {
-        let piece = self.scan(query);
+    /// Matching events from `query.from` on, or `None` when memory does not reach back that far. `keys` are published,
+    /// and not before `query.to` was.
+    pub(crate) fn read(&self, keys: &KeyTree, query: &WindowQuery<'_>) -> Option<Piece> {
+        let piece = match self.collect(keys, query) {
+            Some(versions) => pick(versions, query),
+            None => self.scan(query),
+        };
         // Checked after the scan: what was read under a floor that is still low enough is whole.
         (self.floor() < query.from.revision).then_some(piece)
+    }
+
+    /// The versions of the keys in the ranges, in order; `None` when to look at every event is about as cheap. Whoever
+    /// comes back after a minute watches a few of the keys that were written meanwhile.
+    fn collect(&self, keys: &KeyTree, query: &WindowQuery<'_>) -> Option<Vec<Arc<Version>>> {
+        let mut left = self.events_from(query.from.revision) / EVENTS_PER_KEY;
+        let live: usize = query.ranges.iter().map(|range| keys.count(range)).sum();
+        if live >= left {
+            return None;
+        }
+        let mut versions = Vec::new();
+        for node in query.ranges.iter().flat_map(|range| keys.range_after(range, None)) {
+            let before = versions.len();
+            node.collect(query.from, query.to, &mut versions);
+            left = left.checked_sub(1 + versions.len() - before)?;
+        }
+        versions.sort_unstable_by_key(|version| point(version));
+        // Ranges may overlap.
+        versions.dedup_by_key(|version| point(version));
+        Some(versions)
+    }
+
+    /// How many events there are in the segments from `revision` on.
+    fn events_from(&self, revision: Revision) -> usize {
+        let segments = self.segments.read();
+        let at = segments.partition_point(|segment| segment.last < revision);
+        segments.range(at..).map(|segment| segment.events.len()).sum()
     }
 
     fn scan(&self, query: &WindowQuery<'_>) -> Piece {
@@ -203,7 +237,118 @@ impl Window {
     }
 }
 
-fn point(version: &Version) -> HistoryPoint {
+/// Of these versions, what is asked for.
+fn pick(versions: Vec<Arc<Version>>, query: &WindowQuery<'_>) -> Piece {
+    let mut piece = Piece { events: Vec::new(), next: None };
+    let mut bytes = 0;
+    for version in versions.iter().filter(|version| query.filter.wants(version.event())) {
+        if bytes >= query.bytes_max {
+            piece.next = Some(point(version));
+            return piece;
+        }
+        let prev = if query.with_prev { version.before() } else { None };
+        bytes += event_field_len(version.event(), prev.as_deref());
+        piece.events.push(HistoryEvent { event: version.event().clone(), prev });
+    }
+    piece
+}
+
+pub(crate) fn point(version: &Version) -> HistoryPoint {
     let envelope = version.event().envelope();
     HistoryPoint { revision: envelope.revision, sub: envelope.sub }
+}
+
+#[cfg(test)]
+mod tests {
+    use tailwater_eventlog::{Cursor, Envelope, Event, EventKind, LeaseId};
+
+    use super::*;
+    use crate::store::Store;
+
+    /// A store and a window after so many revisions of a busy range and, seldom, of rare keys that come and go.
+    fn written(revisions: i64, window_bytes: usize) -> (Store, Window) {
+        let (mut store, window) = (Store::at(Cursor::default(), &[], None), Window::default());
+        for number in 2..revisions {
+            let revision = Revision(number);
+            let key = |name: &str, count: i64| format!("{name}/{:03}", number * 7 % count);
+            let put = |key: &str, sub| {
+                let create_revision = match store.publish().keys.get(key.as_bytes()) {
+                    Some(node) if node.newest().kind() == EventKind::Put => node.newest().envelope().create_revision,
+                    _ => revision,
+                };
+                let envelope = Envelope {
+                    kind: EventKind::Put,
+                    revision,
+                    sub,
+                    create_revision,
+                    version: 1,
+                    lease: LeaseId(0),
+                    prev: None,
+                };
+                Arc::new(Event::put(envelope, key.as_bytes(), b"value"))
+            };
+            let mut events = vec![put(&key("busy", 150), 0)];
+            if number % 40 == 0 {
+                events.push(put(&key("rare", 5), 1));
+            } else if number % 40 == 20 {
+                events.push(Arc::new(Event::delete(revision, 1, key("rare", 5).as_bytes(), None)));
+            }
+            let events = events.into_iter().map(|event| store.apply(event)).collect();
+            window.append(events, 4000);
+            store.evict(&window, window_bytes);
+        }
+        (store, window)
+    }
+
+    #[test]
+    fn few_keys_are_found_without_a_scan_as_a_scan_finds_them() {
+        let (store, window) = written(6000, 800_000);
+        let keys = store.publish().keys;
+        assert!(window.floor() > Revision(100), "some was evicted");
+        let few = [KeyRange::Span("rare/001".into(), "rare/004".into()), KeyRange::Key("rare/002".into())];
+        let begin = window.floor().next().0;
+        for (from, sub) in [(begin, 0), (begin + 33, 1), (5000, 0), (5960, 0)] {
+            for filter in [WatchFilter::default(), WatchFilter { no_put: true, no_delete: false }] {
+                for with_prev in [false, true] {
+                    let query = |ranges, from, bytes_max| WindowQuery {
+                        ranges,
+                        filter,
+                        from,
+                        to: Revision(5990),
+                        with_prev,
+                        bytes_max,
+                    };
+                    let from = HistoryPoint { revision: Revision(from), sub };
+                    let whole = query(&few, from, usize::MAX);
+                    if from.revision.0 < 5000 {
+                        assert!(window.collect(&keys, &whole).is_some(), "few of many are looked up");
+                    }
+                    let (mut expected, mut next) = (Vec::new(), Some(from));
+                    while let Some(from) = next {
+                        let piece = window.scan(&query(&few, from, usize::MAX));
+                        expected.extend(piece.events);
+                        next = piece.next;
+                    }
+                    let (mut found, mut next) = (Vec::new(), Some(from));
+                    while let Some(from) = next {
+                        let piece = window.read(&keys, &query(&few, from, 100)).expect("memory reaches back");
+                        found.extend(piece.events);
+                        next = piece.next;
+                    }
+                    assert_eq!(found, expected, "from {from:?} {filter:?} {with_prev}");
+                }
+            }
+        }
+        let busy = [KeyRange::Span("busy/".into(), "z".into())];
+        let from = HistoryPoint { revision: Revision(5000), sub: 0 };
+        let all = WindowQuery {
+            ranges: &busy,
+            filter: WatchFilter::default(),
+            from,
+            to: Revision(5990),
+            with_prev: false,
+            bytes_max: 1,
+        };
+        assert!(window.collect(&keys, &all).is_none(), "many are scanned for");
+    }
 }

@@ -263,7 +263,7 @@ impl Delivery {
         let Wanted { watch_id, from, to, with_prev, bytes_max, .. } = *wanted;
         let (range, filter) = (wanted.group.key().range(), wanted.group.key().filter());
         let query = WindowQuery { ranges: std::slice::from_ref(&range), filter, from, to, with_prev, bytes_max };
-        if let Some(piece) = self.core.window.read(&query) {
+        if let Some(piece) = self.core.window.read(&self.core.published.load().keys, &query) {
             return Ok(Fetch::Read(piece, to));
         }
         if let Some(job) = self.job.take() {
