@@ -8,7 +8,7 @@ TARGET ?= $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 DATA_DIR ?= default.tailwater
 export CARGO_TARGET_DIR := $(TARGET)
 
-.PHONY: help prepare build run cluster test lint acceptance bench bench-tier reference sim fuzz
+.PHONY: help prepare build run cluster test lint acceptance bench bench-quick bench-full bench-long bench-tier reference sim fuzz
 
 help: ## What there is to run.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,9 +47,13 @@ fuzz: prepare ## Every decoder under libFuzzer: SECONDS=60 for each of them, TAR
 reference: ## The real etcd and etcdctl that the tests compare with (needs Go).
 	@tests/etcd/build.sh "$(TARGET)/reference"
 
-bench: build reference ## A table beside a real etcd: the server on CPU 0, the load on CPU 1; about 4 minutes.
+bench: build reference ## Rows with targets beside a real etcd (server on CPU 0, load on CPU 1), tables and plots in target/bench; at most 90 minutes.
+	$(MAKE) bench-full
+
+bench-quick bench-full bench-long: bench-%: build reference
 	cargo build --release -p tailwater-bench
-	"$(TARGET)/release/tailwater-bench" compare --tailwater "$(TARGET)/release/tailwater" --etcd "$(TARGET)/reference/etcd" --pin
+	"$(TARGET)/release/tailwater-bench" suite --size $* --pin --tailwater "$(TARGET)/release/tailwater" --etcd "$(TARGET)/reference/etcd" \
+	  --out "$(TARGET)/bench" --commit "commit $$(git rev-parse --short=12 HEAD)" $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 bench-tier: build reference ## What watchers, stalled clients, lists and fanouts cost and take, beside a real etcd; over an hour.
 	cargo build --release -p tailwater-bench

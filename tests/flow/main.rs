@@ -168,8 +168,8 @@ async fn a_thousand_clients_share_a_slow_sync() {
 
 /// 1000 clients on 100 connections, in a process of their own.
 async fn generate_load(endpoint: &str) -> anyhow::Result<()> {
-    let program = std::env::var("TAILWATER_BENCH").context("TAILWATER_BENCH names the load generator")?;
-    let arguments = ["run", "--endpoint", endpoint, "--workload", "put", "--seconds", "6"];
+    let program = tailwater_tests::program(tailwater_tests::Kind::Tailwater)?;
+    let arguments = ["bench", "put", "--clients=1000", "--conns=100", "--seconds=6", "--endpoints", endpoint];
     let status = tokio::process::Command::new(program).args(arguments).status().await?;
     anyhow::ensure!(status.success(), "the load generator failed");
     Ok(())

@@ -3,10 +3,10 @@
 //! `tailwater bench` is `workload`: requests in a closed or an open loop (`drive`), what they measured (`report`), and
 //! whether what came back was right (`validate`).
 //!
-//! `tailwater-bench` starts servers too. `compare` starts both in turn (A B A B …) with fresh directories, the server on
-//! one CPU and this process on another, runs each workload for a fixed time, and prints ratios of medians. CPU time is
-//! the server process's own, read from /proc, so that it does not depend on how busy the machine is. `tier` are the
-//! experiments with fanouts.
+//! `tailwater-bench` starts servers too. `suite` starts both in turn (A B A B …) with fresh directories, the server on one
+//! CPU and this process on another, runs those workloads, and judges the ratios by targets. CPU time is the server
+//! process's own, read from /proc, so that it does not depend on how busy the machine is. `stalled`, `lagging` and `tier`
+//! are experiments of several phases, the last with fanouts.
 
 mod drive;
 mod lagging;
@@ -15,18 +15,12 @@ mod report;
 mod server;
 mod stalled;
 mod suite;
-mod table;
 mod tier;
 mod validate;
 mod workload;
 
-use std::path::PathBuf;
-use std::time::Duration;
-
-use anyhow::Context;
 use clap::{Parser, Subcommand};
 
-use crate::load::Workload;
 pub use crate::workload::{Arguments as LoadArguments, run as run_load};
 
 /// Load on any etcd v3 endpoint.
@@ -38,45 +32,6 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs one workload on a running server.
-    Run {
-        /// URL of the server, e.g. http://127.0.0.1:2379.
-        #[arg(long)]
-        endpoint: String,
-        /// What to do.
-        #[arg(long)]
-        workload: Workload,
-        /// For how many seconds.
-        #[arg(long, default_value_t = 5)]
-        seconds: u64,
-    },
-    /// Starts both servers in turn and prints a table.
-    Compare {
-        /// The tailwater binary.
-        #[arg(long)]
-        tailwater: PathBuf,
-        /// The etcd binary.
-        #[arg(long)]
-        etcd: PathBuf,
-        /// Rounds per server.
-        #[arg(long, default_value_t = 3)]
-        rounds: usize,
-        /// Seconds per workload.
-        #[arg(long, default_value_t = 5)]
-        seconds: u64,
-        /// Members of each group; the load goes to the leader, and what the servers use is summed.
-        #[arg(long, default_value_t = 1)]
-        members: usize,
-        /// Only this workload.
-        #[arg(long)]
-        only: Option<Workload>,
-        /// Directory for the servers' data; its disk is the one that is measured.
-        #[arg(long)]
-        data: Option<PathBuf>,
-        /// Pin the server to CPU 0 and this process to CPU 1 (needs taskset).
-        #[arg(long)]
-        pin: bool,
-    },
     /// All rows of the benchmark beside etcd, with targets.
     Suite(suite::Arguments),
     /// What a client that stops reading costs the others.
@@ -114,37 +69,6 @@ enum Command {
 /// The experiment can't be run, or a server answered something that can't be.
 pub async fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
-        Command::Run { endpoint, workload, seconds } => {
-            let sample = load::run(&endpoint, workload, Duration::from_secs(seconds)).await?;
-            table::print_sample(workload, &sample);
-            Ok(())
-        }
-        Command::Compare { tailwater, etcd, rounds, seconds, members, only, data, pin } => {
-            anyhow::ensure!(rounds > 0 && members > 0, "--rounds and --members must be at least 1");
-            if pin {
-                server::pin_self().context("pinning this process; leave out --pin where taskset is missing")?;
-            }
-            let workloads = only.map_or_else(|| Workload::ALL.to_vec(), |one| vec![one]);
-            let data = data.unwrap_or_else(std::env::temp_dir);
-            let programs = [server::Program::tailwater(tailwater), server::Program::etcd(etcd)];
-            let mut table = table::Table::default();
-            for round in 0..rounds {
-                for program in &programs {
-                    for &workload in &workloads {
-                        eprintln!("round {} of {rounds}: {} {workload:?}", round + 1, program.name);
-                        let mut running = server::Running::start_group(program, members, &data, pin, &[]).await?;
-                        let prepared = load::prepare(&running.endpoint, workload).await?;
-                        let before = running.usage()?;
-                        let sample = load::measure(prepared, Duration::from_secs(seconds)).await?;
-                        let used = running.usage()?.since(&before);
-                        running.stop().await?;
-                        table.add(program.name, workload, sample, used);
-                    }
-                }
-            }
-            table.print();
-            Ok(())
-        }
         Command::Suite(arguments) => suite::run(arguments).await,
         Command::Stalled(arguments) => stalled::run(arguments).await,
         Command::Lagging(arguments) => lagging::run(arguments).await,

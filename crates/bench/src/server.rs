@@ -219,8 +219,8 @@ pub(crate) async fn wait_until_it_answers(program: &Program, endpoint: &str) -> 
 
 async fn ask_for_leader(endpoint: &str) -> anyhow::Result<bool> {
     // A read that needs a leader, so that none is missing when the load begins.
-    crate::load::run(endpoint, crate::load::Workload::Get, Duration::ZERO).await?;
     let channel = crate::load::connect(endpoint, 1).await?.remove(0);
+    crate::load::kv(&channel).range(pb::RangeRequest { key: "any".into(), ..Default::default() }).await?;
     let mut maintenance = pb::maintenance_client::MaintenanceClient::new(channel);
     let status = maintenance.status(pb::StatusRequest {}).await?.into_inner();
     let own = status.header.context("an answer has a header")?.member_id;

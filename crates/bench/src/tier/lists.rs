@@ -24,6 +24,7 @@ const AGAIN: &str = "no list, again";
 const UNARY: &str = "unary";
 const STREAMED: &str = "RangeStream";
 
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 /// Puts at the rate before the first phase.
 const WARM_UP: Duration = Duration::from_secs(5);
 
@@ -142,8 +143,11 @@ async fn phase(
         let (group, most) = (Arc::clone(group), Arc::clone(&most));
         tokio::spawn(async move {
             loop {
-                most.fetch_max(group.reader_bytes()?, Ordering::Relaxed);
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                // Elsewhere, since it waits for another program: on the one thread that sends puts it would hold them up.
+                let group = Arc::clone(&group);
+                let bytes = tokio::task::spawn_blocking(move || group.reader_bytes()).await??;
+                most.fetch_max(bytes, Ordering::Relaxed);
+                tokio::time::sleep(SAMPLE_INTERVAL).await;
             }
             #[expect(unreachable_code, reason = "it names the error's type")]
             anyhow::Ok(())

@@ -142,3 +142,19 @@ fn an_identity_that_is_missing_or_changed_is_refused_by_name() {
     std::fs::write(&identity, &good).unwrap();
     drop(Server::start_in(home.path(), &[]));
 }
+
+/// On a busy core flushes go before compactions and before those who catch up on history; else memtables fill until writes
+/// must wait for them.
+#[test]
+fn what_writes_wait_for_goes_before_what_may_take_its_time() {
+    let server = Server::start(&[]);
+    let threads = server.threads();
+    let nice = |name: &str| {
+        let found = threads.iter().find(|(thread, _)| thread.starts_with(name));
+        found.unwrap_or_else(|| panic!("no {name} in {threads:?}")).1
+    };
+    let own = nice("replica");
+    assert_eq!([nice("log"), nice("apply"), nice("clients"), nice("fanout-tail")], [own; 4]);
+    let (flush, history, compaction) = (nice("rocksdb:high"), nice("fanout-history"), nice("rocksdb:low"));
+    assert!(own < flush && flush < history && history < compaction, "{threads:?}");
+}

@@ -150,6 +150,18 @@ impl Server {
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
     }
 
+    /// The names of this process's threads and how nice they are (proc(5), field 19 of stat).
+    pub(crate) fn threads(&self) -> Vec<(String, i32)> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        // A thread may end meanwhile.
+        let stats = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("stat")).ok());
+        let thread = |stat: String| {
+            let (name, rest) = stat.split_once('(').unwrap().1.rsplit_once(") ").unwrap();
+            (name.to_owned(), rest.split(' ').nth(16).unwrap().parse().unwrap())
+        };
+        stats.map(thread).collect()
+    }
+
     /// The value of a metric whose line begins with `prefix`.
     pub(crate) fn metric(&self, prefix: &str) -> f64 {
         let text = get(self.port, "/metrics").body;
