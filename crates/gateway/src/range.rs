@@ -44,12 +44,26 @@ impl Gateway {
     ) -> Result<RangeChunks, Fault> {
         checks::range(&request)?;
         let start = Instant::now();
-        let chunks = self.list(credentials, &request).await;
-        self.calls().range(start.elapsed(), chunks.is_ok());
-        chunks
+        let message = self.list(credentials, &request).await;
+        self.calls().range(start.elapsed(), message.is_ok());
+        message?.into_chunks()
     }
 
-    async fn list(&self, credentials: &Credentials, request: &pb::RangeRequest) -> Result<RangeChunks, Fault> {
+    /// `KV.RangeStream` with a sort target but no order, which etcd does not refuse: the one message is sorted by it, as
+    /// `KV.Range`'s answer is. (etcd sorts each of its messages by itself.)
+    pub(crate) async fn sorted_range_stream(
+        &self,
+        credentials: &Credentials,
+        request: pb::RangeRequest,
+    ) -> Result<RangeChunks, Fault> {
+        checks::range_stream(&request)?;
+        let start = Instant::now();
+        let message = self.list(credentials, &request).await;
+        self.calls().range(start.elapsed(), message.is_ok());
+        message?.into_wrapped_chunks()
+    }
+
+    async fn list(&self, credentials: &Credentials, request: &pb::RangeRequest) -> Result<RangeMessage, Fault> {
         self.settle(request.serializable).await?;
         let may =
             |rules: &Auth, caller: &Caller| rules.check_range(caller, Right::Read, &request.key, &request.range_end);
@@ -60,7 +74,7 @@ impl Gateway {
         // The snapshot that was read is no newer than the one that is visible now.
         self.remember(self.fanout().snapshot().cursor.position);
         let header = self.header(answer.header_revision);
-        RangeMessage::new(header, answer, request.keys_only).into_chunks()
+        Ok(RangeMessage::new(header, answer, request.keys_only))
     }
 
     /// Reads what `request` asks for at `revision`.
@@ -212,8 +226,9 @@ impl RangeMessage {
         }
         let events = std::mem::take(&mut self.events).into_iter();
         let wrapped = is_wrapped.then_some(inner);
-        // A message of a stream is small, and one that has begun must not keep the versions behind its bytes.
-        let piece_bytes = if is_wrapped { usize::MAX } else { CHUNK_BYTES };
+        // A list that is held as a whole leaves in pieces. A message of a list in pieces is small, and one that has begun
+        // must not keep the versions behind its bytes.
+        let piece_bytes = if self.permit.is_some() { CHUNK_BYTES } else { usize::MAX };
         Ok(RangeChunks { message: self, events, len, wrapped, piece_bytes, state: ChunkState::Head })
     }
 

@@ -184,7 +184,12 @@ impl Gateway {
         let by = credentials;
         Ok(match method.path {
             RANGE => Answer::Range(Box::new(self.range(by, decode(message)?).await?)),
-            "/etcdserverpb.KV/RangeStream" => Answer::Stream(Box::new(self.range_stream(by, decode(message)?).await?)),
+            "/etcdserverpb.KV/RangeStream" => match decode::<pb::RangeRequest>(message)? {
+                request if request.sort_target == 0 || request.count_only => {
+                    Answer::Stream(Box::new(self.range_stream(by, request).await?))
+                }
+                request => Answer::Range(Box::new(self.sorted_range_stream(by, request).await?)),
+            },
             "/etcdserverpb.KV/Put" => Answer::message(&self.put(by, decode(message)?).await?),
             "/etcdserverpb.KV/DeleteRange" => Answer::message(&self.delete_range(by, decode(message)?).await?),
             "/etcdserverpb.KV/Txn" => self.txn(by, decode(message)?).await?,

@@ -116,14 +116,19 @@ impl SegmentHeader {
             return Err(format!("format version {version}; this release reads {VERSION}"));
         }
         let mut next = || reader.u64().expect("length checked above");
-        Ok(Self {
+        let header = Self {
             salt: next(),
             sequence: next(),
             previous_bytes: next(),
             hard_state: HardState { term: next(), vote: next(), commit: next() },
             trim: LogPoint { index: next(), term: next() },
             last: LogPoint { index: next(), term: next() },
-        })
+        };
+        // Whatever begins here has the next index.
+        if header.last.index == u64::MAX {
+            return Err("segment header: no entry can follow".to_owned());
+        }
+        Ok(header)
     }
 }
 

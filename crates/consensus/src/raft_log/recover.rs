@@ -212,7 +212,9 @@ fn replay_record(
     match decode_record(raw.kind, raw.payload).map_err(corrupt)? {
         Record::Batch { hard_state, entries } => {
             if let (Some(first), Some(last)) = (entries.first(), entries.last()) {
-                if first.index <= shared.trim.index || first.index > shared.last.index + 1 {
+                let is_next = shared.trim.index < first.index && first.index <= shared.last.index + 1;
+                // After the last number nothing could follow.
+                if !is_next || last.index == u64::MAX {
                     let (trim, last) = (shared.trim.index, shared.last.index);
                     return Err(corrupt(format!("entries begin at {}, the log is ({trim}, {last}]", first.index)));
                 }
@@ -235,6 +237,9 @@ fn replay_record(
         }
         Record::Mark { .. } => {}
         Record::Trim(point) => replay_trim(shared, point).map_err(corrupt)?,
+        Record::Reset(point) if point.index == u64::MAX => {
+            return Err(corrupt("the log is reset to where no entry can follow".to_owned()));
+        }
         Record::Reset(point) => shared.reset(point),
         Record::Seal { next_sequence, next_first_index } => {
             let reason = format!("segment {} says that the log goes on there", segment.name);

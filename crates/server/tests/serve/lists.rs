@@ -140,3 +140,26 @@ async fn big_lists_beyond_the_memory_of_lists_are_refused_and_small_ones_never()
     drop(lists);
     until(&server, "tailwater_fanout_list_bytes ", 0.0).await;
 }
+
+/// etcd refuses a stream with an order, and lets one with a sort target alone pass.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_streamed_list_with_a_sort_target_is_sorted_as_a_list_is() {
+    let server = Server::start(&[]);
+    let mut kv = server.kv().await;
+    for number in 0..60 {
+        let value = format!("{:02}", number * 7 % 60);
+        kv.put(pb::PutRequest { key: format!("k{number:02}").into(), value: value.into(), ..Default::default() })
+            .await
+            .unwrap();
+    }
+    let sorted = pb::RangeRequest { sort_target: pb::range_request::SortTarget::Value.into(), ..everything() };
+    let list = kv.range(sorted.clone()).await.unwrap().into_inner();
+    assert!(list.kvs.is_sorted_by_key(|kv| kv.value.clone()));
+    let mut stream = kv.range_stream(sorted.clone()).await.unwrap().into_inner();
+    let message = stream.message().await.unwrap().unwrap().range_response.unwrap();
+    assert_eq!((message.kvs, message.count, message.more), (list.kvs, 60, false));
+    assert!(stream.message().await.unwrap().is_none());
+    let descending = pb::RangeRequest { sort_order: pb::range_request::SortOrder::Descend.into(), ..sorted };
+    let refused = kv.range_stream(descending).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unimplemented);
+}
