@@ -13,6 +13,8 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -542,10 +544,13 @@ pub fn connect(url: &str) -> anyhow::Result<Channel> {
     Ok(endpoint.tcp_nodelay(true).connect_timeout(Duration::from_secs(1)).connect_lazy())
 }
 
-/// A loopback address below the ports that the kernel hands out by itself: nobody takes it while its member is down.
+/// A loopback address below the ports that the kernel hands out by itself, and that no other test of this process gets:
+/// nobody takes it while its member is down, or before it is up.
 fn free_address() -> anyhow::Result<SocketAddr> {
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(rand::random()));
     for _ in 0..1000 {
-        let address = SocketAddr::from(([127, 0, 0, 1], rand::random_range(15_000..32_000)));
+        let port = 15_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 17_000;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
         if std::net::TcpListener::bind(address).is_ok() {
             return Ok(address);
         }
