@@ -227,8 +227,7 @@ impl History for LocalSource {
         if from.revision < compacted {
             return Err(HistoryError::Compacted(compacted));
         }
-        let places = if from.revision > compacted { log.places(ranges, from, to) } else { None };
-        let (events, next) = match places {
+        let (events, next) = match log.places(ranges, from, to) {
             Some(places) => Self::read_places(&log, &places, with_prev, bytes_max)?,
             None => Self::scan(&log, ranges, (from, to), with_prev, bytes_max)?,
         };

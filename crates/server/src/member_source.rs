@@ -53,8 +53,8 @@ impl Source for MemberSource {
     }
 
     fn transfer_end(&self) -> Revision {
-        // The log is never behind what was read from it.
-        self.log.transfer_end()
+        let log = self.log.transfer_end();
+        self.memory().map_or(log, |memory| memory.transfer_end().max(log))
     }
 
     fn transfer(

@@ -164,7 +164,7 @@ fn table(about: &About, rows: &[Row]) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// Each row with a target as a bar: its ratio to etcd on a logarithmic scale, with a mark where the target is.
+/// Each row as a bar: its ratio to etcd on a logarithmic scale; green where its target is met, red where not.
 fn plot(path: &Path, entries: &[Entry]) -> Result<(), Box<dyn std::error::Error>> {
     let bars: Vec<(&Entry, f64)> = entries.iter().filter_map(|entry| Some((entry, entry.ratio?))).collect();
     if bars.is_empty() {

@@ -24,15 +24,16 @@ impl Places {
     }
 }
 
-/// The events from `from` up to `to` inside `ranges`; `None` when a scan of all rows between is about as cheap. `from`
-/// lies above the compacted revision, since below it the index has forgotten.
+/// The events from `from` up to `to` inside `ranges`; `None` when a scan of all rows between is about as cheap, or when the
+/// index may lack one of them: it forgets tombstones at the compacted revision, and what is above the newest is not written.
 pub(super) fn places(log: &Generation, ranges: &[KeyRange], from: HistoryPoint, to: Revision) -> Option<Places> {
-    if ranges.is_empty() {
+    // In this order: the tree may know events that are not written yet, but none up to the revision is missing; and it
+    // forgets only what the state says is compacted.
+    let newest = log.state().revision;
+    let tree = log.tree.lock().clone();
+    if ranges.is_empty() || to > newest || log.state().compacted >= from.revision {
         return None;
     }
-    // In this order: the tree may know events that are not written yet, but none up to the revision is missing.
-    let to = to.min(log.state().revision);
-    let tree = log.tree.lock().clone();
     let mut left = usize::try_from((to.0 - from.revision.0) / ROWS_PER_LOOKUP).ok()?;
     let mut found = Places::default();
     for (key, history, _) in ranges.iter().flat_map(|range| tree.range(range)) {

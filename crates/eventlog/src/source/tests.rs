@@ -256,6 +256,10 @@ fn history_of_a_few_keys_is_that_of_a_scan() {
         assert!(reads > 5, "in pieces");
         assert_eq!(found, expected, "from {from:?}");
     }
+    assert!(
+        world.writer.log.current().places(&few, point(400, 0), Revision(2900)).is_none(),
+        "at the compacted revision"
+    );
     let at_once = world.source.read(&few, point(400, 0), Revision(9999), false, usize::MAX).unwrap();
     assert!(
         !at_once.events.is_empty() && at_once.next.is_none(),
