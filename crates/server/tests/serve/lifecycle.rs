@@ -58,18 +58,20 @@ async fn an_old_connection_sends_its_watches_elsewhere() {
     let mut revision = 1;
     let mut seen = 1;
     for round in 0..3 {
-        let create = pb::WatchCreateRequest { key: "k".into(), start_revision: seen + 1, ..Default::default() };
-        let request = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
-        let requests = tokio_stream::iter([request]).chain(tokio_stream::pending());
         let mut watch = pb::watch_client::WatchClient::new(channel.clone());
         let begun = Instant::now();
-        let mut stream = watch.watch(requests).await.unwrap().into_inner();
+        let mut stream = loop {
+            let create = pb::WatchCreateRequest { key: "k".into(), start_revision: seen + 1, ..Default::default() };
+            let request = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+            match watch.watch(tokio_stream::iter([request]).chain(tokio_stream::pending())).await {
+                Ok(answer) => break answer.into_inner(),
+                Err(status) => assert_unsent(&status),
+            }
+        };
         let ended = loop {
-            // Calls beside it never notice, save those that this client had not sent when it was told to go: it gives them
-            // up, where others send them on the next connection.
-            while let Err(unsent) = kv.put(put("k", &format!("{round}"))).await {
-                let late = format!("{unsent:?}").contains("GoAway(b\"\", NO_ERROR, Remote)");
-                assert!(late || unsent.message() == "operation was canceled", "{unsent:?}");
+            // Calls beside it never notice, save those that this client had not sent when it was told to go.
+            while let Err(status) = kv.put(put("k", &format!("{round}"))).await {
+                assert_unsent(&status);
             }
             revision += 1;
             match tokio::time::timeout(Duration::from_millis(50), stream.message()).await {
@@ -91,6 +93,12 @@ async fn an_old_connection_sends_its_watches_elsewhere() {
         }
     }
     assert!(seen > 1 && seen <= revision);
+}
+
+/// This client gives up what it had not sent when it was told to go, where others send it on the next connection.
+fn assert_unsent(status: &tonic::Status) {
+    let late = format!("{status:?}").contains("GoAway(b\"\", NO_ERROR, Remote)");
+    assert!(late || status.message() == "operation was canceled", "{status:?}");
 }
 
 #[tokio::test]
