@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 /// consensus's `WritePlane`. `snapshot` knows etcd's files and nothing of ours. fanout and consensus do not know each other; `transport` carries what passes between nodes.
 const LAYERS: &[(&str, &[&str])] = &[
     ("api", &[]),
+    ("http2", &[]),
     ("tls", &[]),
     ("snapshot", &["api"]),
     ("eventlog", &["api"]),
@@ -17,9 +18,12 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("transport", &["api", "tls", "eventlog", "consensus"]),
     ("gateway", &["api", "tls", "snapshot", "eventlog", "consensus", "fanout"]),
     ("bench", &["api"]),
-    ("server", &["api", "tls", "snapshot", "eventlog", "consensus", "fanout", "transport", "gateway", "bench"]),
+    (
+        "server",
+        &["api", "http2", "tls", "snapshot", "eventlog", "consensus", "fanout", "transport", "gateway", "bench"],
+    ),
     // Checks of what the others decode.
-    ("fuzz", &["api", "tls", "snapshot", "eventlog", "consensus", "transport", "gateway", "server", "fuzz"]),
+    ("fuzz", &["api", "http2", "tls", "snapshot", "eventlog", "consensus", "transport", "gateway", "server", "fuzz"]),
     // The program beside the library is of the same name.
     ("sim", &["api", "eventlog", "consensus", "fanout", "sim"]),
 ];

@@ -11,6 +11,7 @@
 
 mod certificates;
 mod commands;
+mod connections;
 mod frames;
 mod json;
 mod messages;
@@ -36,6 +37,7 @@ pub struct Target {
 /// All of them.
 pub const TARGETS: &[Target] = &[
     // What clients send.
+    Target { name: "connections", check: connections::check, seeds: connections::seeds },
     Target { name: "messages", check: messages::check, seeds: messages::seeds },
     Target { name: "frames", check: frames::check, seeds: frames::seeds },
     Target { name: "txns", check: txns::check, seeds: txns::seeds },

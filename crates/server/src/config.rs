@@ -301,7 +301,6 @@ impl Config {
     /// For connections of clients.
     pub(crate) fn connections(&self) -> ConnectionLimits {
         ConnectionLimits {
-            send_buffer_bytes: self.stream_chunk_bytes,
             age_max: self.connection_age_max,
             age_grace: self.connection_age_grace,
             streams_max: self.max_concurrent_streams,

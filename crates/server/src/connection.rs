@@ -4,26 +4,31 @@ use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::time::Duration;
 
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use axum::body::Body;
+use http::Request;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
 use tailwater_gateway::{OverTls, PeerIdentity};
+use tailwater_http2::{Call, Connection, ConnectionError, Incoming, PREFACE, Service};
 use tailwater_tls::{Accepted, Door, Stream};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use crate::front::Front;
 use crate::listener::Surface;
-use crate::pings::Guarded;
 
 /// What a client may send on one stream, and on all streams of a connection, before we have read it.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
-/// Calls that a client may have given up before we have looked at them. Go's clients do so in bursts, whenever a context
-/// that many calls share ends; beyond it the connection is closed, as a defence against floods.
-const RESET_STREAMS_MAX: usize = 8192;
+/// Bytes of a request's headers: a token of some kilobytes has room in it.
+const HEADERS_BYTES_MAX: u32 = 64 * 1024;
+/// Who connects says within this time which protocol it speaks; grpc-go's limit.
+const HELLO_MAX: Duration = Duration::from_secs(120);
 /// What the kernel takes beyond what it could send at once. A client that stops reading then leaves so much with us, not
 /// a whole send buffer.
 const UNSENT_BYTES: u32 = 32 * 1024;
@@ -31,8 +36,6 @@ const UNSENT_BYTES: u32 = 32 * 1024;
 /// How connections are served.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ConnectionLimits {
-    /// HTTP/2 buffers at most so much of one response.
-    pub(crate) send_buffer_bytes: usize,
     /// A connection older than this, 10 % more or less, is asked to end; zero: never.
     pub(crate) age_max: Duration,
     /// What its calls have left to end by themselves.
@@ -95,49 +98,153 @@ pub(crate) async fn serve(
     let named = certificate.filter(|certificate| limits.has_named_users && !certificate.common_name.is_empty());
     let identity = PeerIdentity { common_name: named.map(|certificate| certificate.common_name.into()) };
     let chance = RandomState::new().hash_one(peer);
-    let serving = front.clone();
-    let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-        let front = serving.clone();
-        request.extensions_mut().insert(peer);
-        if is_secure {
+    let hello = tokio::select! {
+        hello = tokio::time::timeout(HELLO_MAX, hello(stream)) => hello,
+        _ = drained(&mut draining) => return,
+    };
+    let (stream, protocol) = match hello {
+        Ok(Ok(hello)) => hello,
+        Ok(Err(error)) => return tracing::debug!(%error, "connection ended before it began"),
+        Err(_) => return tracing::debug!("closed a connection that said nothing"),
+    };
+    let end = End { limits, draining, chance, end_streams: || front.end_streams_of(peer) };
+    let answering = Answering { front: front.clone(), surface, peer, is_secure, identity };
+    match protocol {
+        Protocol::Http2 => end.serve(pin!(Connection::new(stream, limits.http2(), answering))).await,
+        Protocol::Http1(read) => {
+            let answering = Arc::new(answering);
+            let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+                let answer = answering.answer(request.map(Body::new));
+                async move { Ok::<_, Infallible>(answer.await) }
+            });
+            let (reading, writing) = tokio::io::split(stream);
+            let stream = tokio::io::join(std::io::Cursor::new(read).chain(reading), writing);
+            let mut builder = http1::Builder::new();
+            builder.timer(TokioTimer::new());
+            end.serve(pin!(builder.serve_connection(TokioIo::new(stream), service))).await;
+        }
+    }
+}
+
+/// What answers the requests of one connection.
+struct Answering {
+    front: Front,
+    surface: Surface,
+    peer: SocketAddr,
+    is_secure: bool,
+    identity: PeerIdentity,
+}
+
+impl Answering {
+    fn answer(&self, mut request: Request<Body>) -> Call<Body> {
+        request.extensions_mut().insert(self.peer);
+        if self.is_secure {
             request.extensions_mut().insert(OverTls);
         }
-        request.extensions_mut().insert(identity.clone());
+        request.extensions_mut().insert(self.identity.clone());
+        let (front, surface) = (self.front.clone(), self.surface);
         // Boxed: a watch lives for hours and would keep room for all that it took to open it.
-        let answer: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(async move {
-            let request = request.map(axum::body::Body::new);
-            Ok::<_, Infallible>(match surface {
+        Box::pin(async move {
+            match surface {
                 Surface::Client => front.serve(request).await,
                 Surface::Grpc => front.serve_one(request, true).await,
                 Surface::Http => front.serve_one(request, false).await,
                 Surface::Metrics => front.serve_metrics(request).await,
-            })
-        });
-        answer
-    });
-    let builder = builder(limits);
-    let mut connection =
-        pin!(builder.serve_connection(TokioIo::new(Guarded::new(stream, limits.keepalive.pings_apart)), service));
-    let grace = tokio::select! {
-        ended = connection.as_mut() => return report(ended),
-        within = drained(&mut draining) => {
-            // Spread, so that the clients do not all begin anew in one instant.
-            tokio::select! {
-                ended = connection.as_mut() => return report(ended),
-                () = tokio::time::sleep(part_of(within, chance)) => {}
             }
-            // The server's own grace ends whoever stays.
-            Duration::MAX
+        })
+    }
+}
+
+impl Service<Body> for Answering {
+    fn call(&self, request: Request<Incoming>) -> Call<Body> {
+        self.answer(request.map(Body::new))
+    }
+}
+
+/// Which protocol is spoken.
+enum Protocol {
+    Http2,
+    /// Or none that is known; what was read of it.
+    Http1(Vec<u8>),
+}
+
+/// Reads what tells the protocols apart: HTTP/2 begins with its preface.
+async fn hello<S: AsyncRead + Unpin>(mut stream: S) -> std::io::Result<(S, Protocol)> {
+    let mut read = [0; PREFACE.len()];
+    let mut len = 0;
+    while len < read.len() {
+        let more = stream.read(&mut read[len..]).await?;
+        len += more;
+        if more == 0 || read[..len] != PREFACE[..len] {
+            return Ok((stream, Protocol::Http1(read[..len].to_vec())));
         }
-        () = grown_old(limits.age_max, chance) => limits.age_grace,
-    };
-    // HTTP/2: GOAWAY, so that the client opens its next stream elsewhere. Its watches come next, in this order: what it
-    // resumes must not come back here.
-    connection.as_mut().graceful_shutdown();
-    front.end_streams_of(peer);
-    tokio::select! {
-        ended = connection.as_mut() => report(ended),
-        () = tokio::time::sleep(grace) => tracing::debug!("closed a connection whose calls outlived its age"),
+    }
+    Ok((stream, Protocol::Http2))
+}
+
+/// A connection that can be told to end.
+trait Serving: Future<Output = Result<(), Self::Error>> {
+    type Error: std::fmt::Debug;
+
+    /// What is under way is answered, nothing new is taken.
+    fn graceful_shutdown(self: Pin<&mut Self>);
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Serving for Connection<IO, Answering, Body> {
+    type Error = ConnectionError;
+
+    fn graceful_shutdown(self: Pin<&mut Self>) {
+        Connection::graceful_shutdown(self.get_mut());
+    }
+}
+
+impl<IO, S> Serving for http1::Connection<IO, S>
+where
+    IO: hyper::rt::Read + hyper::rt::Write + Unpin,
+    S: hyper::service::HttpService<hyper::body::Incoming, ResBody = Body>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Error = hyper::Error;
+
+    fn graceful_shutdown(self: Pin<&mut Self>) {
+        http1::Connection::graceful_shutdown(self);
+    }
+}
+
+/// How a connection comes to its end.
+struct End<F> {
+    limits: ConnectionLimits,
+    draining: watch::Receiver<Draining>,
+    /// Differs from connection to connection.
+    chance: u64,
+    /// Ends the connection's watches.
+    end_streams: F,
+}
+
+impl<F: FnOnce()> End<F> {
+    /// Serves until the client has left, the server drains, or the connection has grown old.
+    async fn serve<C: Serving>(mut self, mut connection: Pin<&mut C>) {
+        let grace = tokio::select! {
+            ended = connection.as_mut() => return report(ended),
+            within = drained(&mut self.draining) => {
+                // Spread, so that the clients do not all begin anew in one instant.
+                tokio::select! {
+                    ended = connection.as_mut() => return report(ended),
+                    () = tokio::time::sleep(part_of(within, self.chance)) => {}
+                }
+                // The server's own grace ends whoever stays.
+                Duration::MAX
+            }
+            () = grown_old(self.limits.age_max, self.chance) => self.limits.age_grace,
+        };
+        // HTTP/2: GOAWAY, so that the client opens its next stream elsewhere. Its watches come next, in this order: what it
+        // resumes must not come back here.
+        connection.as_mut().graceful_shutdown();
+        (self.end_streams)();
+        tokio::select! {
+            ended = connection.as_mut() => report(ended),
+            () = tokio::time::sleep(grace) => tracing::debug!("closed a connection whose calls outlived its age"),
+        }
     }
 }
 
@@ -174,25 +281,41 @@ fn part_of(whole: Duration, chance: u64) -> Duration {
     whole * u32::try_from(chance % 1000).expect("below 1000") / 1000
 }
 
-fn builder(limits: ConnectionLimits) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_send_buf_size(limits.send_buffer_bytes)
-        .max_concurrent_streams(Some(limits.streams_max).filter(|streams| *streams != u32::MAX))
-        .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
-        .keep_alive_interval(Some(limits.keepalive.interval).filter(|interval| !interval.is_zero()))
-        .keep_alive_timeout(limits.keepalive.timeout);
-    builder.http1().timer(TokioTimer::new());
-    builder
+impl ConnectionLimits {
+    fn http2(&self) -> tailwater_http2::Config {
+        tailwater_http2::Config {
+            stream_window_bytes: STREAM_WINDOW_BYTES,
+            connection_window_bytes: CONNECTION_WINDOW_BYTES,
+            streams_max: self.streams_max,
+            headers_bytes_max: HEADERS_BYTES_MAX,
+            pings_apart: self.keepalive.pings_apart,
+            keepalive_interval: self.keepalive.interval,
+            keepalive_timeout: self.keepalive.timeout,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn protocols_are_told_apart_by_their_beginning() {
+        for (sent, is_http2) in [
+            (&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nmore"[..], true),
+            (b"PRINT / HTTP/1.1\r\n\r\n", false),
+            (b"PRI", false),
+            (b"", false),
+        ] {
+            let (_, protocol) = hello(sent).await.expect("what was sent can be read");
+            match protocol {
+                Protocol::Http2 => assert!(is_http2),
+                Protocol::Http1(read) => {
+                    assert!(!is_http2 && sent.starts_with(&read) && read.len() >= sent.len().min(4))
+                }
+            }
+        }
+    }
 
     #[test]
     fn every_connection_has_its_own_part() {

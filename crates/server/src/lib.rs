@@ -29,7 +29,6 @@ mod member_front;
 mod member_source;
 mod no_source;
 mod peer_side;
-mod pings;
 mod process;
 mod relay_side;
 mod roles;
