@@ -376,6 +376,7 @@ fn shared(config: ConsensusConfig, proposer_id: u64, machine: &Machine, group: G
         lessor: Mutex::new(lessor),
         persisted: AtomicU64::new(0),
         applied: AtomicU64::new(state.applied.0),
+        serves_alone: AtomicBool::new(false),
         committed: AtomicU64::new(state.applied.0),
         replicated: AtomicU64::new(0),
         bootstrapped: AtomicBool::new(machine.bootstrapped()),

@@ -17,6 +17,7 @@ mod keys;
 mod node;
 
 pub use iter::TreeIter;
+use keys::Keys;
 pub use keys::TreeKey;
 use node::{Child, Node};
 
@@ -72,16 +73,7 @@ impl<V> CountedTree<V> {
     /// The value of `key` and whether it is live.
     #[must_use]
     pub fn get_entry(&self, key: &[u8]) -> Option<(&V, bool)> {
-        let mut child = &self.root;
-        loop {
-            match child.node.as_ref() {
-                Node::Branch(branch) => child = &branch.children[branch.child_of(key)],
-                Node::Leaf(leaf) => {
-                    let place = leaf.find(key).ok()?;
-                    return Some((&leaf.values[place], leaf.is_live(place)));
-                }
-            }
-        }
+        self.root.get(key)
     }
 
     /// Live entries inside `range`, in O(log n).
@@ -157,7 +149,7 @@ impl<V: Clone> CountedTree<V> {
         let mut once = |old: Option<&mut V>| change.take().expect("a key has one place")(old);
         if let Some((separator, right)) = self.root.upsert(key, &mut once) {
             let left = std::mem::replace(&mut self.root, Child::empty());
-            self.root = Child::branch(vec![separator], vec![left, right]);
+            self.root = Child::branch(Keys::of(&separator), vec![left, right]);
         }
     }
 
@@ -172,10 +164,12 @@ impl<V: Clone> CountedTree<V> {
 
     /// The value of `key`, to be changed in place; whether it is live stays.
     pub fn get_mut(&mut self, key: &[u8]) -> Option<&mut V> {
-        // A missing key must not cost copies of shared nodes.
-        self.get_entry(key)?;
         let mut child = &mut self.root;
         loop {
+            // A missing key must not cost copies of shared nodes.
+            if Arc::get_mut(&mut child.node).is_none() {
+                child.get(key)?;
+            }
             match Arc::make_mut(&mut child.node) {
                 Node::Branch(branch) => {
                     let place = branch.child_of(key);

@@ -1,5 +1,6 @@
 //! Names of the gateway's metrics, and what is counted per call. Names and labels are etcd's.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use metrics::{Counter, Histogram, counter, gauge, histogram};
@@ -62,7 +63,7 @@ const CODES: std::ops::RangeInclusive<i32> = 0..=16;
 /// Whether this process would pass `/readyz` for all it knows without a read, 0 or 1.
 const READY: &str = "tailwater_ready";
 /// Different client versions that are counted apart; later ones count as "other", so that a client can't make labels.
-const CLIENT_VERSIONS_MAX: u64 = 32;
+const CLIENT_VERSIONS_MAX: usize = 32;
 
 /// Counters of every method, looked up once.
 pub(crate) struct Calls {
@@ -72,7 +73,8 @@ pub(crate) struct Calls {
     proposals_failed: Counter,
     ranges: Counter,
     range_seconds: [Histogram; 2],
-    client_versions: Mutex<std::collections::HashSet<String>>,
+    /// By the client's version; of streams, and of other calls.
+    client_versions: [Mutex<BTreeMap<String, Counter>>; 2],
 }
 
 struct MethodCounters {
@@ -112,7 +114,7 @@ impl Calls {
             proposals_failed: counter!(PROPOSALS_FAILED),
             ranges: counter!(RANGES),
             range_seconds: ["false", "true"].map(|success| histogram!(RANGE_SECONDS, "success" => success)),
-            client_versions: Mutex::default(),
+            client_versions: Default::default(),
         }
     }
 
@@ -134,12 +136,18 @@ impl Calls {
     }
 
     /// Counts a call by its client's version.
-    pub(crate) fn client(&self, kind: &'static str, version: &str) {
-        let mut versions = self.client_versions.lock();
-        let is_counted = versions.contains(version)
-            || ((versions.len() as u64) < CLIENT_VERSIONS_MAX && versions.insert(version.to_owned()));
-        let version = if is_counted { version } else { "other" };
-        counter!(CLIENT_REQUESTS, "type" => kind, "client_api_version" => version.to_owned()).increment(1);
+    pub(crate) fn client(&self, is_unary: bool, version: &str) {
+        let kind = if is_unary { "unary" } else { "stream" };
+        let counter =
+            |version: &str| counter!(CLIENT_REQUESTS, "type" => kind, "client_api_version" => version.to_owned());
+        let mut versions = self.client_versions[usize::from(is_unary)].lock();
+        if let Some(known) = versions.get(version) {
+            known.increment(1);
+        } else if versions.len() < CLIENT_VERSIONS_MAX {
+            versions.entry(version.to_owned()).or_insert_with(|| counter(version)).increment(1);
+        } else {
+            counter("other").increment(1);
+        }
     }
 }
 

@@ -250,7 +250,7 @@ impl Gateway {
             None => "unknown",
             Some(value) => std::str::from_utf8(value.as_bytes()).map_err(|_| Fault::InvalidClientApiVersion)?,
         };
-        self.calls().client(if method.kind == Kind::Unary { "unary" } else { "stream" }, version);
+        self.calls().client(method.kind == Kind::Unary, version);
         Ok(())
     }
 }

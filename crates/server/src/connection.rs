@@ -108,7 +108,7 @@ pub(crate) async fn serve(
         Err(_) => return tracing::debug!("closed a connection that said nothing"),
     };
     let end = End { limits, draining, chance, end_streams: || front.end_streams_of(peer) };
-    let answering = Answering { front: front.clone(), surface, peer, is_secure, identity };
+    let answering = Answering { front: Arc::new(front.clone()), surface, peer, is_secure, identity };
     match protocol {
         Protocol::Http2 => end.serve(pin!(Connection::new(stream, limits.http2(), answering))).await,
         Protocol::Http1(read) => {
@@ -128,7 +128,7 @@ pub(crate) async fn serve(
 
 /// What answers the requests of one connection.
 struct Answering {
-    front: Front,
+    front: Arc<Front>,
     surface: Surface,
     peer: SocketAddr,
     is_secure: bool,

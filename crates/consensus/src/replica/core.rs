@@ -244,6 +244,12 @@ impl ReplicaCore {
         self.bootstrapped && self.caught_up()
     }
 
+    /// Whether it serves and nobody else votes. What is applied here is then all that was acknowledged anywhere: another
+    /// leader needs a group with other voters first, which this member would have applied.
+    pub(crate) fn serves_alone(&self) -> bool {
+        self.serves() && self.node.raft.prs().is_singleton()
+    }
+
     /// Whether it leads, has applied an entry of its term, and found no history.
     pub(crate) fn needs_bootstrap(&self) -> bool {
         !self.bootstrapped && self.caught_up()

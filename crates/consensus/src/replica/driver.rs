@@ -211,6 +211,10 @@ impl Driver {
 
     /// Does what the core asks until nothing is left.
     fn perform(&mut self) -> Result<(), String> {
+        // Before anything leaves that may help another member to lead.
+        if !self.core.serves_alone() {
+            self.shared.serves_alone.store(false, Ordering::SeqCst);
+        }
         loop {
             // First, so that what a lost leadership ends is not what a new one has begun.
             self.standing_changed()?;
@@ -322,6 +326,7 @@ impl Driver {
         let catch_up = self.core.catch_up();
         self.shared.catch_up.send_if_modified(|told| std::mem::replace(told, catch_up) != catch_up);
         let committed = self.core.committed();
+        self.shared.serves_alone.store(self.core.serves_alone(), Ordering::SeqCst);
         self.shared.committed.store(committed, Ordering::Relaxed);
         self.shared.replicated.store(self.core.replicated(), Ordering::Relaxed);
         metrics::gauge!(crate::metrics::PROPOSALS_COMMITTED).set(committed as f64);

@@ -65,6 +65,8 @@ pub(crate) struct Shared {
     /// Number of the newest durable append.
     pub(crate) persisted: AtomicU64,
     pub(crate) applied: AtomicU64,
+    /// Whether what is applied here is all that was acknowledged: this member leads and nobody else votes.
+    pub(crate) serves_alone: AtomicBool,
     pub(crate) committed: AtomicU64,
     /// Index up to which all members hold the log.
     pub(crate) replicated: AtomicU64,

@@ -1,5 +1,5 @@
-//! The keys of a leaf, one behind the other in one piece of memory and without the bytes that all of them begin with: a
-//! key costs what tells it from its neighbours and four bytes, and a leaf is copied without touching each.
+//! The keys of a node, one behind the other in one piece of memory and without the bytes that all of them begin with: a
+//! key costs what tells it from its neighbours and four bytes, and a node is searched and copied without touching others.
 
 use std::cmp::Ordering;
 
@@ -112,6 +112,20 @@ impl Keys {
         for later in &mut self.ends[at..] {
             *later = end(*later as usize - len);
         }
+    }
+
+    /// Removes one.
+    pub(super) fn take(&mut self, at: usize) -> Vec<u8> {
+        let key = self.get(at).to_vec();
+        self.remove(at);
+        key
+    }
+
+    /// The one key.
+    pub(super) fn of(key: &[u8]) -> Self {
+        let mut keys = Self::default();
+        keys.insert(0, key);
+        keys
     }
 
     /// Those from `at` on; what stays takes no more memory than it needs.

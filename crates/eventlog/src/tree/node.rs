@@ -11,7 +11,7 @@ const WIDTH_MIN: usize = 16;
 /// Two neighbours merge only up to this, so that the next insert does not split them again.
 const MERGED_MAX: usize = 48;
 
-pub(super) type Key = Arc<[u8]>;
+pub(super) type Key = Vec<u8>;
 /// See [`super::CountedTree::upsert`]; called once.
 type Change<'a, V> = dyn FnMut(Option<&mut V>) -> (Option<V>, bool) + 'a;
 
@@ -44,8 +44,8 @@ pub(super) struct Leaf<V> {
 
 #[derive(Clone)]
 pub(super) struct Branch<V> {
-    /// One less than children.
-    separators: Vec<Key>,
+    /// One less than children, in one piece of memory: a search touches no other, and a copy is one.
+    separators: Keys,
     pub(super) children: Vec<Child<V>>,
 }
 
@@ -103,12 +103,16 @@ impl<V> Leaf<V> {
 impl<V> Branch<V> {
     /// The child below which `key` is or would be.
     pub(super) fn child_of(&self, key: &[u8]) -> usize {
-        self.separators.partition_point(|separator| separator.as_ref() <= key)
+        match self.separators.find(key) {
+            Ok(place) => place + 1,
+            Err(place) => place,
+        }
     }
 
     fn split_off(&mut self, at: usize) -> (Key, Self) {
         let right = Self { separators: self.separators.split_off(at), children: self.children.split_off(at) };
-        (self.separators.pop().expect("there is a separator before the split"), right)
+        // The one before the split parts the two.
+        (self.separators.take(self.separators.len() - 1), right)
     }
 
     fn remove_child(&mut self, place: usize) {
@@ -127,10 +131,24 @@ impl<V> Child<V> {
         Self { node: Arc::new(Node::Leaf(leaf)), len, live }
     }
 
-    pub(super) fn branch(separators: Vec<Key>, children: Vec<Self>) -> Self {
+    pub(super) fn branch(separators: Keys, children: Vec<Self>) -> Self {
         let len = children.iter().map(|child| child.len).sum();
         let live = children.iter().map(|child| child.live).sum();
         Self { node: Arc::new(Node::Branch(Branch { separators, children })), len, live }
+    }
+
+    /// The value of a key at or below this node, and whether it is live.
+    pub(super) fn get(&self, key: &[u8]) -> Option<(&V, bool)> {
+        let mut child = self;
+        loop {
+            match child.node.as_ref() {
+                Node::Branch(branch) => child = &branch.children[branch.child_of(key)],
+                Node::Leaf(leaf) => {
+                    let place = leaf.find(key).ok()?;
+                    return Some((&leaf.values[place], leaf.is_live(place)));
+                }
+            }
+        }
     }
 
     /// Whether the two are leaves whose keys are better kept apart.
@@ -221,13 +239,13 @@ fn upsert_leaf<V>(leaf: &mut Leaf<V>, key: &[u8], change: &mut Change<'_, V>) ->
     } else {
         leaf.insert_at(place, key, value, live);
     }
-    Some((right.keys.get(0).to_vec().into(), Child::leaf(right)))
+    Some((right.keys.get(0).to_vec(), Child::leaf(right)))
 }
 
 fn upsert_branch<V: Clone>(branch: &mut Branch<V>, key: &[u8], change: &mut Change<'_, V>) -> Option<(Key, Child<V>)> {
     let place = branch.child_of(key);
     let (separator, child) = branch.children[place].upsert(key, change)?;
-    branch.separators.insert(place, separator);
+    branch.separators.insert(place, &separator);
     branch.children.insert(place + 1, child);
     if branch.children.len() <= WIDTH_MAX {
         return None;
@@ -255,11 +273,11 @@ fn mend<V: Clone>(branch: &mut Branch<V>, place: usize) {
         return;
     }
     let right = branch.children.remove(left + 1);
-    let separator = branch.separators.remove(left);
-    merge(&mut branch.children[left], separator, right);
+    let separator = branch.separators.take(left);
+    merge(&mut branch.children[left], &separator, right);
 }
 
-fn merge<V: Clone>(left: &mut Child<V>, separator: Key, right: Child<V>) {
+fn merge<V: Clone>(left: &mut Child<V>, separator: &[u8], right: Child<V>) {
     let right_node = Arc::unwrap_or_clone(right.node);
     match (Arc::make_mut(&mut left.node), right_node) {
         (Node::Leaf(left), Node::Leaf(right)) => {
@@ -268,8 +286,8 @@ fn merge<V: Clone>(left: &mut Child<V>, separator: Key, right: Child<V>) {
             left.values.extend(right.values);
         }
         (Node::Branch(left), Node::Branch(right)) => {
-            left.separators.push(separator);
-            left.separators.extend(right.separators);
+            left.separators.insert(left.separators.len(), separator);
+            left.separators.append(&right.separators);
             left.children.extend(right.children);
         }
         _ => unreachable!("neighbours have equal height"),

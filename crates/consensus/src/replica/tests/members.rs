@@ -200,6 +200,44 @@ fn a_learner_joins_from_the_log_is_promoted_and_votes() {
 }
 
 #[test]
+fn who_votes_alone_answers_barriers_by_itself() {
+    let mut cluster = Cluster::new(1);
+    assert_eq!(cluster.leader(), 1);
+    cluster.put(1, "a");
+    let at_once = |cluster: &mut Cluster| {
+        let applied = cluster.node(1).applied();
+        // Nothing has worked for it yet.
+        cluster.barrier(1).poll().map(|barrier| barrier.unwrap() == applied)
+    };
+    assert_eq!(at_once(&mut cluster), Some(true));
+    cluster.ask(1, add(2, true)).unwrap();
+    cluster.start(2, &all(2), joining);
+    cluster.ticks(5);
+    assert_eq!(at_once(&mut cluster), Some(true), "a learner has no vote");
+    cluster.ask(1, publish(2)).unwrap();
+    cluster.ask(1, promote(2)).unwrap();
+    assert_eq!(at_once(&mut cluster), None, "another may lead");
+    cluster.ticks(2);
+    cluster.cut_off(2, true);
+    let barrier = cluster.barrier(1);
+    assert!(cluster.wait(barrier).is_err());
+    cluster.cut_off(2, false);
+    let leader = cluster.leader();
+    cluster.put(leader, "both");
+    assert_eq!(at_once(&mut cluster), None);
+    cluster.ask(leader, remove(2)).unwrap();
+    cluster.ticks(30);
+    assert_eq!(cluster.leader(), 1);
+    assert_eq!(at_once(&mut cluster), Some(true), "alone again");
+    // Nobody who starts anew answers before it has applied what was acknowledged before.
+    cluster.start(1, &all(1), |_| ());
+    assert_eq!(at_once(&mut cluster), None);
+    assert_eq!(cluster.leader(), 1);
+    cluster.ticks(2);
+    assert_eq!(at_once(&mut cluster), Some(true));
+}
+
+#[test]
 fn changes_are_refused_by_the_rules_and_the_group_goes_on() {
     let mut cluster = Cluster::new(3);
     let leader = cluster.leader();
