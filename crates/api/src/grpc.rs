@@ -56,6 +56,9 @@ pub enum FrameError {
 /// one piece are not copied.
 #[derive(Debug)]
 pub struct FrameDecoder {
+    /// What comes first: most messages are in one piece.
+    front: Bytes,
+    /// What follows; nothing while the front is empty.
     pieces: VecDeque<Bytes>,
     buffered: usize,
     message_bytes_max: usize,
@@ -65,14 +68,17 @@ impl FrameDecoder {
     /// Takes messages of at most `message_bytes_max` bytes.
     #[must_use]
     pub fn new(message_bytes_max: usize) -> Self {
-        Self { pieces: VecDeque::new(), buffered: 0, message_bytes_max }
+        Self { front: Bytes::new(), pieces: VecDeque::new(), buffered: 0, message_bytes_max }
     }
 
     /// Adds what arrived.
     pub fn push(&mut self, piece: Bytes) {
         if !piece.is_empty() {
             self.buffered += piece.len();
-            self.pieces.push_back(piece);
+            match self.front.is_empty() {
+                true => self.front = piece,
+                false => self.pieces.push_back(piece),
+            }
         }
     }
 
@@ -94,7 +100,7 @@ impl FrameDecoder {
         if self.buffered < PREFIX_BYTES + len {
             return Ok(None);
         }
-        self.take(PREFIX_BYTES);
+        self.skip(PREFIX_BYTES);
         Ok(Some(self.take(len)))
     }
 
@@ -109,7 +115,10 @@ impl FrameDecoder {
             return None;
         }
         let mut prefix = [0; PREFIX_BYTES];
-        let bytes = self.pieces.iter().flat_map(|piece| piece.iter());
+        if let Some(whole) = self.front.first_chunk() {
+            return Some(*whole);
+        }
+        let bytes = self.front.iter().chain(self.pieces.iter().flatten());
         prefix.iter_mut().zip(bytes).for_each(|(slot, byte)| *slot = *byte);
         Some(prefix)
     }
@@ -117,26 +126,35 @@ impl FrameDecoder {
     /// Takes `len` bytes that are known to be there.
     fn take(&mut self, len: usize) -> Bytes {
         self.buffered -= len;
-        if let Some(front) = self.pieces.front_mut()
-            && front.len() >= len
-        {
-            let taken = front.split_to(len);
-            if front.is_empty() {
-                self.pieces.pop_front();
-            }
+        if self.front.len() >= len {
+            let taken = self.front.split_to(len);
+            self.refill();
             return taken;
         }
         let mut whole = BytesMut::with_capacity(len);
         while whole.len() < len {
-            let front = self.pieces.front_mut().expect("the caller checked that the bytes are there");
-            let part = front.len().min(len - whole.len());
-            whole.put_slice(&front[..part]);
-            front.advance(part);
-            if front.is_empty() {
-                self.pieces.pop_front();
-            }
+            let part = self.front.len().min(len - whole.len());
+            whole.put_slice(&self.front.split_to(part));
+            self.refill();
         }
         whole.freeze()
+    }
+
+    /// Passes over `len` bytes that are known to be there.
+    fn skip(&mut self, mut len: usize) {
+        self.buffered -= len;
+        while len > 0 {
+            let part = self.front.len().min(len);
+            self.front.advance(part);
+            len -= part;
+            self.refill();
+        }
+    }
+
+    fn refill(&mut self) {
+        if self.front.is_empty() {
+            self.front = self.pieces.pop_front().unwrap_or_default();
+        }
     }
 }
 
@@ -232,12 +250,19 @@ where
 #[must_use]
 pub fn trailers(code: i32, message: &str) -> HeaderMap {
     let mut map = HeaderMap::with_capacity(2);
-    map.insert("grpc-status", HeaderValue::from(code));
+    map.insert("grpc-status", status_value(code));
     if !message.is_empty() {
         let value = HeaderValue::from_str(&percent_encode(message)).expect("percent encoding leaves printable ASCII");
         map.insert("grpc-message", value);
     }
     map
+}
+
+fn status_value(code: i32) -> HeaderValue {
+    const CODES: [&str; 17] =
+        ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16"];
+    let known = usize::try_from(code).ok().and_then(|code| CODES.get(code));
+    known.map_or_else(|| HeaderValue::from(code), |code| HeaderValue::from_static(code))
 }
 
 /// Encodes a status message as gRPC asks: bytes outside printable ASCII, and `%`, as `%XX`.

@@ -225,12 +225,31 @@ fn scoped_replicas_behind_relays_that_die_answer_their_part_as_the_core_does() {
     run_all(seeds(), true);
 }
 
+/// Where a transfer from this relay begins, once it can be asked for one.
+fn begin(relay: &Fanout) -> Cursor {
+    let source = relay.source();
+    wait_until("the relay serves readers", || source.transfer_begin().is_ok());
+    source.transfer_begin().unwrap().0
+}
+
+/// What a reader that asks again and again gets first.
+fn follow(relay: &Fanout, cursor: Cursor) -> Vec<Arc<Frame>> {
+    let source = relay.source();
+    for _ in 0..1000 {
+        let frames = source.follow(cursor, 1 << 20, Duration::from_millis(10)).unwrap();
+        if !frames.is_empty() {
+            return frames;
+        }
+    }
+    panic!("nothing comes from {cursor:?} on");
+}
+
 #[test]
 fn facts_and_notices_are_passed_on_in_order() {
     let world = World::new();
     let relay = start(&world, relay_config(1 << 20));
     let source = relay.source();
-    let (begin, _) = source.transfer_begin().unwrap();
+    let begin = begin(&relay);
     world.put("a", b"1");
     world.tell(vec![Fact::Leader(None, Term(4))]);
     world.put("a", b"2");
@@ -247,7 +266,7 @@ fn facts_and_notices_are_passed_on_in_order() {
     assert_eq!(told, ["2", "Leader(None, Term(4))", "3", "Leader(Some(MemberId(3)), Term(5))"]);
     // A reader that is far behind gets what counts now.
     let behind = Cursor { position: Position(0), ..begin };
-    let frames = relay.source().follow(behind, 1 << 20, Duration::ZERO).unwrap();
+    let frames = follow(&relay, behind);
     assert!(frames[0].facts.contains(&Fact::Leader(Some(MemberId(3)), Term(5))), "{frames:?}");
     assert_eq!((frames.len(), frames[0].events.len(), frames[0].position), (1, 2, cursor.position));
     relay.stop();
@@ -264,7 +283,7 @@ fn a_reader_from_before_the_relay_reads_through_or_is_told_to_transfer() {
     let now = relay.snapshot().cursor;
     let at =
         |revision| Cursor { revision: Revision(revision), position: Position(u64::try_from(revision).unwrap()), ..now };
-    let frames = relay.source().follow(at(20), 1 << 20, Duration::ZERO).unwrap();
+    let frames = follow(&relay, at(20));
     let revisions: Vec<_> = frames[0].events.iter().map(|event| event.revision().0).collect();
     assert_eq!(revisions, (21..=51).collect::<Vec<_>>());
     assert_eq!((frames[0].position, frames[0].revision), (now.position, now.revision));
@@ -322,7 +341,7 @@ fn another_history_is_not_read_before_it_is_there() {
     let fanout = Fanout::start(relay_config(1 << 20), choice.clone());
     old.settle(&fanout);
     let reader = fanout.source();
-    let (cursor, _) = reader.transfer_begin().unwrap();
+    let cursor = begin(&fanout);
     let (_control, mut stream) = fanout.open_stream();
     choice.go(1);
     wait_until("the other history is there", || fanout.snapshot().cursor.history.0 == 2);

@@ -19,7 +19,7 @@ use crate::frame::{
     HEAD_BYTES, Head, PAYLOAD_LIMIT, PAYLOAD_MAX, Reason, WINDOW_DEFAULT, WINDOW_MAX, flag, kind, number, setting,
 };
 use crate::head::{HeadBuilder, Refused};
-use crate::hpack::{self, Decoder};
+use crate::hpack::{self, Decoder, Field};
 use crate::pings::{Due, Keepalive, Strikes};
 use crate::stream::{GATHER_BYTES, Sending, Service, Stream, Turn};
 use crate::wake::{SlotWaker, Woken};
@@ -34,6 +34,8 @@ const BLOCK_BYTES_MAX: usize = 64 << 10;
 const ROUNDS_MAX: usize = 16;
 /// A client has so long to take the reason why its connection ends.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// Streams that ended before their clients had ended them: what those had sent by then is passed over.
+const EARLY_MAX: usize = 256;
 /// What the ping before the last GOAWAY carries.
 const LEAVING: [u8; 8] = *b"leaving.";
 /// What pings that ask whether a client lives carry.
@@ -126,6 +128,10 @@ pub struct Connection<IO, S, B> {
     free: Vec<usize>,
     by_id: HashMap<u32, usize>,
     newest: u32,
+    /// Streams that ended before their client had ended them, the newest last.
+    early: VecDeque<u32>,
+    /// There were more than are remembered.
+    forgets_early: bool,
     woken: Arc<Woken>,
     /// Slots that have something to do.
     queue: VecDeque<usize>,
@@ -179,6 +185,8 @@ where
             free: Vec::new(),
             by_id: HashMap::new(),
             newest: 0,
+            early: VecDeque::new(),
+            forgets_early: false,
             woken: Arc::default(),
             queue: VecDeque::new(),
             waiting_for_room: Vec::new(),
@@ -264,6 +272,7 @@ where
                 ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
                 return Poll::Ready(Ok(()));
             }
+            self.woken.take(&mut self.queue);
             if !has_moved && self.queue.is_empty() {
                 return Poll::Pending;
             }
@@ -321,8 +330,9 @@ where
             match turn {
                 Turn::Finished if client_ended => {}
                 // What it still sends is not wanted.
-                Turn::Finished => self.reset(id, Reason::NoError),
-                Turn::Failed => self.reset(id, Reason::InternalError),
+                Turn::Finished => self.reset_early(id, Reason::NoError),
+                Turn::Failed if client_ended => self.reset(id, Reason::InternalError),
+                Turn::Failed => self.reset_early(id, Reason::InternalError),
                 _ => told.into_iter().for_each(|bytes| self.tell_window(id, bytes)),
             }
             self.release(credit);
@@ -347,6 +357,21 @@ where
         self.sending.out.frame(kind::RST_STREAM, 0, stream, &(reason as u32).to_be_bytes());
     }
 
+    /// Resets a stream that the client may not have ended.
+    fn reset_early(&mut self, stream: u32, reason: Reason) {
+        self.reset(stream, reason);
+        self.early.push_back(stream);
+        if self.early.len() > EARLY_MAX {
+            self.early.pop_front();
+            self.forgets_early = true;
+        }
+    }
+
+    /// Whether a client may still have sent something of a stream that is not open when it heard of its end.
+    fn may_be_late(&self, stream: u32) -> bool {
+        self.forgets_early || self.early.contains(&stream)
+    }
+
     /// Ends a stream's work.
     fn remove(&mut self, at: usize) {
         if let Some(stream) = self.slots[at].stream.take() {
@@ -360,7 +385,7 @@ where
         if let Some(at) = self.by_id.get(&stream) {
             self.remove(*at);
         }
-        self.reset(stream, reason);
+        self.reset_early(stream, reason);
     }
 
     fn enqueue(&mut self, at: usize) {
@@ -406,8 +431,13 @@ where
             kind::DATA => self.on_data(head, payload),
             kind::HEADERS => self.on_headers(head, payload),
             kind::CONTINUATION => self.on_continuation(head, payload),
-            kind::PRIORITY if payload.len() != 5 => {
-                self.fail_stream(head.stream, Reason::FrameSizeError);
+            kind::PRIORITY => {
+                // Not made use of.
+                if payload.len() != 5 {
+                    self.fail_stream(head.stream, Reason::FrameSizeError);
+                } else if number(payload).is_some_and(|on| on & ALL_STREAMS == head.stream) {
+                    self.fail_stream(head.stream, Reason::ProtocolError);
+                }
                 Ok(())
             }
             kind::RST_STREAM => self.on_reset(head, payload),
@@ -432,8 +462,10 @@ where
             if head.stream > self.newest {
                 return broken(Reason::ProtocolError, "data of a stream that is not open");
             }
-            // It had ended when this was sent.
             self.release(payload.len());
+            if !self.may_be_late(head.stream) {
+                self.reset(head.stream, Reason::StreamClosed);
+            }
             return Ok(());
         };
         let Slot { stream: Some(stream), waker, .. } = &mut self.slots[at] else { return Ok(()) };
@@ -448,8 +480,9 @@ where
         if !data.is_empty() {
             stream.push(Bytes::copy_from_slice(data), waker);
         }
-        if head.has(flag::END_STREAM) {
-            stream.end();
+        if head.has(flag::END_STREAM) && !stream.end() {
+            self.fail_stream(head.stream, Reason::ProtocolError);
+            return Ok(());
         }
         if stream.padding > 0 {
             self.enqueue(at);
@@ -463,9 +496,12 @@ where
         }
         let mut block = unpadded(head, payload)?;
         if head.has(flag::PRIORITY) {
-            let Some(rest) = block.get(5..) else {
+            let Some((priority, rest)) = block.split_at_checked(5) else {
                 return broken(Reason::FrameSizeError, "a priority has five bytes");
             };
+            if number(priority).is_some_and(|on| on & ALL_STREAMS == head.stream) {
+                return broken(Reason::ProtocolError, "a stream depends on itself");
+            }
             block = rest;
         }
         let ends_stream = head.has(flag::END_STREAM);
@@ -497,14 +533,22 @@ where
         const UNREADABLE: &str = "a header block is malformed";
         if id <= self.newest {
             // Read all the same, for what it adds to the table.
-            if self.decoder.decode(block, |_, _| {}).is_err() {
+            let mut are_trailers = ends_stream;
+            let read = self.decoder.decode(block, |field, _| are_trailers &= matches!(field, Field::Regular(..)));
+            if read.is_err() {
                 return broken(Reason::CompressionError, UNREADABLE);
             }
-            let Some(at) = self.by_id.get(&id).copied() else { return Ok(()) };
-            match &mut self.slots[at].stream {
-                Some(stream) if stream.client_ended => self.fail_stream(id, Reason::StreamClosed),
-                Some(stream) if ends_stream => stream.end(),
-                _ => self.fail_stream(id, Reason::ProtocolError),
+            let Some(at) = self.by_id.get(&id).copied() else {
+                return match self.may_be_late(id) {
+                    true => Ok(()),
+                    false => broken(Reason::StreamClosed, "headers of a stream that has ended"),
+                };
+            };
+            let Some(stream) = &mut self.slots[at].stream else { return Ok(()) };
+            if stream.client_ended {
+                self.fail_stream(id, Reason::StreamClosed);
+            } else if !are_trailers || !stream.end() {
+                self.fail_stream(id, Reason::ProtocolError);
             }
             return Ok(());
         }
@@ -514,22 +558,23 @@ where
             return broken(Reason::CompressionError, UNREADABLE);
         }
         if matches!(self.state, State::Left) {
-            // Opened after it was told.
+            // Opened after it was told; there may be more of it.
+            self.forgets_early = true;
             return Ok(());
         }
         if self.by_id.len() >= self.config.streams_max as usize {
-            self.reset(id, Reason::RefusedStream);
+            self.reset_early(id, Reason::RefusedStream);
             return Ok(());
         }
         match builder.finish() {
             Ok(request) => self.open(id, ends_stream, request),
-            Err(Refused::Malformed) => self.reset(id, Reason::ProtocolError),
+            Err(Refused::Malformed) => self.reset_early(id, Reason::ProtocolError),
             Err(Refused::TooLarge) => {
                 let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
                 let encode = |block: &mut _| hpack::encode_head(block, status, &HeaderMap::new());
                 self.sending.out.headers(id, flag::END_STREAM, encode);
                 if !ends_stream {
-                    self.reset(id, Reason::NoError);
+                    self.reset_early(id, Reason::NoError);
                 }
             }
         }
@@ -539,7 +584,9 @@ where
     fn open(&mut self, id: u32, ends_stream: bool, request: Request<()>) {
         let window = self.sending.stream_window;
         let mut stream = Stream::new(id, request, window, i64::from(self.config.stream_window_bytes));
-        stream.client_ended = ends_stream;
+        if ends_stream && !stream.end() {
+            return self.reset(id, Reason::ProtocolError);
+        }
         let at = self.free.pop().unwrap_or_else(|| {
             let waker = SlotWaker::new(self.woken.clone(), self.slots.len());
             self.slots.push(Slot { stream: None, task: waker.clone().into(), waker });
@@ -646,14 +693,16 @@ where
         if head.stream > self.newest {
             return broken(Reason::ProtocolError, "a window of a stream that is not open");
         }
+        if more == 0 {
+            self.fail_stream(head.stream, Reason::ProtocolError);
+            return Ok(());
+        }
         let Some(at) = self.by_id.get(&head.stream).copied() else { return Ok(()) };
         if let Some(stream) = &mut self.slots[at].stream {
             stream.window += more;
-            if more == 0 || stream.window > WINDOW_MAX {
-                let reason = if more == 0 { Reason::ProtocolError } else { Reason::FlowControlError };
-                self.fail_stream(head.stream, reason);
-            } else {
-                self.enqueue(at);
+            match stream.window > WINDOW_MAX {
+                true => self.fail_stream(head.stream, Reason::FlowControlError),
+                false => self.enqueue(at),
             }
         }
         Ok(())

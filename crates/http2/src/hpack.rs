@@ -18,6 +18,8 @@ use field::STATIC;
 const TABLE_BYTES: usize = 4096;
 /// What the standard adds to each entry for bookkeeping.
 const ENTRY_BYTES: usize = 32;
+/// Room for decoding strings that is kept between blocks.
+const SCRATCH_BYTES_MAX: usize = 1024;
 /// Longest integer that is taken; a header block is far shorter.
 const INTEGER_MAX: usize = 1 << 24;
 
@@ -99,7 +101,9 @@ impl Decoder {
             let value = string(rest, &mut value_scratch)?;
             (known.with_value(value), known.name_len() + value.len() + ENTRY_BYTES)
         };
-        self.scratch = (name_scratch, value_scratch);
+        if name_scratch.capacity() + value_scratch.capacity() <= SCRATCH_BYTES_MAX {
+            self.scratch = (name_scratch, value_scratch);
+        }
         Ok(read)
     }
 

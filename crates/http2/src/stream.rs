@@ -85,6 +85,9 @@ pub(crate) struct Stream<B> {
     is_head: bool,
     /// The client has ended its side.
     pub(crate) client_ended: bool,
+    /// Bytes of data by `content-length`, and those that came.
+    announced: Option<u64>,
+    received: u64,
     /// What the client takes on this stream; below zero after it lowered the windows of all.
     pub(crate) window: i64,
     /// What it may still send.
@@ -103,8 +106,12 @@ pub(crate) struct Stream<B> {
 
 impl<B: Body<Data = Bytes> + Unpin> Stream<B> {
     pub(crate) fn new(id: u32, request: Request<()>, window: i64, receive_window: i64) -> Self {
+        let announced = request.headers().get(CONTENT_LENGTH);
         Self {
             id,
+            // What is no number is none that can be reached.
+            announced: announced.map(|bytes| bytes.to_str().ok().and_then(|b| b.parse().ok()).unwrap_or(u64::MAX)),
+            received: 0,
             is_head: request.method() == Method::HEAD,
             work: Work::Opened(Box::new(request), None),
             inbound: None,
@@ -121,19 +128,21 @@ impl<B: Body<Data = Bytes> + Unpin> Stream<B> {
 
     /// The client has sent data.
     pub(crate) fn push(&mut self, data: Bytes, waker: &Arc<SlotWaker>) {
-        if let Work::Opened(_, early @ None) = &mut self.work {
+        self.received += data.len() as u64;
+        if let (Work::Opened(_, early @ None), None) = (&mut self.work, &self.inbound) {
             *early = Some(data);
             return;
         }
         self.inbound(waker).push(data);
     }
 
-    /// The client has ended its side.
-    pub(crate) fn end(&mut self) {
+    /// The client has ended its side; whether it has sent as much as it said that it would.
+    pub(crate) fn end(&mut self) -> bool {
         self.client_ended = true;
         if let Some(inbound) = &self.inbound {
             inbound.end();
         }
+        self.announced.is_none_or(|announced| announced == self.received)
     }
 
     /// What was read since the last time: so much may the client send anew on the connection.

@@ -304,6 +304,11 @@ async fn broken_connections_end_with_the_reason() {
         ),
         ("a large block", Reason::EnhanceYourCalm, Box::new(big_block)),
         ("a block that can't be read", Reason::CompressionError, Box::new(|_| frame(HEADERS, 4, 1, &[0x80]))),
+        (
+            "headers of an ended stream",
+            Reason::StreamClosed,
+            Box::new(|raw| [raw.request(3, "/empty", true), raw.request(1, "/empty", true)].concat()),
+        ),
         ("padding alone", Reason::ProtocolError, Box::new(|_| frame(HEADERS, 4 | 8, 1, &[9, 0]))),
         (
             "too much data",
@@ -363,15 +368,54 @@ async fn broken_streams_end_alone() {
     raw.send(&frame(CONTINUATION, END_HEADERS, 11, &large[16 << 10..])).await;
     let (stream, block) = raw.next_of(HEADERS).await;
     assert_eq!((stream, &block[..]), (11, &b"\x08\x03431"[..]));
+    let mut dependent = vec![0, 0, 0, 15, 16];
+    dependent.extend(raw.block("/empty"));
+    raw.send(&frame(PRIORITY, 0, 15, &dependent[..5])).await;
+    assert_eq!(raw.next_of(RST_STREAM).await, (15, vec![0, 0, 0, 1]), "a stream that depends on itself");
+    raw.send(&raw.request(17, "/empty", true)).await;
+    assert_eq!(raw.next_of(HEADERS).await.0, 17);
+    raw.send(&frame(DATA, 0, 17, b"late")).await;
+    assert_eq!(raw.next_of(RST_STREAM).await, (17, vec![0, 0, 0, 5]), "data of a stream that has ended");
+    for (stream, data) in [(19, &b"dat"[..]), (21, b"data!")] {
+        let mut announcing = raw.block("/whole");
+        announcing.extend(b"\x0f\x0d\x014");
+        raw.send(&frame(HEADERS, END_HEADERS, stream, &announcing)).await;
+        raw.send(&frame(DATA, END_STREAM, stream, data)).await;
+        assert_eq!(raw.next_of(RST_STREAM).await, (stream, vec![0, 0, 0, 1]), "another length than announced");
+    }
     // Padding and a priority are passed over, and what the client sends on ended streams.
     let mut padded = vec![3, 0, 0, 0, 0, 16];
     padded.extend(raw.block("/whole"));
     padded.extend([0; 3]);
-    raw.send(&frame(HEADERS, END_HEADERS | PADDED | 0x20, 13, &padded)).await;
+    raw.send(&frame(HEADERS, END_HEADERS | PADDED | 0x20, 23, &padded)).await;
     raw.send(&frame(DATA, 0, 3, b"ended")).await;
-    raw.send(&frame(0xfa, 0xff, 13, b"unknown")).await;
-    raw.send(&frame(DATA, END_STREAM | PADDED, 13, b"\x02data\0\0")).await;
-    assert_eq!(raw.next_of(DATA).await, (13, b"data".to_vec()));
+    raw.send(&frame(0xfa, 0xff, 23, b"unknown")).await;
+    raw.send(&frame(DATA, END_STREAM | PADDED, 23, b"\x02data\0\0")).await;
+    assert_eq!(raw.next_of(DATA).await, (23, b"data".to_vec()));
+}
+
+#[tokio::test]
+async fn bodies_in_many_pieces_stay_in_order() {
+    for (pieces, path) in (1..8).flat_map(|pieces| [(pieces, "/whole"), (pieces, "/echo")]) {
+        let (io, _task) = serve(CONFIG, Open::default());
+        let mut raw = Raw::new(io).await;
+        // All of it arrives at once, the end by itself or with the last piece.
+        let mut sent = raw.request(1, path, false);
+        let body: Vec<u8> = (0..pieces).flat_map(|piece| vec![piece; 10]).collect();
+        for (nth, piece) in body.chunks(10).enumerate() {
+            let is_end = pieces % 2 == 0 && nth + 1 == usize::from(pieces);
+            sent.extend(frame(DATA, u8::from(is_end), 1, piece));
+        }
+        if pieces % 2 == 1 {
+            sent.extend(frame(DATA, END_STREAM, 1, b""));
+        }
+        raw.send(&sent).await;
+        let mut echoed = Vec::new();
+        while echoed.len() < body.len() {
+            echoed.extend(raw.next_of(DATA).await.1);
+        }
+        assert_eq!(echoed, body, "{pieces} pieces to {path}");
+    }
 }
 
 #[tokio::test]
