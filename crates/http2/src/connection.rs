@@ -2,9 +2,9 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -732,7 +732,9 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
         this.woken.begin(cx);
-        let polled = this.drive(cx);
+        // The runtime lets a task take so many steps in a turn, then nothing in it is ready any more. That is meant for one
+        // future; here are many, and a bound of their own.
+        let polled = pin!(tokio::task::unconstrained(poll_fn(|cx| this.drive(cx)))).poll(cx);
         if this.woken.end() && polled.is_pending() {
             cx.waker().wake_by_ref();
         }

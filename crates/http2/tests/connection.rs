@@ -419,6 +419,38 @@ async fn bodies_in_many_pieces_stay_in_order() {
 }
 
 #[tokio::test]
+async fn many_calls_that_become_ready_together_are_polled_once_more() {
+    const CALLS: usize = 1000;
+    let polls = Arc::new(AtomicUsize::new(0));
+    let ready = Arc::new(tokio::sync::Semaphore::new(0));
+    let (service_polls, service_ready) = (polls.clone(), ready.clone());
+    let service = move |_: Request<Incoming>| -> Call<Answer> {
+        let (polls, ready) = (service_polls.clone(), service_ready.clone());
+        let mut waiting = Box::pin(async move { ready.acquire().await.map(|permit| permit.forget()) });
+        Box::pin(std::future::poll_fn(move |cx| {
+            polls.fetch_add(1, Ordering::SeqCst);
+            waiting.as_mut().poll(cx).map(|_| Response::new(full("done")))
+        }))
+    };
+    let (io, mut server) = duplex(1 << 20);
+    tokio::spawn(async move {
+        server.read_exact(&mut [0; PREFACE.len()]).await.unwrap();
+        Connection::new(server, CONFIG, service).await
+    });
+    let mut raw = Raw::new(io).await;
+    let calls = (0..CALLS).flat_map(|nth| raw.request(u32::try_from(2 * nth + 1).unwrap(), "/", true));
+    raw.send(&calls.collect::<Vec<_>>()).await;
+    while polls.load(Ordering::SeqCst) < CALLS {
+        tokio::task::yield_now().await;
+    }
+    ready.add_permits(CALLS);
+    for _ in 0..CALLS {
+        raw.next_of(DATA).await;
+    }
+    assert_eq!(polls.load(Ordering::SeqCst), 2 * CALLS);
+}
+
+#[tokio::test]
 async fn windows_are_kept_to() {
     let (io, _task) = serve(CONFIG, Open::default());
     let mut raw = Raw::new(io).await;
