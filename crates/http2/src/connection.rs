@@ -104,6 +104,8 @@ struct Slot<B> {
     waker: Arc<SlotWaker>,
     /// The same, as streams are given it.
     task: Waker,
+    /// It is among those that wait for room or for a window, however often it was woken since.
+    is_waiting: bool,
 }
 
 /// A header block whose end has not arrived.
@@ -264,9 +266,9 @@ where
             }
             let written = self.sending.out.poll_write(&mut self.io, cx)?;
             if self.sending.out.len() < GATHER_BYTES {
-                let queue = &mut self.queue;
-                let slots = &self.slots;
-                queue.extend(self.waiting_for_room.drain(..).filter(|slot| slots[*slot].waker.queue()));
+                let mut waiting = std::mem::take(&mut self.waiting_for_room);
+                waiting.drain(..).for_each(|at| self.wait_no_more(at));
+                self.waiting_for_room = waiting;
             }
             if written.is_ready() && matches!(self.state, State::Left) && self.by_id.is_empty() {
                 ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
@@ -309,7 +311,7 @@ where
         self.woken.take(&mut self.queue);
         for _ in 0..self.queue.len() {
             let Some(at) = self.queue.pop_front() else { return };
-            let Slot { stream, waker, task } = &mut self.slots[at];
+            let Slot { stream, waker, task, is_waiting } = &mut self.slots[at];
             waker.leave();
             let Some(polled) = stream else { continue };
             let turn = polled.poll(&self.service, &mut self.sending, waker, &mut Context::from_waker(task));
@@ -323,8 +325,15 @@ where
                         self.queue.push_back(at);
                     }
                 }
-                Turn::NoRoom => self.waiting_for_room.push(at),
-                Turn::NoWindow => self.waiting_for_window.push(at),
+                Turn::NoRoom | Turn::NoWindow if *is_waiting => {}
+                Turn::NoRoom => {
+                    *is_waiting = true;
+                    self.waiting_for_room.push(at);
+                }
+                Turn::NoWindow => {
+                    *is_waiting = true;
+                    self.waiting_for_window.push(at);
+                }
                 Turn::Finished | Turn::Failed => self.remove(at),
             }
             match turn {
@@ -386,6 +395,11 @@ where
             self.remove(*at);
         }
         self.reset_early(stream, reason);
+    }
+
+    fn wait_no_more(&mut self, at: usize) {
+        self.slots[at].is_waiting = false;
+        self.enqueue(at);
     }
 
     fn enqueue(&mut self, at: usize) {
@@ -589,7 +603,7 @@ where
         }
         let at = self.free.pop().unwrap_or_else(|| {
             let waker = SlotWaker::new(self.woken.clone(), self.slots.len());
-            self.slots.push(Slot { stream: None, task: waker.clone().into(), waker });
+            self.slots.push(Slot { stream: None, task: waker.clone().into(), waker, is_waiting: false });
             self.slots.len() - 1
         });
         self.slots[at].stream = Some(stream);
@@ -686,7 +700,7 @@ where
                 return broken(Reason::FlowControlError, "the connection's window is out of range");
             }
             for at in std::mem::take(&mut self.waiting_for_window) {
-                self.enqueue(at);
+                self.wait_no_more(at);
             }
             return Ok(());
         }
@@ -741,3 +755,6 @@ where
         polled
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -267,6 +267,7 @@ impl<B: Body<Data = Bytes> + Unpin> Stream<B> {
                     Err(frame) => {
                         if let Ok(trailers) = frame.into_trailers() {
                             let encode = |block: &mut _| hpack::encode(block, &trailers);
+                            sending.strikes.forgive();
                             sending.out.headers(self.id, flag::END_STREAM, encode);
                             return Turn::Finished;
                         }
