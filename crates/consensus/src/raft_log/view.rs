@@ -13,6 +13,9 @@ use super::format::{LogPoint, Record, check_record, decode_record, entry_bytes};
 /// Records closer together than this share one place, found again by walking over them.
 const PLACE_BYTES: u64 = 64 << 10;
 
+/// What malloc adds to an allocation, about: its header and what it rounds up.
+const ALLOCATION_BYTES: usize = 16;
+
 /// Part of a segment that holds, among other records, entries from `first_index` up to the next place.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
@@ -49,6 +52,7 @@ pub(super) struct Shared {
     pub(super) runs: Vec<LogPoint>,
     /// The newest entries, up to `last`, contiguous.
     recent: VecDeque<Entry>,
+    /// What `recent` takes in memory. Small entries are mostly overhead, so their bytes alone would not bound it.
     recent_bytes: usize,
     recent_bytes_max: usize,
 }
@@ -119,12 +123,12 @@ impl Shared {
         );
         while self.recent.back().is_some_and(|entry| entry.index >= first.index) {
             let dropped = self.recent.pop_back().expect("just seen");
-            self.recent_bytes -= entry_bytes(&dropped);
+            self.recent_bytes -= held_bytes(&dropped);
         }
         self.written = self.written.min(first.index - 1);
         self.extend_terms(entries);
         for entry in entries {
-            self.recent_bytes += entry_bytes(entry);
+            self.recent_bytes += held_bytes(entry);
             self.recent.push_back(entry.clone());
         }
     }
@@ -147,7 +151,7 @@ impl Shared {
                 break;
             }
             let oldest = self.recent.pop_front().expect("just seen");
-            self.recent_bytes -= entry_bytes(&oldest);
+            self.recent_bytes -= held_bytes(&oldest);
         }
     }
 
@@ -209,6 +213,11 @@ impl Shared {
         }
         Some(taken.entries)
     }
+}
+
+/// What an entry takes in memory: itself, its bytes, and what an allocator adds to each of the two.
+fn held_bytes(entry: &Entry) -> usize {
+    size_of::<Entry>() + entry.context.len() + entry.data.len() + 2 * ALLOCATION_BYTES
 }
 
 /// Entries gathered up to a number of bytes, but at least one.
