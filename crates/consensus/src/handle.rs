@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use crossbeam::channel::{Sender, TrySendError};
+use crossbeam::channel::TrySendError;
 use parking_lot::Mutex;
 use prost::Message as _;
 use protobuf::Message as _;
@@ -20,6 +20,7 @@ use crate::replica::apply::ApplyJob;
 use crate::replica::core::{CatchUp, Change, Pending};
 use crate::replica::driver::checkpoint_request;
 use crate::replica::lessor::Renewal;
+use crate::replica::queue::Sender;
 use crate::replica::shared::{INBOX_ITEMS_MAX, INBOX_MESSAGE_BYTES_MAX, Shared, Waiter};
 use crate::start::Threads;
 use crate::{Applied, ApplyError, PeerTransport, ProposeError, Right, SourceReady, reach};
@@ -331,7 +332,7 @@ impl Consensus {
     pub async fn barrier(&self) -> Result<Position, ProposeError> {
         // In this order: what is acknowledged before the first look is applied at the second.
         if self.shared.serves_alone.load(Ordering::SeqCst) && !self.shared.stopping() {
-            return Ok(Position(self.shared.applied.load(Ordering::SeqCst)));
+            return Ok(Position(self.shared.applied.get()));
         }
         let (waiter, answer) = oneshot::channel();
         {
@@ -436,7 +437,7 @@ impl Consensus {
     #[must_use]
     pub fn status(&self) -> ConsensusStatus {
         let mut status = self.shared.status.lock().clone();
-        status.applied = Position(self.shared.applied.load(Ordering::Relaxed));
+        status.applied = Position(self.shared.applied.get());
         (status.disk_bytes, status.disk_bytes_in_use) = self.events.disk_bytes();
         status
     }
@@ -516,7 +517,7 @@ fn enqueue(shared: &Arc<Shared>, caller: Option<Caller>, command: Command) -> Re
     if bytes > config.request_bytes_max.saturating_add(envelope_bytes) {
         return Err(ProposeError::TooLarge);
     }
-    let lag = shared.committed.load(Ordering::Relaxed).saturating_sub(shared.applied.load(Ordering::Relaxed));
+    let lag = shared.committed.load(Ordering::Relaxed).saturating_sub(shared.applied.get());
     if lag > config.apply_lag_max {
         return Err(ProposeError::TooManyRequests);
     }

@@ -9,6 +9,8 @@ pub(crate) mod core;
 pub(crate) mod driver;
 pub(crate) mod lessor;
 pub(crate) mod log;
+pub(crate) mod progress;
+pub(crate) mod queue;
 pub(crate) mod shared;
 pub(crate) mod upkeep;
 

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::{self, bounded};
+use crossbeam::sync::{Parker, Unparker};
 use parking_lot::Mutex;
 use prost::Message;
 use raft::eraftpb::HardState;
@@ -22,6 +23,8 @@ use crate::replica::core::{CoreConfig, ReplicaCore, Standing};
 use crate::replica::driver::{Driver, REMOVED};
 use crate::replica::lessor::Lessor;
 use crate::replica::log::LogWriter;
+use crate::replica::progress::Progress;
+use crate::replica::queue::{Receiver, queue};
 use crate::replica::shared::{Inbox, Shared, spawn};
 use crate::replica::upkeep::Upkeep;
 use crate::stored::restored_digest;
@@ -40,7 +43,7 @@ const FOUNDING_POLL: Duration = Duration::from_millis(50);
 pub(crate) struct Threads {
     handles: Vec<JoinHandle<()>>,
     /// Upkeep ends when it is dropped.
-    upkeep_end: Sender<()>,
+    upkeep_end: channel::Sender<()>,
 }
 
 impl Threads {
@@ -113,7 +116,7 @@ pub struct Parts {
     applier: Applier,
     apply_jobs: Receiver<ApplyJob>,
     upkeep: Upkeep,
-    upkeep_end: Sender<()>,
+    upkeep_end: channel::Sender<()>,
 }
 
 impl Parts {
@@ -234,10 +237,10 @@ pub fn assemble(
 
     // One that was removed, and does not know whether the others know it, stops as soon as it hears that.
     let removed_ticks = group.removed.contains(&config.member_id).then_some(config.election_ticks);
-    let (wake_tx, wake) = bounded(1);
-    let shared = Arc::new(shared(config, chosen.proposer_id, &machine, group, wake_tx));
-    let (log_tx, log_jobs) = bounded(JOBS_MAX);
-    let (apply, apply_jobs) = bounded(JOBS_MAX);
+    let wake = Parker::new();
+    let shared = Arc::new(shared(config, chosen.proposer_id, &machine, group, wake.unparker().clone()));
+    let (log_tx, log_jobs) = queue(JOBS_MAX);
+    let (apply, apply_jobs) = queue(JOBS_MAX);
     let (tail_tx, tail) = bounded(1);
     let (upkeep_end, end) = bounded(1);
     let driver = Driver {
@@ -314,7 +317,7 @@ fn settle_install(log: &mut RaftLog, recovered: &mut Recovered, at: Installed) -
 /// Resolves to what fanouts follow, once there is a history.
 pub struct SourceReady {
     consensus: Consensus,
-    tail: Receiver<Tail>,
+    tail: channel::Receiver<Tail>,
 }
 
 impl SourceReady {
@@ -353,7 +356,7 @@ fn ticks(duration: Duration, tick: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(tick.as_nanos().max(1))).unwrap_or(u64::MAX).max(1)
 }
 
-fn shared(config: ConsensusConfig, proposer_id: u64, machine: &Machine, group: Group, wake: Sender<()>) -> Shared {
+fn shared(config: ConsensusConfig, proposer_id: u64, machine: &Machine, group: Group, wake: Unparker) -> Shared {
     let tick_ms = u64::try_from(config.heartbeat_interval.as_millis()).unwrap_or(u64::MAX);
     let mut lessor = Lessor::new(tick_ms);
     lessor.replace(machine.lease_times());
@@ -374,8 +377,8 @@ fn shared(config: ConsensusConfig, proposer_id: u64, machine: &Machine, group: G
         applying_bytes: AtomicUsize::new(0),
         next_proposal: AtomicU64::new(1),
         lessor: Mutex::new(lessor),
-        persisted: AtomicU64::new(0),
-        applied: AtomicU64::new(state.applied.0),
+        persisted: Progress::new(0),
+        applied: Progress::new(state.applied.0),
         serves_alone: AtomicBool::new(false),
         committed: AtomicU64::new(state.applied.0),
         replicated: AtomicU64::new(0),

@@ -82,10 +82,14 @@ impl Wakeups {
 
     /// A batch was published that concerns these groups.
     pub(crate) fn published(&self, groups: impl IntoIterator<Item = SharedGroup>) {
+        // Whoever begins to wait after this sees what is published.
+        let awaited = !self.awaiting.lock().is_empty();
         let mut work = self.work.lock();
         work.groups.extend(groups.into_iter().filter(|group| group.mark()));
-        work.published = true;
-        self.changed.notify_one();
+        work.published |= awaited;
+        if !work.groups.is_empty() || work.published {
+            self.changed.notify_one();
+        }
     }
 
     /// Ends all streams; the first reason stays.

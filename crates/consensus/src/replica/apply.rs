@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use crossbeam::channel::{Receiver, Sender, TryRecvError};
+use crossbeam::channel::{self, TryRecvError};
 use prost::Message;
 use raft::eraftpb::{Entry, EntryType};
 use tailwater_api::write::{self, Caller, CommandBatch, command::Command};
@@ -17,6 +17,7 @@ use tailwater_eventlog::{
 use tokio::sync::oneshot;
 
 use super::core::{ENTRY_FORMAT, Install};
+use super::queue::Receiver;
 use super::shared::{Shared, Waiter};
 use crate::machine::{Group, LeaseChange, Machine, MachineError, Output, quota};
 use crate::{Answer, Applied, ApplyError, InstallError, PeerTransport, ProposeError, Right};
@@ -56,7 +57,7 @@ pub(crate) struct Applier {
     /// Made once the history is known.
     pub(crate) tail: Option<Tail>,
     /// Told of the tail when it is made.
-    pub(crate) tail_made: Sender<Tail>,
+    pub(crate) tail_made: channel::Sender<Tail>,
     /// Told of the members.
     pub(crate) peers: Arc<dyn PeerTransport>,
     /// Entries up to here are in a state that was taken over, should they still come.
@@ -81,7 +82,7 @@ impl Applier {
         shared: Arc<Shared>,
         machine: Machine,
         events: EventLog,
-        tail_made: Sender<Tail>,
+        tail_made: channel::Sender<Tail>,
         peers: Arc<dyn PeerTransport>,
     ) -> Self {
         let mut applier = Self {
@@ -273,10 +274,14 @@ impl Applier {
             }
             metrics::gauge!(crate::metrics::PROPOSALS_APPLIED).set(state.applied.0 as f64);
             self.shared.bootstrapped.store(self.machine.bootstrapped(), Ordering::Release);
-            // Before the position, which tells raft that it has heard of them.
-            self.shared.inbox.lock().groups.append(&mut self.groups);
-            self.shared.applied.store(state.applied.0, Ordering::Release);
-            self.shared.wake();
+            let has_groups = !self.groups.is_empty();
+            if has_groups {
+                // Before the position, which tells raft that it has heard of them.
+                self.shared.inbox.lock().groups.append(&mut self.groups);
+            }
+            if self.shared.applied.raise(state.applied.0) || has_groups {
+                self.shared.wake();
+            }
         } else if let Some(tail) = self.tail.as_ref().filter(|_| !self.facts.is_empty()) {
             // A leader that is gone shows no entry to travel with, and who follows must know now.
             let (state, facts) = (self.machine.state(), std::mem::take(&mut self.facts));
@@ -321,7 +326,8 @@ impl Applier {
         self.shared.bootstrapped.store(self.machine.bootstrapped(), Ordering::Release);
         let install = Install { index: copied.applied.0, term: copied.applied_term.0, group };
         self.shared.inbox.lock().install = Some(install);
-        self.shared.applied.store(copied.applied.0, Ordering::Release);
+        let _ = self.shared.applied.raise(copied.applied.0);
+        // For what was installed, whoever waits for the position.
         self.shared.wake();
         tracing::info!(position = copied.applied.0, revision = copied.revision.0, "took over a copied state");
         Ok(Ok(()))

@@ -291,6 +291,13 @@ impl ReplicaCore {
         }
     }
 
+    /// Where commands wait to be proposed, the append that is to come tells the others what is committed: an empty one of
+    /// its own, and an answer to it, would be half of all messages under load. Heartbeats tell it in any case.
+    pub(crate) fn spare_commit_messages(&mut self) {
+        let about_to_propose = !self.queue.is_empty() && !self.held_back && self.node.raft.lead_transferee.is_none();
+        self.node.skip_bcast_commit(about_to_propose);
+    }
+
     /// Proposes a command that founds the history; everything else waits for it.
     pub(crate) fn propose_bootstrap(&mut self, command: Bytes) {
         let pending = Pending { proposal_id: 0, command, change: None };
@@ -324,6 +331,30 @@ impl ReplicaCore {
             self.advance_raft();
         }
         self.answer_confirmed();
+    }
+
+    /// Number of the newest append that is durable, as far as it was told.
+    pub(crate) fn persisted(&self) -> u64 {
+        self.persisted
+    }
+
+    /// Whether something goes on only once more is durable. A follower's acknowledgements leave without this thread.
+    pub(crate) fn awaits_persisted(&self) -> bool {
+        let raft = &self.node.raft;
+        let copies = self.install.is_some() || self.installing.is_some();
+        let commits = raft.raft_log.committed > raft.raft_log.persisted || !self.committed.is_empty();
+        raft.state != StateRole::Follower || commits || copies || self.doubt.is_some()
+    }
+
+    /// What is applied, as far as it was told.
+    pub(crate) fn applied(&self) -> Position {
+        self.applied
+    }
+
+    /// Whether something goes on only once more is applied.
+    pub(crate) fn awaits_applied(&self) -> bool {
+        let leads = self.node.raft.state == StateRole::Leader;
+        leads && !self.serves() || !self.confirmed.is_empty() || !self.changes.is_empty() || self.doubt.is_some()
     }
 
     /// What is to be done now; `None` when nothing is left.

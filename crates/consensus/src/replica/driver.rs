@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use crossbeam::channel::{Receiver, Sender, TrySendError};
+use crossbeam::channel::TrySendError;
+use crossbeam::sync::Parker;
 use prost::Message;
 use tailwater_api::etcdserverpb as pb;
 use tailwater_api::write::{self, command::Command};
@@ -15,6 +16,7 @@ use tailwater_eventlog::{LeaseId, MemberId, Position};
 use super::apply::{ApplyJob, entry_bytes};
 use super::core::{Outputs, Pending, ReplicaCore, Standing};
 use super::log::LogJob;
+use super::queue::Sender;
 use super::shared::Shared;
 use crate::machine::Group;
 use crate::peers::send_all;
@@ -38,7 +40,7 @@ pub(crate) const REMOVED: &str = "this member was removed from the cluster";
 pub(crate) struct Driver {
     pub(crate) shared: Arc<Shared>,
     pub(crate) core: ReplicaCore,
-    pub(crate) wake: Receiver<()>,
+    pub(crate) wake: Parker,
     pub(crate) log: Sender<LogJob>,
     pub(crate) apply: Sender<ApplyJob>,
     /// Jobs for which the apply thread's queue had no room, oldest first.
@@ -65,8 +67,8 @@ impl Driver {
         self.perform()?;
         loop {
             let gathering = Instant::now() < gather_until;
-            // A timeout is a tick; a wake token that is gone can only mean the end, which `stopping` tells.
-            let _ = self.wake.recv_deadline(if gathering { gather_until.min(next_tick) } else { next_tick });
+            // A timeout is a tick.
+            self.wake.park_deadline(if gathering { gather_until.min(next_tick) } else { next_tick });
             if self.shared.stopping() {
                 break;
             }
@@ -76,15 +78,26 @@ impl Driver {
                 // After a pause the ticks that were missed are not made up for: nothing may expire by them.
                 next_tick = (next_tick + interval).max(now);
             }
-            let newest = self.shared.persisted.load(Ordering::Acquire);
+            let newest = self.shared.persisted.get();
             let sync = Duration::from_micros(self.shared.sync_micros.load(Ordering::Relaxed));
             if std::mem::replace(&mut persisted, newest) != newest && sync >= SLOW_SYNC {
                 gather_until = now + sync / GATHERING_PART;
             }
             self.core.gather(now < gather_until);
             self.step(is_tick)?;
+            self.await_progress();
         }
         Ok(())
+    }
+
+    /// Tells the log and apply threads whether they have to wake this one.
+    fn await_progress(&self) {
+        let awaits_applied = self.core.awaits_applied() || self.apply_is_behind();
+        let applied = self.shared.applied.set_awaited(awaits_applied, self.core.applied().0);
+        let persisted = self.shared.persisted.set_awaited(self.core.awaits_persisted(), self.core.persisted());
+        if applied || persisted {
+            self.shared.wake();
+        }
     }
 
     /// One turn: the tick if it is time for one, what came, and what follows from it.
@@ -152,9 +165,13 @@ impl Driver {
 
     fn take_inputs(&mut self) {
         // Read before the inbox: raft must know of each change of the group up to there.
-        let applied = Position(self.shared.applied.load(Ordering::Acquire));
+        let applied = Position(self.shared.applied.get());
         let mut inbox = std::mem::take(&mut *self.shared.inbox.lock());
-        self.core.on_persisted(self.shared.persisted.load(Ordering::Acquire));
+        // Held back while no leader is known; another leader's are the gateway's to route.
+        let elsewhere = self.standing.leader != MemberId(0) && !self.standing.is_leader;
+        // First, so that the next batch tells what the messages below commit.
+        self.take_proposals(inbox.proposals, elsewhere);
+        self.core.on_persisted(self.shared.persisted.get());
         let install = inbox.install.take();
         let installed = install.as_ref().map_or(u64::MAX, |install| install.index);
         let after = inbox.groups.partition_point(|(index, _)| *index < installed);
@@ -170,9 +187,15 @@ impl Driver {
         inbox.messages.into_iter().for_each(|message| self.core.step(message));
         inbox.unreachable.into_iter().for_each(|member| self.core.report_unreachable(member));
         inbox.move_leader.into_iter().for_each(|member| self.core.move_leader(member));
-        // Held back while no leader is known; another leader's are the gateway's to route.
-        let elsewhere = self.standing.leader != MemberId(0) && !self.standing.is_leader;
-        let mut proposals = inbox.proposals;
+        for waiter in inbox.barriers {
+            match elsewhere {
+                true => drop(waiter.send(Err(ProposeError::NoLeader))),
+                false => self.core.barrier(waiter),
+            }
+        }
+    }
+
+    fn take_proposals(&mut self, mut proposals: Vec<Pending>, elsewhere: bool) {
         if !proposals.is_empty() {
             let waiters = self.shared.waiters.lock();
             proposals.retain(|pending| waiters.contains_key(&pending.proposal_id));
@@ -183,12 +206,7 @@ impl Driver {
                 false => self.core.propose(pending),
             }
         }
-        for waiter in inbox.barriers {
-            match elsewhere {
-                true => drop(waiter.send(Err(ProposeError::NoLeader))),
-                false => self.core.barrier(waiter),
-            }
-        }
+        self.core.spare_commit_messages();
     }
 
     fn reconfigure(&mut self, groups: Vec<(u64, Group)>) {

@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crossbeam::channel::Receiver;
-
 use super::core::Append;
+use super::queue::Receiver;
 use super::shared::Shared;
 use crate::PeerTransport;
 use crate::peers::send_all;
@@ -78,8 +77,7 @@ impl LogWriter {
             self.shared.sync_micros.store(micros, Ordering::Relaxed);
             self.shared.syncs.fetch_add(1, Ordering::Relaxed);
         }
-        if number > 0 {
-            self.shared.persisted.store(number, Ordering::Release);
+        if number > 0 && self.shared.persisted.raise(number) {
             self.shared.wake();
         }
         // Votes and acknowledgements: promises that rest on what was just synced.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
-use crossbeam::channel::{Sender, TrySendError};
+use crossbeam::sync::Unparker;
 use parking_lot::Mutex;
 use raft::eraftpb::Message;
 use tailwater_eventlog::MemberId;
@@ -13,6 +13,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::core::{BarrierWaiter, CatchUp, Install, Pending};
 use super::lessor::Lessor;
+use super::progress::Progress;
 use crate::machine::Group;
 use crate::{Applied, ConsensusConfig, ConsensusStatus, ProposeError};
 
@@ -54,7 +55,7 @@ pub(crate) struct Shared {
     /// Of this process's run: answers go only to its own proposals.
     pub(crate) proposer_id: u64,
     pub(crate) inbox: Mutex<Inbox>,
-    pub(crate) wake: Sender<()>,
+    pub(crate) wake: Unparker,
     /// By proposal id, and so by deadline.
     pub(crate) waiters: Mutex<BTreeMap<u64, Waiter>>,
     pub(crate) waiting_bytes: AtomicUsize,
@@ -63,8 +64,8 @@ pub(crate) struct Shared {
     pub(crate) next_proposal: AtomicU64,
     pub(crate) lessor: Mutex<Lessor>,
     /// Number of the newest durable append.
-    pub(crate) persisted: AtomicU64,
-    pub(crate) applied: AtomicU64,
+    pub(crate) persisted: Progress,
+    pub(crate) applied: Progress,
     /// Whether what is applied here is all that was acknowledged: this member leads and nobody else votes.
     pub(crate) serves_alone: AtomicBool,
     pub(crate) committed: AtomicU64,
@@ -92,9 +93,7 @@ pub(crate) struct Shared {
 impl Shared {
     /// Wakes the replica thread; a token that is there already serves.
     pub(crate) fn wake(&self) {
-        match self.wake.try_send(()) {
-            Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(())) => {}
-        }
+        self.wake.unpark();
     }
 
     /// Takes the waiter of a proposal out.

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam::channel::{self, RecvTimeoutError};
 use tailwater_eventlog::{EventLog, FoldProgress};
 
 use super::apply::ApplyJob;
 use super::log::LogJob;
+use super::queue::Sender;
 use super::shared::Shared;
 use crate::raft_log::RaftLogView;
 
@@ -29,7 +30,7 @@ pub(crate) struct Upkeep {
     pub(crate) log: Sender<LogJob>,
     pub(crate) apply: Sender<ApplyJob>,
     /// Disconnected when it is to end.
-    pub(crate) end: Receiver<()>,
+    pub(crate) end: channel::Receiver<()>,
     pub(crate) rounds: u32,
 }
 
@@ -96,6 +97,6 @@ fn trim_to(shared: &Shared, view: &RaftLogView) -> u64 {
 /// Whether a flush would let at least a quarter of the log go.
 fn trimmable(shared: &Shared, view: &RaftLogView) -> bool {
     let held = (view.last_index() + 1).saturating_sub(view.first_index());
-    let index = shared.applied.load(Ordering::Relaxed).min(trim_to(shared, view));
+    let index = shared.applied.get().min(trim_to(shared, view));
     (index + 1).saturating_sub(view.first_index()) > held / 4
 }
