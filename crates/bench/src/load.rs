@@ -59,5 +59,10 @@ pub(crate) fn histogram() -> Histogram<u64> {
 
 /// Microseconds since then, at least 1.
 pub(crate) fn micros(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX).max(1)
+    micros_between(since, Instant::now())
+}
+
+/// Microseconds between two moments, at least 1.
+pub(crate) fn micros_between(from: Instant, to: Instant) -> u64 {
+    u64::try_from(to.saturating_duration_since(from).as_micros()).unwrap_or(u64::MAX).max(1)
 }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use hdrhistogram::Histogram;
+use parking_lot::Mutex;
 use tailwater_api::etcdserverpb as pb;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
@@ -221,23 +222,31 @@ pub(crate) async fn phase(server: &Running, rate: u64, events: u64) -> anyhow::R
     let begin = Instant::now();
     let watch = open_watch(&connect(&server.endpoint, 1).await?[0], 0).await?;
     let observer = tokio::spawn(observe(watch, begin, events));
+    // One for all senders; see `drive`.
+    let put = Arc::new(Mutex::new(histogram()));
     let mut senders = JoinSet::new();
     for sender in 0..SENDERS {
         let channel = channels[usize::try_from(sender).expect("few") % channels.len()].clone();
-        senders.spawn(send(channel, sender, rate, events, begin));
+        senders.spawn(send(channel, sender, rate, events, begin, Arc::clone(&put)));
     }
-    let mut put = histogram();
     while let Some(done) = senders.join_next().await {
-        put.add(done??)?;
+        done??;
     }
+    let put = Arc::into_inner(put).context("all senders have ended")?.into_inner();
     let lag =
         tokio::time::timeout(Duration::from_secs(60), observer).await.context("the healthy watcher lags 60 s")???;
     Ok(Phase { put, lag, memory_mib: server.memory_bytes()? >> 20 })
 }
 
-async fn send(channel: Channel, sender: u64, rate: u64, events: u64, begin: Instant) -> anyhow::Result<Histogram<u64>> {
+async fn send(
+    channel: Channel,
+    sender: u64,
+    rate: u64,
+    events: u64,
+    begin: Instant,
+    latency: Arc<Mutex<Histogram<u64>>>,
+) -> anyhow::Result<()> {
     let mut kv = kv(&channel);
-    let mut latency = histogram();
     for index in (sender..events).step_by(usize::try_from(SENDERS).expect("few")) {
         let due = begin + Duration::from_nanos(1_000_000_000 / rate * index);
         tokio::time::sleep_until(due.into()).await;
@@ -246,9 +255,9 @@ async fn send(channel: Channel, sender: u64, rate: u64, events: u64, begin: Inst
         bytes[..8].copy_from_slice(&due_micros.to_be_bytes());
         let key = format!("/watch/{:04}", index % KEYS).into();
         kv.put(pb::PutRequest { key, value: bytes.into(), ..Default::default() }).await?;
-        latency.record(micros(due))?;
+        latency.lock().record(micros(due))?;
     }
-    Ok(latency)
+    Ok(())
 }
 
 async fn observe(

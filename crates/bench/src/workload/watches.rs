@@ -8,6 +8,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use clap::Args;
 use hdrhistogram::Histogram;
+use parking_lot::Mutex;
 use tailwater_api::etcdserverpb as pb;
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
@@ -174,6 +175,8 @@ impl Watch {
         let writer = Writer::new(&channels[0], self.keys.clone(), begin, validator.clone());
         let is_over = Arc::new(AtomicBool::new(false));
         let progress = common.progress("deliveries");
+        // One for all readers; see `drive`.
+        let lag = Arc::new(Mutex::new(histogram()));
         let mut readers = JoinSet::new();
         for stream in 0..self.streams {
             let first = stream as u64 * self.watches_per_stream;
@@ -195,18 +198,18 @@ impl Watch {
                 is_over: Arc::clone(&is_over),
                 done: Arc::clone(&progress.done),
                 watcher,
+                lag: Arc::clone(&lag),
             };
             readers.spawn(reader.run());
         }
         let before = Instant::now();
         let puts = drive(writer.all(&channels, common.clients), common.pace(), &Arc::default()).await?;
         is_over.store(true, Ordering::Release);
-        let (mut lag, mut bytes) = (histogram(), 0);
+        let mut bytes = 0;
         while let Some(ended) = readers.join_next().await {
-            let one = ended??;
-            lag.add(one.0)?;
-            bytes += one.1;
+            bytes += ended??;
         }
+        let lag = Arc::into_inner(lag).context("all readers have ended")?.into_inner();
         drop(progress);
         let mut report = Report::of("watch", "deliveries", &lag, before.elapsed());
         report.bytes = bytes;
@@ -229,24 +232,26 @@ struct Reader {
     is_over: Arc<AtomicBool>,
     done: Arc<AtomicU64>,
     watcher: Option<(Arc<Validator>, WatcherId)>,
+    /// From sending to receiving.
+    lag: Arc<Mutex<Histogram<u64>>>,
 }
 
 impl Reader {
-    /// Until everything that was written to its ranges has come: from sending to receiving, and bytes.
-    async fn run(mut self) -> anyhow::Result<(Histogram<u64>, u64)> {
-        let (mut lag, mut bytes) = (histogram(), 0);
+    /// Until everything that was written to its ranges has come; returns its bytes.
+    async fn run(mut self) -> anyhow::Result<u64> {
+        let (mut received, mut bytes) = (0, 0);
         let mut over_since = None;
         loop {
             if self.is_over.load(Ordering::Acquire) {
                 let written =
                     |range: &u64| usize::try_from(*range).map_or(0, |at| self.written[at].load(Ordering::Relaxed));
                 // More may come: writes whose answer was lost.
-                if lag.len() >= self.ranges.iter().map(written).sum() {
-                    return Ok((lag, bytes));
+                if received >= self.ranges.iter().map(written).sum() {
+                    return Ok(bytes);
                 }
                 let since: &mut Instant = over_since.get_or_insert_with(Instant::now);
                 if self.watcher.is_some() && since.elapsed() > PATIENCE_VALIDATED {
-                    return Ok((lag, bytes));
+                    return Ok(bytes);
                 }
                 anyhow::ensure!(since.elapsed() < PATIENCE, "a watcher missed events");
             }
@@ -260,12 +265,15 @@ impl Reader {
                 validator.received(*watcher, &response);
             }
             let now = micros(self.begin);
+            let mut lag = self.lag.lock();
             for event in &response.events {
                 let kv = event.kv.as_ref().context("an event has a key")?;
                 let mark = Mark::of(&kv.value).context("a value begins with its mark")?;
                 lag.record(now.saturating_sub(mark.sent).max(1))?;
                 bytes += (kv.key.len() + kv.value.len()) as u64;
             }
+            drop(lag);
+            received += response.events.len() as u64;
             self.done.fetch_add(response.events.len() as u64, Ordering::Relaxed);
         }
     }
