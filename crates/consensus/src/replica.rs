@@ -2,7 +2,8 @@
 //!
 //! * [`core`]: what raft decides, without IO, clock or threads.
 //! * `driver`: the replica thread; `log`: append and sync; `apply`: machine, event log, tail, answers; `upkeep`: flush,
-//!   trim, fold. They report progress in atomics and a wake token, so none of them ever waits for the replica thread.
+//!   trim, fold. They report progress in atomics and a wake token, so none of them ever waits for the replica thread;
+//!   `queue` and `progress` are what they hand over with.
 
 pub(crate) mod apply;
 pub(crate) mod core;

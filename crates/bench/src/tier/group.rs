@@ -127,6 +127,16 @@ impl Group {
         Ok((self.members.usage()?.cpu_seconds, fanouts))
     }
 
+    /// Resident memory of the fanout at this endpoint, or of the leader where it is no fanout's; and of what its sockets
+    /// hold to send.
+    pub(crate) fn bytes_of(&self, endpoint: &str) -> anyhow::Result<u64> {
+        let bytes = match self.fanouts.iter().find(|fanout| fanout.endpoint == endpoint) {
+            Some(fanout) => fanout.resident_bytes()?,
+            None => self.members.memory_bytes()?,
+        };
+        Ok(bytes + socket_bytes(&[endpoint.to_owned()])?)
+    }
+
     /// Resident memory of all fanouts, or of the leader where there are none; and of what their sockets hold to send.
     pub(crate) fn reader_bytes(&self) -> anyhow::Result<u64> {
         let mut bytes = 0;

@@ -25,8 +25,8 @@ const UNARY: &str = "unary";
 const STREAMED: &str = "RangeStream";
 
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
-/// Puts at the rate before the first phase.
-const WARM_UP: Duration = Duration::from_secs(5);
+/// Puts at the rate before the first phase: until what a fanout keeps of them is full.
+const WARM_UP: Duration = Duration::from_secs(20);
 
 /// The experiment's arguments.
 #[derive(Args, Clone, Debug)]
@@ -129,14 +129,14 @@ async fn phase(
     let most = Arc::new(AtomicU64::new(0));
     // Of etcd's members the last is a follower.
     let reader = group.readers().pop().expect("a group has a reader");
-    let before = group.reader_bytes()?;
+    let before = group.bytes_of(&reader)?;
     let mode = match scenario {
         UNARY => Some(Mode::Unary),
         STREAMED => Some(Mode::Streamed),
         _ => None,
     };
     let mut clients = match mode {
-        Some(mode) => Some(Clients::start(&listing(arguments, reader, mode), arguments.common.pin).await?),
+        Some(mode) => Some(Clients::start(&listing(arguments, reader.clone(), mode), arguments.common.pin).await?),
         None => None,
     };
     let sampler = {
@@ -144,8 +144,8 @@ async fn phase(
         tokio::spawn(async move {
             loop {
                 // Elsewhere, since it waits for another program: on the one thread that sends puts it would hold them up.
-                let group = Arc::clone(&group);
-                let bytes = tokio::task::spawn_blocking(move || group.reader_bytes()).await??;
+                let (group, reader) = (Arc::clone(&group), reader.clone());
+                let bytes = tokio::task::spawn_blocking(move || group.bytes_of(&reader)).await??;
                 most.fetch_max(bytes, Ordering::Relaxed);
                 tokio::time::sleep(SAMPLE_INTERVAL).await;
             }
