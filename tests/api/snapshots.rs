@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tailwater_api::etcdserverpb as pb;
 use tailwater_api::etcdserverpb::auth_client::AuthClient;
@@ -404,8 +404,6 @@ async fn a_group_is_restored_and_grows() {
     let get = pb::RangeRequest { key: b"k".to_vec().into(), ..Default::default() };
     let found = KvClient::new(channel(cluster.url(1))).range(get).await.unwrap().into_inner();
     assert_eq!((found.header.unwrap().revision, &found.kvs[0].value[..]), (2, &b"v"[..]));
-    // Before a member may be added, a quorum must have been connected for as long as etcd asks for.
-    tokio::time::sleep(Duration::from_secs(6)).await;
     // One of them goes for good, and another comes with nothing: the log does not reach back to what was restored.
     let mut members = ClusterClient::new(channel(cluster.url(1)));
     let all = members.member_list(pb::MemberListRequest::default()).await.unwrap().into_inner().members;
@@ -413,7 +411,14 @@ async fn a_group_is_restored_and_grows() {
     cluster.kill(0).unwrap();
     members.member_remove(pb::MemberRemoveRequest { id: gone }).await.unwrap();
     let url = cluster.replace(0).await.unwrap();
-    members.member_add(pb::MemberAddRequest { peer_ur_ls: vec![url], ..Default::default() }).await.unwrap();
+    let add = pb::MemberAddRequest { peer_ur_ls: vec![url], ..Default::default() };
+    // Before a member may be added, a quorum must have been connected for as long as etcd asks for.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while let Err(refused) = members.member_add(add.clone()).await {
+        assert_eq!(refused.message(), "etcdserver: unhealthy cluster");
+        assert!(Instant::now() < deadline, "two members that run are healthy in time");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
     cluster.restart(0).await.unwrap();
     let put = pb::PutRequest { key: b"k".to_vec().into(), value: b"w".to_vec().into(), ..Default::default() };
     KvClient::new(channel(cluster.url(0))).put(put).await.unwrap();
@@ -435,7 +440,7 @@ async fn members_that_begin_with_different_files_refuse_each_other() {
     cluster.restore(0, &one).unwrap();
     cluster.restore(1, &other).unwrap();
     (0..2).for_each(|slot| cluster.launch(slot).unwrap());
-    let begin = std::time::Instant::now();
+    let begin = Instant::now();
     while cluster.is_running(0) && cluster.is_running(1) {
         assert!(begin.elapsed() < PATIENCE, "both go on");
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -176,6 +176,31 @@ fn what_one_proposes_all_apply_in_order() {
 }
 
 #[test]
+fn where_commands_wait_the_next_append_tells_what_is_committed() {
+    for (waiting, empty_appends) in [(None, 2), (Some(b"b"), 0)] {
+        let mut group = Group::new();
+        group.node(1).propose(b"a");
+        let mut answers = Vec::new();
+        for append in group.node(1).work() {
+            let follower = group.node(append.to);
+            follower.core.step(append);
+            answers.extend(follower.work());
+        }
+        if let Some(command) = waiting {
+            group.node(1).propose(command);
+        }
+        let leader = group.node(1);
+        leader.core.spare_commit_messages();
+        answers.into_iter().for_each(|answer| leader.core.step(answer));
+        assert_eq!(leader.core.committed(), 2, "the leader's first entry and the command");
+        let sent = leader.work();
+        assert!(sent.iter().all(|append| append.commit == 2));
+        assert_eq!(sent.len(), 2);
+        assert_eq!(sent.iter().filter(|append| append.entries.is_empty()).count(), empty_appends);
+    }
+}
+
+#[test]
 fn a_confirmed_read_is_answered_once_applied_even_when_leadership_is_lost_meanwhile() {
     let mut group = Group::new();
     group.node(1).applies = false;
