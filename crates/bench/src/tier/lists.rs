@@ -36,8 +36,8 @@ pub(crate) struct Arguments {
     /// Rounds, each of which starts the servers afresh.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Seconds of each phase.
-    #[arg(long, default_value_t = 15)]
+    /// Seconds of each phase: long enough that each sees the store flush.
+    #[arg(long, default_value_t = 30)]
     seconds: u64,
     /// Keys that are listed.
     #[arg(long, default_value_t = 500_000)]
