@@ -17,7 +17,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("fanout", &["api", "eventlog"]),
     ("transport", &["api", "tls", "eventlog", "consensus"]),
     ("gateway", &["api", "tls", "snapshot", "eventlog", "consensus", "fanout"]),
-    ("bench", &["api"]),
+    ("bench", &["api", "tls"]),
     (
         "server",
         &["api", "http2", "tls", "snapshot", "eventlog", "consensus", "fanout", "transport", "gateway", "bench"],

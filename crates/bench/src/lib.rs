@@ -8,6 +8,7 @@
 //! process's own, read from /proc, so that it does not depend on how busy the machine is. `stalled`, `lagging` and `tier`
 //! are experiments of several phases, the last with fanouts.
 
+mod connection;
 mod drive;
 mod lagging;
 mod load;

@@ -7,13 +7,14 @@ use bytes::Bytes;
 use hdrhistogram::Histogram;
 use tailwater_api::etcdserverpb as pb;
 use tokio_stream::StreamExt;
-use tonic::transport::{Channel, Endpoint};
+
+use crate::connection::{Access, Connection};
 
 /// A client of the KV service.
-pub(crate) type Kv = pb::kv_client::KvClient<Channel>;
+pub(crate) type Kv = pb::kv_client::KvClient<Connection>;
 
 /// A client on this connection.
-pub(crate) fn kv(channel: &Channel) -> Kv {
+pub(crate) fn kv(channel: &Connection) -> Kv {
     Kv::new(channel.clone()).max_decoding_message_size(1 << 30)
 }
 
@@ -22,19 +23,14 @@ pub(crate) fn value(length: usize) -> Bytes {
     Bytes::from(vec![b'v'; length])
 }
 
-/// Opens `count` connections.
-pub(crate) async fn connect(endpoint: &str, count: usize) -> anyhow::Result<Vec<Channel>> {
-    let mut channels = Vec::with_capacity(count);
-    for _ in 0..count {
-        let endpoint = Endpoint::from_shared(endpoint.to_owned())?.tcp_nodelay(true);
-        channels.push(endpoint.connect().await.context("connecting")?);
-    }
-    Ok(channels)
+/// Opens `count` connections to a server without TLS or users.
+pub(crate) async fn connect(endpoint: &str, count: usize) -> anyhow::Result<Vec<Connection>> {
+    Access::default().connect(&[endpoint.to_owned()], count).await
 }
 
 /// A watch of the prefix that the writers use, from `start_revision` on (0: from now); `created` has been read.
 pub(crate) async fn open_watch(
-    channel: &Channel,
+    channel: &Connection,
     start_revision: i64,
 ) -> anyhow::Result<tonic::Streaming<pb::WatchResponse>> {
     let create = pb::WatchCreateRequest {

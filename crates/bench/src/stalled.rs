@@ -19,8 +19,8 @@ use tailwater_api::etcdserverpb as pb;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
-use tonic::transport::Channel;
 
+use crate::connection::Connection;
 use crate::load::{connect, histogram, kv, micros, open_watch, value};
 use crate::server::{Program, Running};
 
@@ -239,7 +239,7 @@ pub(crate) async fn phase(server: &Running, rate: u64, events: u64) -> anyhow::R
 }
 
 async fn send(
-    channel: Channel,
+    channel: Connection,
     sender: u64,
     rate: u64,
     events: u64,

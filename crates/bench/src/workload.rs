@@ -9,13 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use clap::{Args, Subcommand};
 use tokio::task::AbortHandle;
-use tonic::transport::Channel;
 
+use crate::connection::{Access, Connection};
 use crate::drive::Pace;
-use crate::load::connect;
 use crate::report::Report;
 
 /// How often the count is shown while a run is under way.
@@ -24,7 +22,7 @@ const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
 /// What all workloads take.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Common {
-    /// Client URLs; connections go to them in turn.
+    /// Client URLs, http or https; connections go to them in turn.
     #[arg(long, value_delimiter = ',', default_value = "http://127.0.0.1:2379", global = true)]
     endpoints: Vec<String>,
     /// Connections of all clients together.
@@ -49,6 +47,8 @@ pub(crate) struct Common {
     /// Check every event and every linearizable read.
     #[arg(long, global = true)]
     validate: bool,
+    #[command(flatten)]
+    access: Access,
 }
 
 /// Arguments of `tailwater bench`.
@@ -126,17 +126,12 @@ impl Common {
     }
 
     /// The connections, spread over the endpoints.
-    async fn channels(&self) -> anyhow::Result<Vec<Channel>> {
+    async fn channels(&self) -> anyhow::Result<Vec<Connection>> {
         self.channels_of(self.conns).await
     }
 
-    async fn channels_of(&self, count: usize) -> anyhow::Result<Vec<Channel>> {
-        let mut channels = Vec::with_capacity(count);
-        for endpoint in self.endpoints.iter().cycle().take(count) {
-            let one = connect(endpoint, 1).await.with_context(|| format!("{endpoint} can't be reached"))?;
-            channels.extend(one);
-        }
-        Ok(channels)
+    async fn channels_of(&self, count: usize) -> anyhow::Result<Vec<Connection>> {
+        self.access.connect(&self.endpoints, count).await
     }
 
     /// Shows the count on standard error until it is dropped; nothing when that is no terminal.

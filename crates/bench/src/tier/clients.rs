@@ -19,9 +19,9 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
 use super::group::nice;
+use crate::connection::Connection;
 use crate::load::{connect, kv};
 
 /// The value of each range's last put: a stalled watcher reads up to it.
@@ -103,7 +103,7 @@ struct Stream {
     answers: Streaming<pb::WatchResponse>,
 }
 
-async fn open(channel: Channel, arguments: Arguments, number: u64) -> anyhow::Result<Stream> {
+async fn open(channel: Connection, arguments: Arguments, number: u64) -> anyhow::Result<Stream> {
     let (requests, bodies) = mpsc::channel(16);
     let mut client = pb::watch_client::WatchClient::new(channel).max_decoding_message_size(1 << 30);
     let first = number * arguments.watches;
@@ -183,7 +183,7 @@ struct Client {
 }
 
 impl Client {
-    async fn run(self, channel: Channel, opened: mpsc::Sender<()>) -> anyhow::Result<()> {
+    async fn run(self, channel: Connection, opened: mpsc::Sender<()>) -> anyhow::Result<()> {
         let go = Arc::clone(&self.go);
         let told = go.notified();
         tokio::pin!(told);
@@ -230,7 +230,7 @@ impl Client {
         pb::RangeRequest { key: self.arguments.prefix.clone().into(), range_end: end.into(), ..Default::default() }
     }
 
-    async fn list_again_and_again(&self, channel: Channel) -> anyhow::Result<()> {
+    async fn list_again_and_again(&self, channel: Connection) -> anyhow::Result<()> {
         let (mut client, range) = (kv(&channel), self.everything());
         loop {
             let mut keys = 0;

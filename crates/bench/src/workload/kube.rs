@@ -18,10 +18,10 @@ use tailwater_api::etcdserverpb as pb;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_stream::StreamExt;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
 use super::writes::compare_and_put;
 use super::{Common, conclude};
+use crate::connection::Connection;
 use crate::drive::{Client, Measured, Pace, drive};
 use crate::load::{Kv, histogram, kv, micros};
 use crate::report::Report;
@@ -138,7 +138,7 @@ struct Shared {
 struct Writer {
     kind: Kind,
     kv: Kv,
-    leases: pb::lease_client::LeaseClient<Channel>,
+    leases: pb::lease_client::LeaseClient<Connection>,
     shared: Arc<Shared>,
     /// The revisions of this kind's objects, as watch caches know them.
     known: Arc<Mutex<std::collections::HashMap<Bytes, i64>>>,
@@ -256,7 +256,7 @@ async fn watch(
     anyhow::bail!("a watch stream ended")
 }
 
-async fn open(channel: &Channel, number: usize) -> anyhow::Result<Streaming<pb::WatchResponse>> {
+async fn open(channel: &Connection, number: usize) -> anyhow::Result<Streaming<pb::WatchResponse>> {
     let (key, range_end) = prefix(number);
     let create = pb::WatchCreateRequest { key, range_end, prev_kv: true, progress_notify: true, ..Default::default() };
     let create = pb::WatchRequest { request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)) };

@@ -6,10 +6,10 @@ use anyhow::Context;
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use tailwater_api::etcdserverpb as pb;
-use tonic::transport::Channel;
 
 use super::writes::{Put, Writer};
 use super::{Common, conclude, measured};
+use crate::connection::Connection;
 use crate::drive::{Client, Pace, drive};
 use crate::load::{Kv, kv};
 use crate::report::Report;
@@ -19,7 +19,7 @@ use crate::validate::Validator;
 const LOADERS: usize = 64;
 
 /// Puts every key of the space once.
-async fn load(channels: &[Channel], put: &Put) -> anyhow::Result<()> {
+async fn load(channels: &[Connection], put: &Put) -> anyhow::Result<()> {
     let put = Put { sequential: true, ..put.clone() };
     let pace = Pace { rate: 0, total: Some(put.key_space), time: std::time::Duration::from_secs(3600) };
     let writer = Writer::new(&channels[0], put, None);

@@ -13,9 +13,9 @@ use tailwater_api::etcdserverpb as pb;
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
 use super::{Common, conclude, measured};
+use crate::connection::Connection;
 use crate::drive::{Client, Measured, Pace, drive};
 use crate::load::{Kv, histogram, kv, micros};
 use crate::report::Report;
@@ -74,12 +74,12 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(channel: &Channel, keys: Keys, begin: Instant, validator: Option<Arc<Validator>>) -> Self {
+    fn new(channel: &Connection, keys: Keys, begin: Instant, validator: Option<Arc<Validator>>) -> Self {
         let written = (0..keys.ranges).map(|_| AtomicU64::new(0)).collect();
         Self { kv: kv(channel), keys, begin, written: Arc::new(written), validator, base: 0 }
     }
 
-    fn all(&self, channels: &[Channel], count: usize) -> Vec<Self> {
+    fn all(&self, channels: &[Connection], count: usize) -> Vec<Self> {
         (0..count).map(|at| Self { kv: kv(&channels[at % channels.len()]), ..self.clone() }).collect()
     }
 
@@ -115,7 +115,7 @@ impl Client for Writer {
 
 /// A stream with a watch on each of these ranges; all of them are created.
 async fn open(
-    channel: &Channel,
+    channel: &Connection,
     ranges: &[u64],
     start: i64,
     prev_kv: bool,
@@ -280,7 +280,7 @@ impl Reader {
 }
 
 /// Puts at `--rate`, or at half of what as many clients reach.
-async fn half_of_greatest(common: &Common, writer: &Writer, channels: &[Channel]) -> anyhow::Result<u64> {
+async fn half_of_greatest(common: &Common, writer: &Writer, channels: &[Connection]) -> anyhow::Result<u64> {
     if common.rate > 0 {
         return Ok(common.rate);
     }
@@ -291,7 +291,7 @@ async fn half_of_greatest(common: &Common, writer: &Writer, channels: &[Channel]
 }
 
 /// One phase at a fixed rate.
-async fn phase(common: &Common, writer: &Writer, channels: &[Channel], rate: u64) -> anyhow::Result<Measured> {
+async fn phase(common: &Common, writer: &Writer, channels: &[Connection], rate: u64) -> anyhow::Result<Measured> {
     let common = Common { rate, ..common.clone() };
     measured(&common, "puts", writer.all(channels, SENDERS)).await
 }

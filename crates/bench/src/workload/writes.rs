@@ -10,9 +10,9 @@ use tailwater_api::etcdserverpb as pb;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
 use super::{Common, conclude, measured};
+use crate::connection::Connection;
 use crate::drive::Client;
 use crate::load::{Kv, kv, micros, value};
 use crate::report::Report;
@@ -66,11 +66,11 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn new(channel: &Channel, put: Put, validator: Option<Arc<Validator>>) -> Self {
+    pub(crate) fn new(channel: &Connection, put: Put, validator: Option<Arc<Validator>>) -> Self {
         Self { kv: kv(channel), put, begin: Instant::now(), validator }
     }
 
-    pub(crate) fn on(&self, channel: &Channel) -> Self {
+    pub(crate) fn on(&self, channel: &Connection) -> Self {
         Self { kv: kv(channel), ..self.clone() }
     }
 }
@@ -158,7 +158,7 @@ pub(super) struct Updater {
 }
 
 impl Updater {
-    pub(super) fn new(channel: &Channel, keys: impl Iterator<Item = String>, val_size: usize) -> Self {
+    pub(super) fn new(channel: &Connection, keys: impl Iterator<Item = String>, val_size: usize) -> Self {
         let keys = keys.map(|key| (key.into(), 0)).collect();
         Self { kv: kv(channel), keys, next: 0, value: value(val_size) }
     }
@@ -233,7 +233,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn new(channel: &Channel, arguments: &Keepalive) -> anyhow::Result<Self> {
+    async fn new(channel: &Connection, arguments: &Keepalive) -> anyhow::Result<Self> {
         let mut client = pb::lease_client::LeaseClient::new(channel.clone());
         let mut leases = Vec::with_capacity(arguments.leases_per_client);
         for _ in 0..arguments.leases_per_client.max(1) {

@@ -401,3 +401,45 @@ async fn certificates_are_made_when_they_are_asked_for_and_kept() {
     assert_eq!(seen[0], seen[1]);
     assert!(home.path().join("data/fixtures/peer/key.pem").exists());
 }
+
+/// `tailwater bench put` with these arguments besides: whether it was content, and what it said.
+fn bench(port: u16, arguments: &[String]) -> (bool, String) {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_tailwater"))
+        .args(["bench", "put", "--total=20", "--conns=2", "--clients=4", "--json"])
+        .arg(format!("--endpoints=https://127.0.0.1:{port}"))
+        .args(arguments)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    (output.status.success(), said)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_load_generator_comes_with_a_certificate_and_as_a_user() {
+    let home = tempfile::tempdir().unwrap();
+    let authority = Authority::new(home.path(), "ca");
+    let server = start(home.path(), &authority, &authority.sign("node", &NODE), &["--bcrypt-cost=4".to_owned()]);
+    let own = authority.sign("client", &CLIENT);
+    let channel = connect(server.port, &authority.client(Some(&own))).await.unwrap();
+    let mut auth = pb::auth_client::AuthClient::new(channel);
+    let root = pb::AuthUserAddRequest { name: "root".into(), password: "secret".into(), ..Default::default() };
+    auth.user_add(root).await.unwrap();
+    auth.user_grant_role(pb::AuthUserGrantRoleRequest { user: "root".into(), role: "root".into() }).await.unwrap();
+    auth.auth_enable(pb::AuthEnableRequest {}).await.unwrap();
+
+    let files = vec![flag("cacert", &authority.file()), flag("cert", &own.cert), flag("key", &own.key)];
+    let as_user = |user: &str| [files.clone(), vec![format!("--user={user}")]].concat();
+    let (good, said) = bench(server.port, &as_user("root:secret"));
+    assert!(good && said.contains("\"operations\":20"), "{said}");
+    for (arguments, reason) in [
+        (as_user("root:wrong"), "authentication failed, invalid user ID or password"),
+        (as_user("root"), "NAME:PASSWORD"),
+        (files.clone(), "requests failed"),
+        // Refused with the handshake or with the first call: the client has done its part of TLS 1.3 before it is judged.
+        (files[..1].to_vec(), ""),
+        (Vec::new(), "can't be reached"),
+    ] {
+        let (good, said) = bench(server.port, &arguments);
+        assert!(!good && said.contains(reason), "{arguments:?}: {said}");
+    }
+}
