@@ -37,7 +37,13 @@ fn seconds() -> u64 {
 
 /// Runs one server with `flags` under such requests.
 async fn fuzz(name: &str, with_auth: bool) -> anyhow::Result<()> {
-    let flags = ["--bcrypt-cost=4", "--log-level=error", "--max-request-bytes=1048576", "--window-bytes=4194304"];
+    let flags = [
+        "--bcrypt-cost=4",
+        "--log-level=error",
+        "--max-request-bytes=1048576",
+        "--window-bytes=4194304",
+        "--cache-bytes=20971520",
+    ];
     let flags = flags.map(str::to_owned);
     let server = Server::tailwater(&Options { flags: flags.into(), ..Options::default() }).await?;
     let seed = number("SEED").unwrap_or_else(|| rand::random_range(0..1 << 32));

@@ -97,7 +97,7 @@ struct Link {
 }
 
 /// A connection to an endpoint, opened again when it has broken; clones share it. Requests go to HTTP/2 directly: tonic's
-/// channel would hand each to a task of its own first, which is a third of what a small call costs a client.
+/// channel would hand each to a task of its own first, which costs a hand-over each.
 #[derive(Clone)]
 pub(crate) struct Connection {
     link: Arc<Link>,

@@ -19,6 +19,8 @@ use crate::load::{histogram, micros_between};
 /// A closed loop that fails does not spin.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(10);
 
+const MINUTE: Duration = Duration::from_secs(60);
+
 /// How requests leave.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
@@ -44,6 +46,8 @@ pub(crate) struct Measured {
     pub(crate) answer: Histogram<u64>,
     /// From when it could have left (it was due, and a client was free) to when it did: what this generator was behind.
     pub(crate) lateness: Histogram<u64>,
+    /// `latency` by the minute in which a request was due, two digits; empty for a run that is not longer than one.
+    pub(crate) by_minute: Vec<Histogram<u64>>,
     /// Keys and values.
     pub(crate) bytes: u64,
     pub(crate) failed: u64,
@@ -57,6 +61,7 @@ impl Measured {
             latency: histogram(),
             answer: histogram(),
             lateness: histogram(),
+            by_minute: Vec::new(),
             bytes: 0,
             failed: 0,
             first_error: None,
@@ -68,10 +73,20 @@ impl Measured {
         self.latency.add(other.latency)?;
         self.answer.add(other.answer)?;
         self.lateness.add(other.lateness)?;
+        for (minute, theirs) in other.by_minute.into_iter().enumerate() {
+            self.minute(minute).add(theirs)?;
+        }
         self.bytes += other.bytes;
         self.failed += other.failed;
         self.first_error = self.first_error.take().or(other.first_error);
         Ok(())
+    }
+
+    fn minute(&mut self, minute: usize) -> &mut Histogram<u64> {
+        if self.by_minute.len() <= minute {
+            self.by_minute.resize_with(minute + 1, || Histogram::new(2).expect("two digits are valid"));
+        }
+        &mut self.by_minute[minute]
     }
 }
 
@@ -128,6 +143,10 @@ async fn one<C: Client>(
                 Ok(bytes) => {
                     measured.latency.record(micros_between(due, answered))?;
                     measured.answer.record(micros_between(left, answered))?;
+                    if pace.time > MINUTE {
+                        let minute = due.saturating_duration_since(begin).as_secs() / MINUTE.as_secs();
+                        measured.minute(usize::try_from(minute)?).record(micros_between(due, answered))?;
+                    }
                     measured.bytes += bytes;
                     done.fetch_add(1, Ordering::Relaxed);
                 }

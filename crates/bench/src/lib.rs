@@ -49,6 +49,8 @@ enum Command {
     Lists(tier::lists::Arguments),
     /// What the leader spends on fanouts below it.
     Topology(tier::topology::Arguments),
+    /// How cost grows with keys, history, watchers, fanouts and time; plotted.
+    Growth(tier::growth::Arguments),
     /// Watch clients in a process of their own; used by the experiments above.
     #[command(hide = true)]
     Clients(tier::clients::Arguments),
@@ -78,6 +80,7 @@ pub async fn main() -> anyhow::Result<()> {
         Command::Memory(arguments) => tier::memory::run(arguments).await,
         Command::Lists(arguments) => tier::lists::run(arguments).await,
         Command::Topology(arguments) => tier::topology::run(arguments).await,
+        Command::Growth(arguments) => tier::growth::run(arguments).await,
         Command::Clients(arguments) => tier::clients::run(arguments).await,
         Command::Follow { endpoint, start } => stalled::follow_process(&endpoint, start).await,
     }

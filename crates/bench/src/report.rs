@@ -62,6 +62,9 @@ pub(crate) struct Report {
     /// How late the generator itself was; only with a rate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) lateness_ms: Option<Percentiles>,
+    /// p99 of `latency_ms` minute by minute; of runs that are longer than one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) p99_ms_by_minute: Vec<f64>,
     /// Further figures of the workload, with their units in their names.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) figures: BTreeMap<String, f64>,
@@ -82,6 +85,7 @@ impl Report {
             first_error: measured.first_error,
             bytes: measured.bytes,
             answer_ms,
+            p99_ms_by_minute: measured.by_minute.iter().map(|of| millis(of.value_at_quantile(0.99))).collect(),
             lateness_ms: Percentiles::of(&measured.lateness),
             ..Self::of(workload, unit, &measured.latency, measured.elapsed)
         }
@@ -102,6 +106,7 @@ impl Report {
             latency_ms: Percentiles::of(latency),
             answer_ms: None,
             lateness_ms: None,
+            p99_ms_by_minute: Vec::new(),
             figures: BTreeMap::new(),
             violations: None,
             violations_told: Vec::new(),
@@ -128,6 +133,10 @@ impl Report {
                     at.p50, at.p90, at.p99, at.p999, at.max
                 ));
             }
+        }
+        if !self.p99_ms_by_minute.is_empty() {
+            let minutes: Vec<String> = self.p99_ms_by_minute.iter().map(|p99| format!("{p99:.1}")).collect();
+            lines.push(format!("  p99 by minute, ms: {}", minutes.join(" ")));
         }
         lines.extend(self.figures.iter().map(|(name, value)| format!("  {name}: {value:.2}")));
         lines.extend(self.first_error.iter().map(|error| format!("  first error: {error}")));

@@ -9,6 +9,7 @@ pub(crate) mod bound;
 pub(crate) mod clients;
 pub(crate) mod figures;
 mod group;
+pub(crate) mod growth;
 pub(crate) mod isolation;
 pub(crate) mod lists;
 pub(crate) mod memory;

@@ -188,7 +188,12 @@ pub fn assemble(
         block_cache_bytes: config.block_cache_bytes,
     })?;
     let mut machine = Machine::open(&events, index)?;
-    let log_config = RaftLogConfig { sync_delay: config.sync_delay, salt: chosen.salt, ..Default::default() };
+    let log_config = RaftLogConfig {
+        recent_bytes_max: config.raft_recent_bytes_max,
+        sync_delay: config.sync_delay,
+        salt: chosen.salt,
+        ..Default::default()
+    };
     let (mut raft_log, mut recovered) = RaftLog::open(disk, log_config).map_err(raft_log_error)?;
     let applied = machine.state().applied;
     if let Some(installed) = events.installed() {

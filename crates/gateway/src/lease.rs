@@ -19,7 +19,6 @@ use crate::auth::{Credentials, is_stale};
 use crate::body::{Chunks, framed};
 use crate::kv::mismatched;
 use crate::methods::Method;
-use crate::metrics::LEASES_RENEWED;
 use crate::status::Fault;
 
 /// Granting again with another id when a random one was taken; twice in a row does not happen by chance.
@@ -124,7 +123,9 @@ impl Gateway {
         // Before the renewal, as in etcd: its revision is one that the lease was known at.
         let header = Some(self.current_header());
         let ttl = self.write_plane().lease_keep_alive(LeaseId(id)).await?;
-        metrics::counter!(LEASES_RENEWED).increment(u64::from(ttl.is_some()));
+        if ttl.is_some() {
+            self.calls().lease_renewed();
+        }
         Ok(pb::LeaseKeepAliveResponse { header, id, ttl: ttl.unwrap_or(0) })
     }
 }

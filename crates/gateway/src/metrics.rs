@@ -47,7 +47,7 @@ pub(crate) const HANDLING_SECONDS: &str = "grpc_server_handling_seconds";
 /// Lists that were asked for here.
 pub(crate) const RANGES: &str = "etcd_mvcc_range_total";
 /// Renewals of leases that were asked for here.
-pub(crate) const LEASES_RENEWED: &str = "etcd_debugging_lease_renewed_total";
+const LEASES_RENEWED: &str = "etcd_debugging_lease_renewed_total";
 /// Seconds that hashing the store takes.
 pub(crate) const HASH_SECONDS: &str = "etcd_mvcc_hash_rev_duration_seconds";
 /// Seconds that merging the files takes.
@@ -71,6 +71,7 @@ pub(crate) struct Calls {
     sent_bytes: Counter,
     received_bytes: Counter,
     proposals_failed: Counter,
+    leases_renewed: Counter,
     ranges: Counter,
     range_seconds: [Histogram; 2],
     /// By the client's version; of streams, and of other calls.
@@ -112,6 +113,7 @@ impl Calls {
             sent_bytes: counter!(SENT_BYTES),
             received_bytes: counter!(RECEIVED_BYTES),
             proposals_failed: counter!(PROPOSALS_FAILED),
+            leases_renewed: counter!(LEASES_RENEWED),
             ranges: counter!(RANGES),
             range_seconds: ["false", "true"].map(|success| histogram!(RANGE_SECONDS, "success" => success)),
             client_versions: Default::default(),
@@ -127,6 +129,11 @@ impl Calls {
     /// Counts a proposal that was not applied.
     pub(crate) fn proposal_failed(&self) {
         self.proposals_failed.increment(1);
+    }
+
+    /// Counts a lease that was renewed.
+    pub(crate) fn lease_renewed(&self) {
+        self.leases_renewed.increment(1);
     }
 
     /// Records how long a list took.

@@ -40,6 +40,9 @@ const REQUEST_BYTES_ADVISED: usize = 10 << 20;
 /// A shorter raft log would have the state flushed all the time.
 const RAFT_LOG_BYTES_MIN: u64 = 256 << 10;
 
+/// A fifth is 1 MiB, about the largest request: less would have the state flushed with each.
+const CACHE_BYTES_MIN: usize = 5 << 20;
+
 /// Everything that `tailwater serve` was told, checked.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -75,6 +78,7 @@ pub(crate) struct Config {
     pub(crate) auto_compaction: AutoCompaction,
     progress_interval: Duration,
     raft_log_bytes: u64,
+    cache_bytes: usize,
     window_bytes: usize,
     stream_chunk_bytes: usize,
     watch_memory_bytes: usize,
@@ -153,6 +157,7 @@ impl Config {
             auto_compaction: auto_compaction(flags)?,
             progress_interval: progress_interval(flags)?,
             raft_log_bytes: flags.raft_log_bytes.max(RAFT_LOG_BYTES_MIN),
+            cache_bytes: at_least("cache-bytes", flags.cache_bytes, CACHE_BYTES_MIN)?,
             window_bytes: flags.window_bytes,
             stream_chunk_bytes: at_least("stream-chunk-bytes", flags.stream_chunk_bytes, 4096)?,
             watch_memory_bytes: at_least("watch-memory-bytes", flags.watch_memory_bytes, flags.stream_chunk_bytes)?,
@@ -206,10 +211,11 @@ impl Config {
             request_timeout: self.request_timeout(),
             lease_ttl_min: i64::try_from(lease_ttl_min).unwrap_or(i64::MAX),
             quota_bytes: self.quota_bytes,
-            memtable_bytes: 64 << 20,
-            block_cache_bytes: 128 << 20,
+            memtable_bytes: self.cache_bytes / 5,
+            block_cache_bytes: self.cache_bytes / 5 * 2,
             raft_log_bytes: self.raft_log_bytes,
-            tail_hot_bytes_max: 64 << 20,
+            raft_recent_bytes_max: self.cache_bytes / 5,
+            tail_hot_bytes_max: self.cache_bytes / 5,
             sync_delay: Duration::ZERO,
         }
     }

@@ -182,6 +182,9 @@ pub(crate) struct Flags {
     /// Bytes of raft log kept for members that are away; who is away for longer copies the state
     #[arg(long, default_value_t = 64 << 20)]
     pub(crate) raft_log_bytes: u64,
+    /// Bytes of a member's caches: a fifth each for what is not in files yet, the newest raft entries and the newest frames for its readers, two fifths for blocks of files
+    #[arg(long, default_value_t = 320 << 20)]
+    pub(crate) cache_bytes: usize,
     /// Bytes of recent events kept in memory
     #[arg(long, default_value_t = 256 << 20)]
     pub(crate) window_bytes: usize,

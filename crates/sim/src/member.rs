@@ -264,6 +264,7 @@ fn config(dir: &Path, member_id: MemberId, plan: &Plan) -> ConsensusConfig {
         memtable_bytes: 64 << 20,
         block_cache_bytes: 1 << 20,
         raft_log_bytes: plan.raft_log_bytes,
+        raft_recent_bytes_max: 64 << 20,
         tail_hot_bytes_max: plan.tail_hot_bytes_max,
         sync_delay: Duration::ZERO,
     }

@@ -207,8 +207,12 @@ impl Lessor {
             lease.waiting.push(told);
             return Renewal::Expiring(gone);
         }
-        let (ttl, checkpointed) = (lease.ttl, lease.checkpointed > 0);
-        self.schedule(id, self.now.saturating_add(self.ticks(ttl)));
+        let (ttl, checkpointed, scheduled) = (lease.ttl, lease.checkpointed > 0, lease.expiry);
+        let expiry = self.now.saturating_add(self.ticks(ttl));
+        // Renewed before within this tick.
+        if expiry != scheduled {
+            self.schedule(id, expiry);
+        }
         Renewal::Renewed { ttl, checkpointed }
     }
 

@@ -200,6 +200,7 @@ fn group_of_one(dir: &Path, id: u64) -> Consensus {
         memtable_bytes: 32 << 20,
         block_cache_bytes: 8 << 20,
         raft_log_bytes: 64 << 20,
+        raft_recent_bytes_max: 8 << 20,
         tail_hot_bytes_max: 8 << 20,
         sync_delay: Duration::ZERO,
     };
