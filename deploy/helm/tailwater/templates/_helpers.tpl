@@ -43,7 +43,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- $urls := list }}
 {{- range $i := until (int .replicas) }}
 {{- $url := printf "%s://%s-%d.%s-peers.%s:%d" (include "tailwater.scheme" $.root) $.set $i $.set (include "tailwater.domain" $.root) (int $.port) }}
-{{- $urls = append $urls (ternary (printf "%s-%d=%s" $.set $i $url) $url (default false $.named)) }}
+{{- $urls = append $urls (ternary (printf "%s-%d=%s" $.set $i $url) $url (get $ "named" | default false)) }}
 {{- end }}
 {{- join "," $urls }}
 {{- end }}
