@@ -79,7 +79,7 @@ func TestValuesThatCannotWorkAreRefused(t *testing.T) {
 		{"{members: {persistence: {enabled: false}}}", "vote twice"},
 		{"{members: {terminationGracePeriodSeconds: 12}}", "must be at least 13"},
 		{"{fanout: {drainGraceSeconds: 60}}", "must be at least 68"},
-		{"{tls: {enabled: true}}", "tls.secrets.server"},
+		{"{tls: {enabled: true}}", "tls.secrets."},
 		{"{tls: {enabled: true, certManager: {enabled: true}}, scopedFanouts: [{name: a, prefixes: [/a/]}]}", "StatefulSet"},
 		{"{tls: {enabled: true, certManager: {enabled: true, issuerRef: {name: one}}}}", "may be a node"},
 		{"{scopedFanouts: [{name: a}]}", "prefixes"},

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -18,6 +19,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 	core "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -232,16 +234,21 @@ func (c *cluster) client(pods ...*pod) *clientv3.Client {
 		check(c.t, err)
 		trusted := x509.NewCertPool()
 		trusted.AppendCertsFromPEM([]byte(read(c.t, filepath.Join(secrets[0], "ca.crt"))))
-		// By the name that NOTES tells; a pod's address is in no certificate.
-		name := pods[0].workload + "." + namespace + ".svc"
-		if pods[0].workload == "" {
-			name = "localhost"
-		}
-		config.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: trusted, ServerName: name}
+		config.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: trusted}
 	}
+	// By the name that a Service gives it, which is in the certificate and not in the DNS of this program.
+	addresses := map[string]string{}
 	for _, pod := range pods {
-		config.Endpoints = append(config.Endpoints, scheme+"://"+pod.ip+":2379")
+		name := pod.name + "." + pod.subdomain + "." + namespace + ".svc.cluster.local:2379"
+		if pod.subdomain == "" {
+			name = pod.ip + ":2379"
+		}
+		addresses[name] = pod.ip + ":2379"
+		config.Endpoints = append(config.Endpoints, scheme+"://"+name)
 	}
+	config.DialOptions = []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, name string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", addresses[name])
+	})}
 	client, err := clientv3.New(config)
 	check(c.t, err)
 	c.t.Cleanup(func() { client.Close() })
