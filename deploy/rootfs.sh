@@ -59,8 +59,9 @@ fail() {
 }
 
 try_root() {
-  local client peer status=0 enter chroot data=/var/lib/tailwater/try
+  local client peer status=0 enter chroot size data=/var/lib/tailwater/try
   root=$1 server='' log=$(mktemp)
+  size="$(du -sh "$root" | cut -f1) in $(find "$root" -type f | wc -l) files"
   made=("$log" "$root$data" "$root$data.db")
   trap clean_up EXIT
   chroot=$(PATH=$PATH:/usr/sbin:/sbin command -v chroot)
@@ -99,7 +100,7 @@ try_root() {
   server=''
   # By the signal that it was sent, or well.
   [ "$status" = 0 ] || [ "$status" = 143 ] || fail "the server ended with $status"
-  echo "the root filesystem is complete: $(du -sh "$root" | cut -f1) in $(find "$root" -type f | wc -l) files"
+  echo "the root filesystem is complete: $size"
 }
 
 case ${1:-} in
