@@ -377,7 +377,9 @@ func checkData(t testing.TB, scraper *prometheus.Prometheus, what, expression st
 	}
 	parts := prometheus.Selectors(whole)
 	for _, part := range prometheus.WithoutComparisons(whole) {
-		parts = append(parts, part.String())
+		if !slices.Contains(parts, part.String()) {
+			parts = append(parts, part.String())
+		}
 	}
 	for _, part := range parts {
 		if count, err := scraper.Count(part); err != nil || count == 0 {

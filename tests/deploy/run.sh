@@ -32,7 +32,6 @@ fi
 echo '== deploy'
 if command -v go >/dev/null; then
   cd "$here"
-  go vet .
   go test -c -o "$build/deploy.test" .
   TAILWATER_BIN=$binary "$build/deploy.test" -test.timeout 10m | tee "$work/output" || failed=1
   if grep -q '^LEFT OUT: ' "$work/output" && [ "${CI:-}" = true ]; then
