@@ -218,8 +218,9 @@ func (c *cluster) run(pod *pod) {
 		output, err := command.CombinedOutput()
 		timer.Stop()
 		if err != nil {
-			c.t.Errorf("%s: %s: %v\n%s\n%s", pod.name, container.Name, err, strings.Join(command.Args, " "), output)
+			c.t.Errorf("%s: %s: %v\n%s", pod.name, container.Name, err, strings.Join(command.Args, " "))
 		}
+		c.t.Logf("%s: %s:\n%s", pod.name, container.Name, output)
 	}
 }
 
@@ -240,7 +241,10 @@ func (c *cluster) client(pods ...*pod) *clientv3.Client {
 	addresses := map[string]string{}
 	for _, pod := range pods {
 		name := pod.name + "." + pod.subdomain + "." + namespace + ".svc.cluster.local:2379"
-		if pod.subdomain == "" {
+		switch {
+		case pod.subdomain == "" && pod.workload != "" && scheme == "https":
+			name = pod.workload + "." + namespace + ".svc:2379"
+		case pod.subdomain == "":
 			name = pod.ip + ":2379"
 		}
 		addresses[name] = pod.ip + ":2379"

@@ -12,18 +12,23 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	core "k8s.io/api/core/v1"
 )
 
 // What the chart's containers are given starts, finds each other by name, serves, is backed up and passes its own test.
 func TestPodsOfTheChartServe(t *testing.T) {
-	for _, test := range []struct{ set, change string }{
-		{"default", "snapshot: {enabled: true}"},
-		{"minimal", ""},
-		{"cert-manager", ""},
+	for _, test := range []struct{ name, set, change string }{
+		{"default", "default", "snapshot: {enabled: true}"},
+		{"minimal", "minimal", ""},
+		{"cert-manager", "cert-manager", ""},
+		{"cert-manager with a Deployment", "cert-manager", "{fanout: {kind: Deployment}, scopedFanouts: []}"},
 		// Without what is no program of ours, and three members suffice to show it.
-		{"five-members", "{members: {replicas: 3}, snapshot: {keepDays: 0, extraContainers: []}}"},
+		{"consensus", "five-members", "{members: {replicas: 3}, snapshot: {keepDays: 0, extraContainers: []}}"},
 	} {
-		t.Run(test.set, func(t *testing.T) {
+		t.Run(test.name, func(t *testing.T) {
 			c := begin(t, installed(t, valuesOf(t, test.set, test.change)))
 			c.start()
 			c.exercise()
@@ -74,6 +79,47 @@ func TestAFanoutDrains(t *testing.T) {
 		if took := time.Since(began); took > grace {
 			t.Errorf("%s took %v to stop, longer than %v", pod.name, took, grace)
 		}
+	}
+}
+
+// As docs/OPERATIONS.md says it: a learner is added, one more pod starts with the arguments of the upgrade, it is promoted,
+// and the others start again with them.
+func TestAMemberIsAdded(t *testing.T) {
+	const alone = "fanout: {enabled: false}"
+	c := begin(t, installed(t, valuesOf(t, "default", alone)))
+	c.start()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	api := c.client(c.serving()...)
+	url := "http://tailwater-3.tailwater-peers.etcd.svc.cluster.local:2380"
+	var added *clientv3.MemberAddResponse
+	// Members that have only just met are not trusted with a change.
+	check(t, insist(ctx, func() (err error) {
+		added, err = api.MemberAddAsLearner(ctx, []string{url})
+		return err
+	}))
+	objects := installed(t, valuesOf(t, "default", alone, "members: {replicas: 4, clusterState: existing}"))
+	c.pods = podsOf(objects)
+	c.writeHosts(of[*core.Service](objects))
+	pods := c.nodes()
+	c.startPod(pods[3])
+	check(t, insist(ctx, func() error {
+		_, err := api.MemberPromote(ctx, added.Member.ID)
+		return err
+	}))
+	c.awaitReady(pods[3])
+	for _, pod := range []*pod{pods[2], pods[1], pods[0]} {
+		process := c.processes[pod.name]
+		check(t, process.Process.Signal(syscall.SIGTERM))
+		_ = process.Wait()
+		c.startPod(pod)
+		c.awaitReady(pod)
+	}
+	c.exercise()
+	members, err := api.MemberList(ctx)
+	check(t, err)
+	if len(members.Members) != 4 || slices.ContainsFunc(members.Members, func(one *etcdserverpb.Member) bool { return one.IsLearner }) {
+		t.Errorf("the members are %v", members.Members)
 	}
 }
 
