@@ -8,7 +8,7 @@ TARGET ?= $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 DATA_DIR ?= default.tailwater
 export CARGO_TARGET_DIR := $(TARGET)
 
-.PHONY: help prepare build run cluster test lint acceptance bench bench-quick bench-full bench-long bench-tier reference sim fuzz
+.PHONY: help prepare build run cluster test test-deploy lint acceptance bench bench-quick bench-full bench-long bench-tier reference sim fuzz
 
 help: ## What there is to run.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,6 +28,10 @@ cluster: build ## Build, then serve three members on localhost with data in clus
 
 test: prepare ## Every suite, short form.
 	@scripts/test.sh
+
+test-deploy: prepare ## What is in deploy/: chart, manifests, rules, dashboards and image, rendered, read and started (needs Go).
+	cargo build -p tailwater-server
+	TAILWATER_BIN="$${TAILWATER_BIN:-$(TARGET)/debug/tailwater}" TARGET_DIR="$(TARGET)" tests/deploy/run.sh
 
 acceptance: prepare ## Every suite with the full counts; hours.
 	@ACCEPTANCE=1 scripts/test.sh

@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/go-jsonnet"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
+	"tailwater/tests/metrics/prometheus"
 )
 
 // The release of etcd whose mixin is evaluated, unless MIXIN names a directory with another one.
@@ -76,29 +78,30 @@ func load(t *testing.T, members []*member, round int) {
 func TestAlertsOfTheMixinHaveData(t *testing.T) {
 	rules := mixinRules(t)
 	members := startMembers(t, 3)
-	prometheus := newPrometheus()
+	scraper := prometheus.New()
 	for round := range scrapesWhole {
 		load(t, members, round)
-		prometheus.scrape(t, members)
+		check(t, scraper.Scrape(targets(members)))
 	}
 	// Some of what is counted are failures.
 	members[2].stop()
 	waitForLeader(t, members[:2])
 	for round := range scrapesBroken {
 		load(t, members[:2], round)
-		prometheus.scrape(t, members)
+		check(t, scraper.Scrape(targets(members)))
 	}
 	for _, rule := range rules {
-		whole, err := prometheus.parser.ParseExpr(rule.Expr)
+		whole, err := scraper.Parse(rule.Expr)
 		check(t, err)
 		var parts []string
-		for _, part := range withoutComparisons(whole) {
+		for _, part := range prometheus.WithoutComparisons(whole) {
 			parts = append(parts, part.String())
 		}
 		var counts []string
 		isComplete := true
-		for _, part := range append(parts, selectors(whole)...) {
-			count := prometheus.count(t, part)
+		for _, part := range append(parts, prometheus.Selectors(whole)...) {
+			count, err := scraper.Count(part)
+			check(t, err)
 			isComplete = isComplete && count > 0
 			counts = append(counts, fmt.Sprintf("%4d  %s", count, part))
 		}
@@ -107,6 +110,15 @@ func TestAlertsOfTheMixinHaveData(t *testing.T) {
 			t.Errorf("%s: has data: %v, has a substitute: %v", rule.Alert, isComplete, hasSubstitute)
 		}
 	}
+}
+
+func targets(members []*member) []prometheus.Target {
+	var all []prometheus.Target
+	for _, m := range members {
+		labels := map[string]string{"job": "etcd", "instance": strings.TrimPrefix(m.url, "http://")}
+		all = append(all, prometheus.Target{Labels: labels, Read: m.metrics})
+	}
+	return all
 }
 
 func waitForLeader(t *testing.T, members []*member) {
@@ -126,7 +138,9 @@ func TestExpositionIsWellFormed(t *testing.T) {
 	load(t, members, 1)
 	exposed, err := members[0].metrics()
 	check(t, err)
-	if read := samples(t, exposed); len(read) < 100 {
+	read, err := prometheus.Samples(exposed)
+	check(t, err)
+	if len(read) < 100 {
 		t.Fatalf("there are only %d samples", len(read))
 	}
 	problems, err := promlint.New(strings.NewReader(string(exposed))).Lint()
