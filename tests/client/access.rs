@@ -1,17 +1,14 @@
-//! Users, tokens and TLS.
+//! Users and tokens.
 
-use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tailwater_api::authpb::{self, permission};
 use tailwater_api::etcdserverpb as pb;
-use tailwater_client::{Client, TlsFiles};
+use tailwater_tests::Kind;
 use tailwater_tests::cluster::{Cluster, Setup, connect};
-use tailwater_tests::{Kind, program};
 
 use crate::kinds;
-use crate::support::{ALLOW_PINGS, PATIENCE, PREFIX, builder, cached, put, texts, until};
+use crate::support::{ALLOW_PINGS, PATIENCE, PREFIX, builder, put, texts, until};
 
 /// Tokens of this server live so long.
 const TOKEN_SECONDS: u64 = 2;
@@ -19,7 +16,8 @@ const TOKEN_SECONDS: u64 = 2;
 /// A cluster of one, whose user `op` may read and write what the informers of these tests cache; and `root`, who may all.
 async fn with_users(kind: Kind) -> Cluster {
     let mut setup = Setup::new(kind, 1);
-    setup.flags = [ALLOW_PINGS, "--bcrypt-cost=4", &format!("--auth-token-ttl={TOKEN_SECONDS}")].map(str::to_owned).into();
+    setup.flags =
+        [ALLOW_PINGS, "--bcrypt-cost=4", &format!("--auth-token-ttl={TOKEN_SECONDS}")].map(str::to_owned).into();
     let cluster = Cluster::start(setup).await.unwrap();
     let mut auth = pb::auth_client::AuthClient::new(connect(cluster.url(0)).unwrap());
     for name in ["root", "op"] {
@@ -106,80 +104,5 @@ async fn who_may_not_read_is_told_so_and_goes_on_trying() {
         allow(cluster.url(0)).await;
         tokio::time::timeout(PATIENCE, informer.synced()).await.unwrap().unwrap();
         cluster.finish();
-    }
-}
-
-/// A server that has made its own certificate; killed when dropped.
-struct Secure {
-    child: Child,
-    url: String,
-    dir: tempfile::TempDir,
-}
-
-impl Drop for Secure {
-    fn drop(&mut self) {
-        // Both fail only when it has ended already.
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-impl Secure {
-    fn start(kind: Kind) -> anyhow::Result<Self> {
-        let listeners = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
-        let url = format!("https://{}", listeners[0].local_addr()?);
-        let peer = format!("http://{}", listeners[1].local_addr()?);
-        drop(listeners);
-        let dir = tempfile::tempdir()?;
-        let mut command = Command::new(program(kind)?);
-        if kind == Kind::Tailwater {
-            command.arg("serve");
-        }
-        command.arg("--data-dir").arg(dir.path().join("data")).args(["--name=default", "--auto-tls", ALLOW_PINGS]);
-        for (flag, url) in [
-            ("listen-client-urls", &url),
-            ("advertise-client-urls", &url),
-            ("listen-peer-urls", &peer),
-            ("initial-advertise-peer-urls", &peer),
-            ("initial-cluster", &format!("default={peer}")),
-        ] {
-            command.arg(format!("--{flag}={url}"));
-        }
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        Ok(Self { child, url, dir })
-    }
-
-    fn certificate(&self) -> std::path::PathBuf {
-        self.dir.path().join("data/fixtures/client/cert.pem")
-    }
-}
-
-#[tokio::test]
-async fn an_informer_speaks_tls_with_those_that_it_trusts() {
-    for kind in kinds("TLS of the client on etcd") {
-        let server = Secure::start(kind).unwrap();
-        let until_there = Instant::now() + PATIENCE;
-        while !server.certificate().exists() {
-            assert!(Instant::now() < until_there, "{kind:?} makes no certificate");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        let files = TlsFiles { ca_file: Some(server.certificate()), ..TlsFiles::default() };
-        let address = server.url.trim_start_matches("https://").to_owned();
-        let client = builder([address]).tls(files).build().unwrap();
-        let informer = texts(&client);
-        tokio::time::timeout(PATIENCE, informer.synced()).await.unwrap().unwrap();
-        put(&client, "/c/1", "one").await;
-        assert_eq!(cached(&informer.consistent().await.unwrap()), [("/c/1".to_owned(), "one".to_owned())]);
-        // Another's certificate is not trusted.
-        let other = Secure::start(kind).unwrap();
-        while !other.certificate().exists() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        let files = TlsFiles { ca_file: Some(other.certificate()), ..TlsFiles::default() };
-        let stranger = texts(&builder([server.url.clone()]).tls(files).build().unwrap());
-        let status = until(&stranger, |status| status.failure.is_some()).await;
-        assert!(!stranger.is_synced(), "{kind:?}: {status:?}");
-        // Without TLS there is nothing to speak to such a URL.
-        assert!(Client::builder([server.url.clone()]).build().is_err());
     }
 }

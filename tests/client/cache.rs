@@ -23,7 +23,8 @@ async fn a_list_is_whole_streamed_or_in_pages() {
         let informer = client.informer(KeyRange::prefix("/c/"), decode).page_size(100).start().unwrap();
         let snapshot = informer.synced().await.unwrap();
         assert_eq!((cached(&snapshot), snapshot.len()), (listed(&client).await.unwrap(), 250), "{kind:?}");
-        let some: Vec<String> = snapshot.prefix(b"/c/24").map(|o| String::from_utf8_lossy(&o.key).into_owned()).collect();
+        let some: Vec<String> =
+            snapshot.prefix(b"/c/24").map(|o| String::from_utf8_lossy(&o.key).into_owned()).collect();
         assert_eq!((some.len(), some[9].as_str()), (10, "/c/249"));
         // A second one, of a client that knows by now how lists come here.
         assert_eq!(texts(&client).synced().await.unwrap().len(), 250);

@@ -26,8 +26,7 @@ pub(crate) fn hash(value: &[u8]) -> u64 {
 }
 
 pub(crate) fn held(kv: &KeyValue) -> Held {
-    let stamp =
-        Stamp { create_revision: kv.create_revision, mod_revision: kv.mod_revision, version: kv.version };
+    let stamp = Stamp { create_revision: kv.create_revision, mod_revision: kv.mod_revision, version: kv.version };
     (stamp, hash(&kv.value))
 }
 
@@ -59,7 +58,11 @@ impl History {
         let read = pb::RangeRequest { key: "a".into(), ..Default::default() };
         let target = kv.range(read).await?.into_inner().header.context("a header")?.revision;
         let (requests, bodies) = mpsc::channel(4);
-        let end = { let mut end = PREFIX.as_bytes().to_vec(); *end.last_mut().context("no prefix")? += 1; end };
+        let end = {
+            let mut end = PREFIX.as_bytes().to_vec();
+            *end.last_mut().context("no prefix")? += 1;
+            end
+        };
         let create = pb::WatchCreateRequest {
             key: PREFIX.into(),
             range_end: end.into(),
@@ -116,7 +119,10 @@ impl History {
                     while let Some(event) = events.next_if(|event| event.revision <= *revision) {
                         event.enter(&mut truth);
                     }
-                    ensure!(belief == truth, "at {change:?} the subscriber believes\n{belief:?}\ninstead of\n{truth:?}");
+                    ensure!(
+                        belief == truth,
+                        "at {change:?} the subscriber believes\n{belief:?}\ninstead of\n{truth:?}"
+                    );
                     is_listed = false;
                 }
                 Change::Undecodable { .. } => anyhow::bail!("{change:?}"),

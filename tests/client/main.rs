@@ -8,6 +8,7 @@ mod cache;
 mod controller;
 mod history;
 mod rounds;
+mod secure;
 mod support;
 
 use tailwater_tests::{Kind, left_out, program};

@@ -98,7 +98,10 @@ pub(crate) async fn run(kind: Kind) -> anyhow::Result<()> {
         let seen = consistent(&prompt).await.with_context(|| format!("after round {round}, {fault:?}"))?;
         ensure!(seen.revision() >= written, "a consistent read is behind an earlier write");
         let relists = prompt.status().borrow().relists;
-        ensure!(relists == compactions as u64, "{relists} relists after {compactions} compactions: round {round}, {fault:?}");
+        ensure!(
+            relists == compactions as u64,
+            "{relists} relists after {compactions} compactions: round {round}, {fault:?}"
+        );
     }
     world.finish().await?;
     let state = world.list().await?;

@@ -95,7 +95,8 @@ async fn main() -> anyhow::Result<()> {
     let endpoints: Vec<String> = std::env::args().skip(1).collect();
     let client = Client::builder(endpoints).build()?;
     let specs = client.informer(KeyRange::prefix(SPECS), |_, value: Bytes| serde_json::from_slice(&value)).start()?;
-    let statuses = client.informer(KeyRange::prefix(STATUSES), |_, value: Bytes| serde_json::from_slice(&value)).start()?;
+    let statuses =
+        client.informer(KeyRange::prefix(STATUSES), |_, value: Bytes| serde_json::from_slice(&value)).start()?;
     // Both are complete before anything is decided: a spec that is not there yet is not one that is gone.
     specs.synced().await?;
     statuses.synced().await?;

@@ -21,6 +21,8 @@ pub struct Builder {
 }
 
 /// Files of TLS, as PEM. They are read again when they change, so certificates may be renewed under a running client.
+///
+/// Keys on the curve P-521, like those of etcd's `--auto-tls`, are not understood.
 #[derive(Clone, Debug, Default)]
 pub struct TlsFiles {
     /// Who may have signed the servers' certificates. Default: those that the machine trusts.

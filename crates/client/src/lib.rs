@@ -49,9 +49,9 @@ mod object;
 mod range;
 mod subscription;
 
+pub use crate::core::BadList;
 pub use client::Client;
 pub use config::{Builder, TlsFiles};
-pub use crate::core::BadList;
 pub use error::Error;
 pub use informer::{Informer, InformerBuilder, Phase, Status};
 pub use object::{BoxError, Change, Object, RelistCause, Snapshot, Stamp, Undecodable};

@@ -76,7 +76,8 @@ impl Server {
                     live.remove(&key);
                     continue;
                 };
-                let kv = live.entry(key).or_insert_with(|| KeyValue { create_revision: mod_revision, ..Default::default() });
+                let kv =
+                    live.entry(key).or_insert_with(|| KeyValue { create_revision: mod_revision, ..Default::default() });
                 kv.key = vec![key].into();
                 kv.value = vec![*value].into();
                 kv.mod_revision = mod_revision;
@@ -217,7 +218,13 @@ impl World {
             }
             let fragment = number + 1 < fragments.len();
             let header = header(self.server.revision());
-            self.answer(WatchResponse { header, watch_id: WATCH, fragment, events: events.to_vec(), ..Default::default() });
+            self.answer(WatchResponse {
+                header,
+                watch_id: WATCH,
+                fragment,
+                events: events.to_vec(),
+                ..Default::default()
+            });
         }
         self.stream = self.stream.and(Some(last + 1));
     }

@@ -159,11 +159,7 @@ fn changes_are_told_with_what_was_before() {
     let told = told(core.on_answer(answer(15, events)));
     assert_eq!(
         told,
-        [
-            "Applied(k1 at 11, before Some(3))",
-            "Applied(k3 at 12, before None)",
-            "Deleted(k2 at 12, before 4)"
-        ]
+        ["Applied(k1 at 11, before Some(3))", "Applied(k3 at 12, before None)", "Deleted(k2 at 12, before 4)"]
     );
     // Not the 15 of the header: the server may have more on its way.
     assert_eq!((core.state().revision(), core.next()), (12, Next::Watch(13)));
