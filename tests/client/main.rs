@@ -3,6 +3,8 @@
 //! * `ROUNDS=n` runs so many rounds of faults (5; with `ACCEPTANCE=1` 100); `SEED=n` repeats their choices, not the timing.
 //! * What runs on Tailwater runs on an etcd as well (`ETCD`, or `etcd` on PATH).
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod access;
 mod cache;
 mod controller;
