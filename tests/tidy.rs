@@ -18,6 +18,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("transport", &["api", "tls", "eventlog", "consensus"]),
     ("gateway", &["api", "tls", "snapshot", "eventlog", "consensus", "fanout"]),
     ("bench", &["api", "tls"]),
+    // A library for others: it reaches servers by their public API only.
+    ("client", &["api", "tls"]),
     (
         "server",
         &["api", "http2", "tls", "snapshot", "eventlog", "consensus", "fanout", "transport", "gateway", "bench"],
@@ -225,4 +227,15 @@ fn every_metric_of_etcds_and_no_other_is_said_to_be_there() {
     let named = rows.iter().flat_map(|(_, says)| metric_names(says)).filter(|name| !name.ends_with('_'));
     let made_up: Vec<_> = named.filter(|name| name.starts_with("tailwater_") && !own.contains(name)).collect();
     assert!(made_up.is_empty(), "docs/compatibility/metrics.md refers to {made_up:?}, which are not there");
+}
+
+#[test]
+fn the_guide_for_clients_shows_code_that_is_run() {
+    let guide = fs::read_to_string(root().join("docs/CLIENTS.md")).expect("the guide for clients");
+    let run = fs::read_to_string(root().join("tests/clients/go/informer/informer.go")).expect("the informer in Go");
+    let blocks: Vec<&str> = guide.split("```go\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(!blocks.is_empty(), "docs/CLIENTS.md shows no Go");
+    for block in blocks {
+        assert!(run.contains(block.trim_end()), "docs/CLIENTS.md shows Go that is not in informer.go:\n{block}");
+    }
 }

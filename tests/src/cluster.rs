@@ -1,11 +1,13 @@
 //! Several members of one cluster on this machine, and the faults that they meet.
 //!
 //! Each member is a process with a data directory and ports of its own. What members send each other goes through
-//! [`Links`], so that any direction between two of them can be held, delayed or cut. Clients connect directly.
+//! [`Links`], so that any direction between two of them can be held, delayed or cut. Clients connect directly, or through
+//! a [`Gate`].
 //! A member keeps its *slot* (0, 1, …) over restarts and also when another member takes its place. Fanouts that are added
 //! beside the members take the slots behind them.
 
 mod fanout;
+mod gate;
 mod links;
 mod owner;
 
@@ -24,6 +26,7 @@ use tokio::net::TcpListener;
 use tonic::transport::{Channel, Endpoint};
 
 pub use fanout::Fanout;
+pub use gate::Gate;
 use links::PeerProxy;
 pub use links::{Link, Links};
 
