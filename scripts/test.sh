@@ -35,6 +35,9 @@ while IFS= read -r line; do left_out+=("${line#LEFT OUT: }"); done < <(grep -h '
 TAILWATER_BIN=$TAILWATER TARGET_DIR=$target tests/clients/run.sh 2>&1 | tee "$output"
 while IFS= read -r line; do left_out+=("${line#LEFT OUT: }"); done < <(grep -h '^LEFT OUT: ' "$output" | sort -u || true)
 
+TAILWATER_BIN=$TAILWATER TARGET_DIR=$target tests/ui/run.sh 2>&1 | tee "$output"
+while IFS= read -r line; do left_out+=("${line#LEFT OUT: }"); done < <(grep -h '^LEFT OUT: ' "$output" || true)
+
 if [ "${ACCEPTANCE:-}" = 1 ]; then
   scripts/instructions.sh 2>&1 | tee "$output"
   while IFS= read -r line; do left_out+=("${line#LEFT OUT: }"); done < <(grep -h '^LEFT OUT: ' "$output" || true)

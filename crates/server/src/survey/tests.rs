@@ -59,9 +59,47 @@ fn nodes_stand_below_those_that_they_follow() {
 fn everybody_that_is_named_is_asked_where_it_can_be() {
     let mut status = answers()["1"].clone();
     status.members[1].peer_urls = vec!["http://p:2".into()];
-    let named: Vec<_> = named(&status).collect();
-    assert_eq!(named[0], ("a".into(), vec![Door::Client("http://c:a".into())]));
-    assert_eq!(named[2], ("2".into(), vec![Door::Peer("http://p:2".into())]));
+    status.members[1].client_urls = vec!["http://c:2".into()];
+    let [client, peer] = [Door::Client("http://c:2".into()), Door::Peer("http://p:2".into())];
+    let found: Vec<_> = named(&status, &asking(false)).collect();
+    assert_eq!(found[0], ("a".into(), vec![Door::Client("http://c:a".into())]));
+    assert_eq!(found[2], ("2".into(), vec![client.clone(), peer.clone()]));
+    assert_eq!(named(&status, &asking(true)).nth(2), Some(("2".into(), vec![peer, client])));
+}
+
+fn asking(prefers_peers: bool) -> Asking {
+    let link = LinkConfig::default();
+    Asking {
+        clients: link.clone(),
+        peers: link,
+        prefers_peers,
+        patience: Duration::from_millis(100),
+        patience_in_all: Duration::from_millis(300),
+        nodes_max: 8,
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_says_nothing_is_not_waited_for_without_end() {
+    // It accepts, and never answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}", silent.local_addr().expect("bound"));
+    let mut own = answers()["1"].clone();
+    own.members[1].client_urls = vec![url; 8];
+    let begun = Instant::now();
+    let survey = ask_all(Vec::new(), Some(own), &asking(true)).await;
+    assert!(begun.elapsed() < Duration::from_millis(700), "{:?}", begun.elapsed());
+    let answered: Vec<_> = survey.nodes.iter().map(|surveyed| (&*surveyed.node.id, surveyed.answered)).collect();
+    assert_eq!(answered, [("1", true), ("a", false), ("2", false)]);
+}
+
+#[test]
+fn watchers_of_a_prefix_are_summed_over_nodes() {
+    let load = |prefix: &str, watchers| Prefix { prefix: prefix.into(), watchers };
+    let mut answers = answers();
+    answers.get_mut("1").expect("a member").node.load.prefixes = vec![load("/a/", 5), load("/b/", 4)];
+    answers.get_mut("b").expect("a leaf").node.load.prefixes = vec![load("/b/", 3), load("/c/", 1)];
+    assert_eq!(compose(&answers, Vec::new()).prefixes(2), [load("/b/", 7), load("/a/", 5)]);
 }
 
 #[test]
