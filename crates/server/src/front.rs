@@ -7,16 +7,17 @@ use std::time::Duration;
 use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use metrics_exporter_prometheus::PrometheusHandle;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tailwater_fanout::SocketShare;
 use tailwater_gateway::{AccessControl, Code, Forwarder, Gateway, tell_whether_ready};
 use tailwater_transport::{Description, LinkConfig};
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::process;
 use crate::status::Status;
-use crate::survey::{Asking, Door, Doors, ask_all};
+use crate::survey::{Asking, Door, Doors, Lately, ask_all};
 use crate::ui::{Surveying, Ui};
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -228,12 +229,18 @@ fn surveyor(config: &Config, description: &Arc<OnceLock<Describe>>) -> impl Fn()
     };
     let upstream: Vec<Doors> = config.upstream.iter().map(|url| vec![Door::Peer(url.clone())]).collect();
     let description = description.clone();
+    let lately = Arc::new(Mutex::new(Lately::default()));
     move || {
         let own = description.get().map(|describe| Status::from(describe()));
         let knows_members = own.as_ref().is_some_and(|own| !own.members.is_empty());
         let doors = if knows_members { Vec::new() } else { upstream.clone() };
-        let asking = asking.clone();
-        Box::pin(async move { ask_all(doors, own, &asking).await })
+        let (asking, lately) = (asking.clone(), lately.clone());
+        Box::pin(async move {
+            let known = lately.lock().nodes();
+            let survey = ask_all(doors, own, known, &asking).await;
+            lately.lock().note(&survey, Instant::now());
+            survey
+        })
     }
 }
 

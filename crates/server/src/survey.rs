@@ -13,13 +13,15 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use crate::flags::StatusFlags;
-use crate::status::{MemberStatus, Node, Prefix, Slow, Status};
+use crate::status::{Load, MemberStatus, Node, Prefix, Slow, Status};
 
 mod table;
 
 /// How long one node may take to answer a command, and all of them together.
 const PATIENCE: Duration = Duration::from_secs(3);
 const PATIENCE_IN_ALL: Duration = Duration::from_secs(60);
+/// How long a node is remembered that nobody names any more.
+const LATELY: Duration = Duration::from_secs(10);
 /// Nodes that are asked in all; whoever has more asks for parts.
 const NODES_MAX: usize = 4096;
 
@@ -47,6 +49,9 @@ pub(crate) struct Surveyed {
     pub(crate) is_learner: bool,
     /// Whether it answered itself; else this is what others know of it.
     pub(crate) answered: bool,
+    /// Whether nobody knows of it now.
+    #[serde(skip)]
+    pub(crate) is_only_remembered: bool,
     /// The node that it follows; none for a member.
     pub(crate) parent: Option<String>,
     /// Steps to a member.
@@ -128,6 +133,30 @@ pub(crate) struct Asking {
     pub(crate) nodes_max: usize,
 }
 
+/// Nodes that were found a moment ago. They are asked even if nobody names them now: the source of a fanout may have died, or
+/// be silent, while the fanout lives.
+#[derive(Debug, Default)]
+pub(crate) struct Lately {
+    nodes: BTreeMap<String, (Node, Instant)>,
+}
+
+impl Lately {
+    /// Remembers who answered or was named by who did; who was not for a while is forgotten.
+    pub(crate) fn note(&mut self, survey: &Survey, now: Instant) {
+        for surveyed in survey.nodes.iter().filter(|surveyed| !surveyed.is_only_remembered && !surveyed.is_member) {
+            // What it carried then may be elsewhere by now.
+            let node = Node { load: Load::default(), ..surveyed.node.clone() };
+            self.nodes.insert(node.id.clone(), (node, now));
+        }
+        self.nodes.retain(|_, (_, found)| now.duration_since(*found) < LATELY);
+    }
+
+    /// Those that are remembered.
+    pub(crate) fn nodes(&self) -> Vec<Node> {
+        self.nodes.values().map(|(node, _)| node.clone()).collect()
+    }
+}
+
 /// `tailwater status`.
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command for a terminal")]
 pub(crate) fn run(flags: &StatusFlags) -> ExitCode {
@@ -177,7 +206,7 @@ async fn survey(endpoints: &[String], link: LinkConfig) -> Result<Survey, String
         patience_in_all: PATIENCE_IN_ALL,
         nodes_max: NODES_MAX,
     };
-    let survey = ask_all(doors, None, &asking).await;
+    let survey = ask_all(doors, None, Vec::new(), &asking).await;
     if survey.nodes.iter().any(|surveyed| surveyed.answered) {
         return Ok(survey);
     }
@@ -185,8 +214,8 @@ async fn survey(endpoints: &[String], link: LinkConfig) -> Result<Survey, String
     Err(format!("no endpoint answers; {}", reasons.join("; ")))
 }
 
-/// Asks the nodes at `doors`, and all that they or `own`, the description of who asks, name.
-pub(crate) async fn ask_all(doors: Vec<Doors>, own: Option<Status>, asking: &Asking) -> Survey {
+/// Asks the nodes at `doors`, those found `lately`, and all that they or `own`, the description of who asks, name.
+pub(crate) async fn ask_all(doors: Vec<Doors>, own: Option<Status>, lately: Vec<Node>, asking: &Asking) -> Survey {
     let until = Instant::now() + asking.patience_in_all;
     let mut answers = BTreeMap::<String, Status>::new();
     let mut errors = Vec::new();
@@ -196,6 +225,7 @@ pub(crate) async fn ask_all(doors: Vec<Doors>, own: Option<Status>, asking: &Ask
         answers.insert(own.node.id.clone(), own.clone());
         waiting.extend(named(&own, asking).filter(|(id, _)| *id != own.node.id).map(|(_, doors)| doors));
     }
+    waiting.extend(lately.iter().map(|node| doors_of(&node.client_urls, &node.peer_urls, asking)));
     let mut under_way = JoinSet::new();
     loop {
         for doors in waiting.drain(..).filter(|doors| !doors.is_empty()) {
@@ -216,19 +246,19 @@ pub(crate) async fn ask_all(doors: Vec<Doors>, own: Option<Status>, asking: &Ask
         }
     }
     errors.sort_by(|one, other| one.endpoint.cmp(&other.endpoint));
-    compose(&answers, errors)
+    compose(&answers, lately, errors)
 }
 
 /// The nodes that an answer names, by id, and where they are asked.
 fn named(status: &Status, asking: &Asking) -> impl Iterator<Item = (String, Doors)> {
-    let doors = |client: &[String], peer: &[String]| -> Doors {
-        let (client, peer) = (client.iter().cloned().map(Door::Client), peer.iter().cloned().map(Door::Peer));
-        if asking.prefers_peers { peer.chain(client).collect() } else { client.chain(peer).collect() }
-    };
-    let readers = status.readers.iter().map(|node| (node.id.clone(), doors(&node.client_urls, &node.peer_urls)));
-    let members =
-        status.members.iter().map(|member| (member.id.clone(), doors(&member.client_urls, &member.peer_urls)));
-    readers.chain(members).collect::<Vec<_>>().into_iter()
+    let readers = status.readers.iter().map(|node| (&node.id, &node.client_urls, &node.peer_urls));
+    let members = status.members.iter().map(|member| (&member.id, &member.client_urls, &member.peer_urls));
+    readers.chain(members).map(|(id, client, peer)| (id.clone(), doors_of(client, peer, asking)))
+}
+
+fn doors_of(client: &[String], peer: &[String], asking: &Asking) -> Doors {
+    let (client, peer) = (client.iter().cloned().map(Door::Client), peer.iter().cloned().map(Door::Peer));
+    if asking.prefers_peers { peer.chain(client).collect() } else { client.chain(peer).collect() }
 }
 
 async fn ask(doors: Doors, asking: Asking) -> Result<Status, Unanswered> {
@@ -254,14 +284,19 @@ async fn ask(doors: Doors, asking: Asking) -> Result<Status, Unanswered> {
     Err(last)
 }
 
-/// Puts the answers together: what a node says of itself counts before what others say of it.
-fn compose(answers: &BTreeMap<String, Status>, errors: Vec<Unanswered>) -> Survey {
+/// Puts the answers together: what a node says of itself counts before what others say of it, and that before what is
+/// remembered of it.
+fn compose(answers: &BTreeMap<String, Status>, lately: Vec<Node>, errors: Vec<Unanswered>) -> Survey {
     // The newest term is told by whoever has heard of it.
     let newest = answers.values().max_by_key(|status| (status.term, !status.leader.is_empty()));
     let (leader, term) = newest.map(|status| (status.leader.clone(), status.term)).unwrap_or_default();
     let members: BTreeMap<&str, &MemberStatus> =
         answers.values().flat_map(|status| &status.members).map(|member| (member.id.as_str(), member)).collect();
     let mut nodes = BTreeMap::<String, Surveyed>::new();
+    for node in lately {
+        let (id, parent) = (node.id.clone(), parent_of(&node));
+        nodes.insert(id, Surveyed { node, parent, is_only_remembered: true, ..Default::default() });
+    }
     for member in members.values() {
         let node = Node {
             id: member.id.clone(),

@@ -139,11 +139,21 @@ fn range(range: &Range) -> String {
         ("", "\\x00") => "every key".into(),
         (start, "\\x00") => format!("{start} and above"),
         (start, "") => start.to_owned(),
+        (start, end) if is_prefix(start, end) => format!("{start}…"),
         (start, end) => format!("{start} to {end}"),
     };
     match text.char_indices().nth(KEY_LETTERS_MAX) {
         Some((at, _)) => format!("{}…", &text[..at]),
         None => text,
+    }
+}
+
+/// Whether a range is every key that begins with its start, as far as that shows in text: the end is the start with its
+/// last letter incremented.
+fn is_prefix(start: &str, end: &str) -> bool {
+    match (start.as_bytes().split_last(), end.as_bytes().split_last()) {
+        (Some((last, head)), Some((next, tail))) => head == tail && last.checked_add(1) == Some(*next),
+        _ => false,
     }
 }
 
@@ -155,7 +165,8 @@ mod tests {
     fn ranges_are_short_and_said_in_words() {
         let said = |start: &str, end: &str| range(&Range { start: start.into(), end: end.into() });
         assert_eq!(said("a", ""), "a");
-        assert_eq!(said("/a/", "/a0"), "/a/ to /a0");
+        assert_eq!(said("/a/", "/a0"), "/a/…");
+        assert_eq!(said("/a/", "/a1"), "/a/ to /a1");
         assert_eq!(said("a", "\\x00"), "a and above");
         assert_eq!(said("", "\\x00"), "every key");
         assert_eq!(said(&"ü".repeat(1000), "").chars().count(), KEY_LETTERS_MAX + 1);

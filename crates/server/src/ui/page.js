@@ -89,8 +89,8 @@ function show(frame) {
   let events = last ? 0 : null;
   for (const node of frame.nodes) {
     const then = earlier.get(node.id);
-    node.rate = then && isKnown(then) && isKnown(node) ? perSecond(node.events, then.events) : 0;
-    if (last) events += node.rate;
+    node.rate = then && isKnown(then) && isKnown(node) ? perSecond(node.events, then.events) : null;
+    if (last) events += node.rate ?? 0;
   }
   showFacts(frame);
   const writes = last && frame.revision && last.revision ? perSecond(frame.revision, last.revision) : null;
@@ -178,7 +178,7 @@ function showNode(row, series, node, writesPerSecond) {
   cell('streams', count(node.streams));
   cell('watchers', count(node.watchers));
   cell('behind', count(node.watchers_behind));
-  series.add(node.rate);
+  if (node.rate !== null || !known) series.add(node.rate ?? 0);
   cell('rate', rate(series.now));
   series.draw(row.querySelector('svg'));
   const meter = row.querySelector('meter');
