@@ -8,7 +8,7 @@ const path = require('node:path');
 const { Browser } = require('./browser.js');
 const { Cluster, sleep } = require('./cluster.js');
 
-const LOAD_MAX_MS = 1000;
+const LOAD_MAX_MS = Number(process.env.LOAD_MAX_MS ?? 1000);
 // An election takes one to two seconds, and the page hears of it within another.
 const LEADER_MAX_MS = 15000;
 

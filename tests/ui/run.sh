@@ -4,6 +4,7 @@
 #   TAILWATER_BIN   server binary to start
 #   CHROMIUM        the browser (default: chromium or google-chrome from PATH)
 #   TARGET_DIR      where the pictures go (default: target)
+#   LOAD_MAX_MS     what the page may take (default: 1000), for a machine that is busy with other work
 # Where a tool is missing, a line "LEFT OUT: …" says so; with CI=true that is a failure.
 set -euo pipefail
 

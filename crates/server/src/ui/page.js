@@ -1,7 +1,9 @@
 'use strict';
 // Draws what /ui/events tells once a second. Names come from other machines: they are only ever set as text.
 
-const SAMPLES_MAX = 180; // three minutes; the width of the drawings
+const SAMPLES_MAX = 180; // three minutes
+const SAMPLES_DRAWN_MIN = 30; // a drawing that has just begun is not stretched beyond this
+const WIDTH = 180; // of a drawing
 const SILENCE_MAX_MS = 5000; // a stream that says nothing is opened anew
 const HIDDEN_MAX_MS = 60000; // nobody looks: the stream is given back
 const CHANGES_MAX = 12;
@@ -46,12 +48,14 @@ class Series {
 
   draw(svg) {
     const top = Math.max(1e-9, ...this.samples);
-    const first = SAMPLES_MAX - this.samples.length;
-    const points = this.samples.map((value, at) => `${first + at},${(38 - (35 * value) / top).toFixed(1)}`);
+    const step = WIDTH / (Math.max(SAMPLES_DRAWN_MIN, this.samples.length) - 1);
+    // The newest stands at the right edge.
+    const x = (at) => (WIDTH - (this.samples.length - 1 - at) * step).toFixed(1);
+    const points = this.samples.map((value, at) => `${x(at)},${(38 - (35 * value) / top).toFixed(1)}`);
     const [area, line] = svg.querySelectorAll('path');
     const path = points.length > 1 ? `M${points.join('L')}` : '';
     line.setAttribute('d', path);
-    area.setAttribute('d', path && `${path}V40H${first}Z`);
+    area.setAttribute('d', path && `${path}V40H${x(0)}Z`);
   }
 }
 
@@ -130,8 +134,8 @@ function showTiles(frame, writes, events) {
   const keys = Math.max(0, ...frame.nodes.map((node) => node.keys));
   showTile('writes', writes, rate, keys ? `${count(keys)} keys` : `revision ${whole.format(frame.revision)}`);
   const mean = tiles[0].series.now;
-  showTile('events', events, rate, mean ? `${(tiles[1].series.now / mean).toFixed(1)} for each write` : 'sent by all nodes');
-  showTile('watchers', watchers, (_, now) => count(now), `on ${plural(streams, 'stream')}, ${behind ? count(behind) : 'none'} behind`);
+  showTile('events', events, rate, mean && tiles[1].series.now ? `${(tiles[1].series.now / mean).toFixed(1)} for each write` : 'sent by all nodes');
+  showTile('watchers', watchers, (_, now) => count(now), `on ${plural(streams, 'stream')}, ${behind ? count(behind) : 'none'} catching up`);
   showTile('lag', lag, (_, now) => count(now), `${bytes(sum(frame.nodes, 'held_bytes'))} held for clients`);
   const fanouts = frame.nodes.length - members.length;
   const silent = frame.nodes.filter((node) => !isKnown(node)).length;
