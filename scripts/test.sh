@@ -28,19 +28,25 @@ if [ "${ACCEPTANCE:-}" = 1 ]; then
 fi
 export TAILWATER=${TAILWATER:-$target/debug/tailwater}
 
-cargo test --workspace --no-fail-fast 2>&1 | tee "$output"
-while IFS= read -r line; do left_out+=("${line#LEFT OUT: }"); done < <(grep -h '^LEFT OUT: ' "$output" | sort -u || true)
+# Runs a suite, and notes what it says that it left out.
+suite() {
+  "$@" 2>&1 | tee "$output"
+  while IFS= read -r line; do left_out+=("${line#LEFT OUT: }"); done < <(grep -h '^LEFT OUT: ' "$output" | sort -u || true)
+}
 
-# It leaves out by itself what it has no tools for.
-TAILWATER_BIN=$TAILWATER TARGET_DIR=$target tests/clients/run.sh 2>&1 | tee "$output"
-while IFS= read -r line; do left_out+=("${line#LEFT OUT: }"); done < <(grep -h '^LEFT OUT: ' "$output" | sort -u || true)
-
-TAILWATER_BIN=$TAILWATER TARGET_DIR=$target tests/deploy/run.sh 2>&1 | tee "$output"
-while IFS= read -r line; do left_out+=("${line#LEFT OUT: }"); done < <(grep -h '^LEFT OUT: ' "$output" | sort -u || true)
-
+suite cargo test --workspace --no-fail-fast
+# These leave out by themselves what they have no tools for.
+export TAILWATER_BIN=$TAILWATER ETCD_BIN=${ETCD:-} TARGET_DIR=$target
+suite tests/clients/run.sh
+suite tests/deploy/run.sh
 if [ "${ACCEPTANCE:-}" = 1 ]; then
-  scripts/instructions.sh 2>&1 | tee "$output"
-  while IFS= read -r line; do left_out+=("${line#LEFT OUT: }"); done < <(grep -h '^LEFT OUT: ' "$output" || true)
+  suite tests/ui/run.sh
+  suite env FULL=1 tests/kubernetes/run.sh
+  suite scripts/instructions.sh
+else
+  # A second is for a release build on a machine that has time.
+  suite env LOAD_MAX_MS=3000 tests/ui/run.sh
+  suite env SHORT=1 tests/kubernetes/run.sh
 fi
 
 if [ ${#left_out[@]} -gt 0 ]; then

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tailwater_eventlog::{Scope, Source, Tail};
 
 use crate::admission::ListMemory;
+use crate::census::Census;
 use crate::commit_times::CommitTimes;
 use crate::delivery::{UNAVAILABLE, text};
 use crate::encode::NodeIds;
@@ -40,6 +41,8 @@ pub(crate) struct Core {
     /// Noted by the tail thread.
     pub(crate) times: CommitTimes,
     pub(crate) lists: ListMemory,
+    /// Written by a thread of its own.
+    pub(crate) census: Census,
     /// What this fanout holds.
     pub(crate) scope: Scope,
     /// What readers of this fanout follow; written by the tail thread, there once history has begun.
@@ -68,6 +71,7 @@ impl Core {
             memory: StreamMemory::default(),
             flow: Flow::default(),
             times: CommitTimes::default(),
+            census: Census::default(),
             lists: ListMemory::new(config.list_memory_bytes_max),
             stopped: AtomicBool::new(false),
             clock,

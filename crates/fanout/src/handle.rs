@@ -72,6 +72,8 @@ impl Fanout {
                 || metrics::report(&shared),
             );
         });
+        let shared = core.clone();
+        spawn("fanout-census", move || shared.census.run(&shared));
         for _ in 0..HISTORY_THREADS {
             let shared = core.clone();
             spawn("fanout-history", move || {
@@ -201,7 +203,8 @@ impl Fanout {
     }
 
     /// What this fanout carries now, with at most `slowest_max` of the streams that are furthest behind. Costs a short
-    /// look at every stream: for once a second, not for every request.
+    /// look at every stream: for once a second, not for every request. [`FanoutLoad::prefixes`] is of an earlier second,
+    /// and empty when nobody had asked before.
     #[must_use]
     pub fn load(&self, slowest_max: usize) -> FanoutLoad {
         self.core.load(slowest_max)

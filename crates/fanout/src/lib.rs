@@ -5,6 +5,7 @@
 //! [`Fanout`]; a client's watch RPC is one [`WatchStream`]. [`Fanout::source`] feeds other fanouts from its memory.
 
 mod admission;
+mod census;
 mod commit_times;
 mod config;
 mod core;
@@ -33,6 +34,7 @@ mod window;
 
 #[doc(hidden)]
 pub use crate::core::Clock;
+pub use census::PrefixLoad;
 pub use config::FanoutConfig;
 pub use handle::{Fanout, ReadSnapshot};
 #[doc(hidden)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tailwater_eventlog::{KeyRange, Revision};
 
+use crate::PrefixLoad;
 use crate::core::Core;
 use crate::watch::Shared;
 
@@ -32,8 +33,12 @@ pub struct FanoutLoad {
     pub lag: Duration,
     /// Live keys.
     pub keys: usize,
+    /// Events that were sent to watchers since the start.
+    pub events: u64,
     /// The streams that are furthest behind, the furthest first.
     pub slowest: Vec<StreamLoad>,
+    /// Where most watchers look, the most first: at most 16 prefixes.
+    pub prefixes: Vec<PrefixLoad>,
 }
 
 /// A watch stream that is behind.
@@ -74,7 +79,10 @@ impl Core {
             lag_revisions,
             lag: behind.first().map_or(Duration::ZERO, |(oldest, _)| self.times.since(*oldest, self.now())),
             keys: published.keys.live_len(),
+            events: self.flow.events(),
             slowest: behind.iter().filter_map(one).take(slowest_max).collect(),
+            // The gauges, which are set every second, show none and ask for none.
+            prefixes: if slowest_max == 0 { Vec::new() } else { self.census.prefixes() },
         }
     }
 }

@@ -172,10 +172,15 @@ impl Flow {
         self.ended[reason as usize].fetch_add(watchers as u64, Ordering::Relaxed);
     }
 
+    /// Events that were sent, to live watchers and to those that caught up.
+    pub(crate) fn events(&self) -> u64 {
+        self.live_events.load(Ordering::Relaxed) + self.catch_up_events.load(Ordering::Relaxed)
+    }
+
     fn report(&self) {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let caught_up = count(&self.catch_up_events);
-        counter!(EVENTS_TOTAL).absolute(count(&self.live_events) + caught_up);
+        counter!(EVENTS_TOTAL).absolute(self.events());
         counter!(CATCH_UP_EVENTS_TOTAL).absolute(caught_up);
         counter!(CATCH_UP_BYTES_TOTAL).absolute(count(&self.catch_up_bytes));
         for reason in Ended::ALL {

@@ -139,6 +139,14 @@ impl Registry {
         self.slots.iter().flatten()
     }
 
+    /// Takes the groups of the next `slots_max` slots, from `next` on; `true` when these were the last.
+    pub(crate) fn part(&self, next: &mut usize, slots_max: usize, groups: &mut Vec<SharedGroup>) -> bool {
+        let end = self.slots.len().min(next.saturating_add(slots_max));
+        groups.extend(self.slots.get(*next..end).unwrap_or_default().iter().flatten().cloned());
+        *next = end;
+        end == self.slots.len()
+    }
+
     /// Batches up to `revision` count as matched; groups made from now on start behind it.
     pub(crate) fn set_matched(&mut self, revision: Revision) {
         self.matched = revision;

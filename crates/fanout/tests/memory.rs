@@ -39,6 +39,17 @@ fn stalled_streams_hold_no_more_than_the_bound() {
     assert!(load.lag_revisions > 0 && load.streams_behind > STREAMS / 2, "{load:?}");
     assert_eq!(load.slowest[0].backlog_revisions, load.lag_revisions);
     assert!(matches!(&load.slowest[0].range, KeyRange::Key(key) if key.starts_with(b"k")));
+    // Counted soon after somebody has asked.
+    let begun = std::time::Instant::now();
+    let prefixes = loop {
+        let prefixes = fanout.load(3).prefixes;
+        if !prefixes.is_empty() {
+            break prefixes;
+        }
+        assert!(begun.elapsed().as_secs() < 20, "watchers are not counted");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    };
+    assert!(prefixes.len() == STREAMS.min(16) && prefixes.iter().all(|load| load.watchers == 1), "{prefixes:?}");
     for (i, client) in clients.iter_mut().enumerate() {
         let expected = (EVENTS - i).div_ceil(STREAMS);
         client.poll_until("everything came", |client| client.watchers.get(&0).is_some_and(|w| w.received == expected));

@@ -146,6 +146,7 @@ messages! {
     "tailwater.tail.v1.Node" => tail::Node,
     "tailwater.tail.v1.NodeLoad" => tail::NodeLoad,
     "tailwater.tail.v1.SlowStream" => tail::SlowStream,
+    "tailwater.tail.v1.PrefixLoad" => tail::PrefixLoad,
     "tailwater.tail.v1.DescribeRequest" => tail::DescribeRequest,
     "tailwater.tail.v1.DescribeResponse" => tail::DescribeResponse,
     "tailwater.tail.v1.FollowResponse" => tail::FollowResponse,

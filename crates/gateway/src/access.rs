@@ -25,15 +25,18 @@ impl Default for AccessControl {
 }
 
 impl AccessControl {
+    /// Whether a request calls the server by a name that it goes by.
+    pub(crate) fn admits(&self, headers: &HeaderMap, uri: &Uri) -> bool {
+        let host = called(headers, uri);
+        self.hosts.is_empty() || self.hosts.iter().any(|allowed| allowed == "*" || allowed == host)
+    }
+
     /// The refusal of a request that calls the server by a name that it does not go by.
     pub(crate) fn refuse_host(&self, headers: &HeaderMap, uri: &Uri) -> Option<Response<Body>> {
-        // HTTP/2 has the host in the request's target.
-        let named = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-        let authority = uri.authority().map_or(named.unwrap_or_default(), |authority| authority.as_str());
-        let host = hostname(authority);
-        if self.hosts.is_empty() || self.hosts.iter().any(|allowed| allowed == "*" || allowed == host) {
+        if self.admits(headers, uri) {
             return None;
         }
+        let host = called(headers, uri);
         tracing::warn!(host, "rejecting HTTP request to prevent DNS rebinding attacks");
         let text = format!(
             "\netcd received your request, but the Host header was unrecognized.\n\n\
@@ -72,6 +75,13 @@ impl AccessControl {
         }
         response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
     }
+}
+
+/// The host that a request names.
+fn called<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> &'a str {
+    // HTTP/2 has the host in the request's target.
+    let named = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    hostname(uri.authority().map_or(named.unwrap_or_default(), |authority| authority.as_str()))
 }
 
 /// Without the port.

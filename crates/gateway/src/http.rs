@@ -65,6 +65,20 @@ pub(crate) async fn serve(gateway: &Gateway, request: Request<Body>) -> Response
     response
 }
 
+impl Gateway {
+    /// Whether everybody who reaches the client port may read every key now: there are no users, and this node answers.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.unready().is_none() && !self.auth().rules.is_enabled()
+    }
+
+    /// Whether a request calls this server by a name that it goes by; see [`crate::AccessControl::hosts`].
+    #[must_use]
+    pub fn admits(&self, request: &Request<Body>) -> bool {
+        request.extensions().get::<OverTls>().is_some() || self.config().access.admits(request.headers(), request.uri())
+    }
+}
+
 /// Where certificates name users, JSON goes by tokens alone; who shows a name there is told so, as by etcd.
 fn refuse_named(gateway: &Gateway, request: &Request<Body>) -> Option<Response<Body>> {
     let peer = request.extensions().get::<PeerIdentity>()?;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use tailwater_eventlog::KeyRange;
 use tailwater_fanout::{Fanout, FanoutLoad, StreamLoad};
-use tailwater_transport::{NodeLoad, SlowStream};
+use tailwater_transport::{NodeLoad, PrefixLoad, SlowStream};
 
 use crate::process;
 
@@ -22,6 +22,8 @@ pub(crate) fn node_load(fanout: &Fanout) -> NodeLoad {
         lag_revisions,
         keys,
         slowest,
+        events,
+        prefixes,
         streams_behind: _,
         lag: _,
     } = fanout.load(SLOWEST_MAX);
@@ -36,6 +38,11 @@ pub(crate) fn node_load(fanout: &Fanout) -> NodeLoad {
         keys: keys as u64,
         resident_bytes: process::resident_bytes(),
         slowest: slowest.into_iter().map(slow_stream).collect(),
+        events,
+        prefixes: prefixes
+            .into_iter()
+            .map(|load| PrefixLoad { prefix: load.prefix, watchers: load.watchers })
+            .collect(),
     }
 }
 

@@ -80,7 +80,7 @@ impl FanoutNode {
         let host = Host::bind(config)?;
         let peer_listeners = bind_all(&config.peer_listens, &config.tls.peer)?;
         let peers = Builder::new_multi_thread().worker_threads(1).thread_name("peers").enable_all().build()?;
-        let front = Front::new(Arc::new(Waiting), telemetry::start_metrics()?);
+        let front = Front::new(Arc::new(Waiting), telemetry::start_metrics()?, config, host.control.handle());
         let id = MemberId(rand::random_range(1..=u64::MAX));
         tracing::info!(
             name = config.name,

@@ -2,19 +2,30 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use metrics_exporter_prometheus::PrometheusHandle;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tailwater_fanout::SocketShare;
 use tailwater_gateway::{AccessControl, Code, Forwarder, Gateway, tell_whether_ready};
-use tailwater_transport::Description;
+use tailwater_transport::{Description, LinkConfig};
+use tokio::runtime::Handle;
+use tokio::time::Instant;
 
+use crate::config::Config;
 use crate::process;
 use crate::status::Status;
+use crate::survey::{Asking, Door, Doors, Lately, ask_all};
+use crate::ui::{Surveying, Ui};
 
 const TEXT: &str = "text/plain; charset=utf-8";
+
+/// How long nodes may take to answer for `/ui`, which asks every second, and how many are asked.
+const PATIENCE: Duration = Duration::from_millis(700);
+const PATIENCE_IN_ALL: Duration = Duration::from_millis(900);
+const NODES_MAX: usize = 256;
 
 /// Answers HTTP requests of clients, operators and probes; clones share it.
 #[derive(Clone)]
@@ -25,6 +36,7 @@ pub(crate) struct Front {
     /// Answers while there is no gateway: for a member that serves no clients, always.
     plain: Arc<dyn Plain>,
     description: Arc<OnceLock<Describe>>,
+    ui: Ui,
     metrics: PrometheusHandle,
 }
 
@@ -49,8 +61,14 @@ pub(crate) trait Plain: Send + Sync {
 }
 
 impl Front {
-    pub(crate) fn new(plain: Arc<dyn Plain>, metrics: PrometheusHandle) -> Self {
-        Self { gateway: Arc::default(), forwarder: Arc::default(), plain, description: Arc::default(), metrics }
+    /// `control` is where `/ui` is drawn.
+    pub(crate) fn new(plain: Arc<dyn Plain>, metrics: PrometheusHandle, config: &Config, control: &Handle) -> Self {
+        let gateway: Arc<RwLock<Option<Gateway>>> = Arc::default();
+        let description = Arc::default();
+        let opened = gateway.clone();
+        let is_open = move || opened.read().as_ref().is_some_and(Gateway::is_open);
+        let ui = Ui::new(config.name.clone(), surveyor(config, &description), is_open, control.clone());
+        Self { gateway, forwarder: Arc::default(), plain, description, ui, metrics }
     }
 
     /// Answers `/status` from now on.
@@ -85,8 +103,9 @@ impl Front {
         self.gateway.read().as_ref().map(Gateway::share_for_socket)
     }
 
-    /// Ends the watches of a client's connection.
+    /// Ends the watches of a client's connection, and what it looks at.
     pub(crate) fn end_streams_of(&self, peer: SocketAddr) {
+        self.ui.end_streams_of(peer);
         if let Some(gateway) = &*self.gateway.read() {
             gateway.end_streams_of(peer);
         }
@@ -94,10 +113,10 @@ impl Front {
 
     /// Answers a client's request.
     pub(crate) async fn serve(&self, request: Request<Body>) -> Response<Body> {
-        if is_status(&request) {
-            return self.status();
-        }
         let gateway = self.gateway.read().clone();
+        if let Some(seen) = self.overview(&request, gateway.as_ref().is_some_and(|gateway| gateway.admits(&request))) {
+            return seen;
+        }
         if let Some(gateway) = gateway {
             return gateway.serve(request).await;
         }
@@ -121,8 +140,9 @@ impl Front {
 
     /// Answers a request on a listener for metrics and health alone.
     pub(crate) async fn serve_metrics(&self, request: Request<Body>) -> Response<Body> {
-        if is_status(&request) {
-            return self.status();
+        // Who reads metrics may not read keys.
+        if let Some(seen) = self.overview(&request, false) {
+            return seen;
         }
         let gateway = self.gateway.read().clone();
         match gateway {
@@ -159,11 +179,24 @@ impl Front {
         }
     }
 
-    fn status(&self) -> Response<Body> {
+    /// What is said of this process and its cluster on every port that speaks HTTP. Whoever is `admitted` is shown keys
+    /// and clients too, while everybody who is may read every key.
+    fn overview(&self, request: &Request<Body>, admitted: bool) -> Option<Response<Body>> {
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, "/status") => Some(self.status(admitted)),
+            (&Method::GET, _) => self.ui.serve(request, admitted),
+            _ => None,
+        }
+    }
+
+    fn status(&self, admitted: bool) -> Response<Body> {
         let Some(describe) = self.description.get() else {
             return response(StatusCode::SERVICE_UNAVAILABLE, TEXT, "this node does not know yet what it is\n".into());
         };
-        let mut body = serde_json::to_string(&Status::from(describe())).expect("numbers and strings are JSON");
+        let is_open = self.gateway.read().as_ref().is_some_and(Gateway::is_open);
+        let status = Status::from(describe());
+        let status = if admitted && is_open { status } else { status.without_keys() };
+        let mut body = serde_json::to_string(&status).expect("numbers and strings are JSON");
         body.push('\n');
         response(StatusCode::OK, "application/json", body)
     }
@@ -184,8 +217,31 @@ fn is_call(request: &Request<Body>) -> bool {
     content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
-fn is_status(request: &Request<Body>) -> bool {
-    request.method() == Method::GET && request.uri().path() == "/status"
+/// Asks the nodes of the cluster, from what this process knows of it; before it knows anything, from its upstream.
+fn surveyor(config: &Config, description: &Arc<OnceLock<Describe>>) -> impl Fn() -> Surveying + Send + Sync + 'static {
+    let asking = Asking {
+        clients: LinkConfig { tls: Some(config.tls.client_dialer.clone()), ..LinkConfig::default() },
+        peers: config.link(),
+        prefers_peers: true,
+        patience: PATIENCE,
+        patience_in_all: PATIENCE_IN_ALL,
+        nodes_max: NODES_MAX,
+    };
+    let upstream: Vec<Doors> = config.upstream.iter().map(|url| vec![Door::Peer(url.clone())]).collect();
+    let description = description.clone();
+    let lately = Arc::new(Mutex::new(Lately::default()));
+    move || {
+        let own = description.get().map(|describe| Status::from(describe()));
+        let knows_members = own.as_ref().is_some_and(|own| !own.members.is_empty());
+        let doors = if knows_members { Vec::new() } else { upstream.clone() };
+        let (asking, lately) = (asking.clone(), lately.clone());
+        Box::pin(async move {
+            let known = lately.lock().nodes();
+            let survey = ask_all(doors, own, known, &asking).await;
+            lately.lock().note(&survey, Instant::now());
+            survey
+        })
+    }
 }
 
 fn response(status: StatusCode, content_type: &'static str, body: String) -> Response<Body> {

@@ -43,7 +43,8 @@ impl GatewayNode {
     pub(crate) fn build(config: &Config) -> anyhow::Result<Self> {
         let host = Host::bind(config)?;
         let forwarder = Forwarder::new(config.message_bytes_max(), Some(config.tls.client_dialer.clone()));
-        let front = Front::new(Arc::new(Readiness(forwarder.clone())), telemetry::start_metrics()?);
+        let readiness = Arc::new(Readiness(forwarder.clone()));
+        let front = Front::new(readiness, telemetry::start_metrics()?, config, host.control.handle());
         front.forward(forwarder.clone(), config.json_access());
         tracing::info!(
             name = config.name,

@@ -37,6 +37,7 @@ mod snapshots;
 mod status;
 mod survey;
 mod telemetry;
+mod ui;
 mod upstream;
 mod write_route;
 

@@ -70,7 +70,8 @@ impl MemberNode {
         let source = source.wait().context("cannot start the write plane")?;
         peer.serve_tail(source.clone());
         let write_plane: Arc<dyn WritePlane> = Arc::new(peer.router(&consensus, config));
-        let front = Front::new(Arc::new(MemberFront::new(config, &consensus, &source)), metrics);
+        let plain = Arc::new(MemberFront::new(config, &consensus, &source));
+        let front = Front::new(plain, metrics, config, host.control.handle());
         front.describe_with(peer.description(&consensus));
         let read = config.roles.serves_clients().then(|| {
             let _inside = host.clients.enter();

@@ -1,8 +1,9 @@
-//! `/status`: what a node says of itself, as JSON. Ids are hex as in logs, keys are escaped as text.
+//! `/status`: what a node says of itself, as JSON. Ids are hex as in logs, keys are escaped as text, and clients and what
+//! they watch are left out for who may not know them.
 
 use serde::{Deserialize, Serialize};
 use tailwater_eventlog::{KeyRange, Member};
-use tailwater_transport::{Description, NodeDescription, NodeLoad, SlowStream};
+use tailwater_transport::{Description, NodeDescription, NodeLoad, PrefixLoad, SlowStream};
 
 /// A node, who reads from it, and the group as it knows that.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,8 +31,11 @@ pub(crate) struct Node {
     pub(crate) core_age_ms: u64,
     pub(crate) client_urls: Vec<String>,
     pub(crate) peer_urls: Vec<String>,
-    /// What it holds; empty: every key.
+    /// What it holds; empty: every key, or, where `is_partial`, not told.
     pub(crate) ranges: Vec<Range>,
+    /// Whether there are keys that it does not hold.
+    #[serde(default)]
+    pub(crate) is_partial: bool,
     pub(crate) version: String,
     pub(crate) cluster_id: String,
     pub(crate) load: Load,
@@ -56,6 +60,18 @@ pub(crate) struct Load {
     pub(crate) keys: u64,
     pub(crate) resident_bytes: u64,
     pub(crate) slowest: Vec<Slow>,
+    /// Sent to watchers since the process began.
+    #[serde(default)]
+    pub(crate) events: u64,
+    #[serde(default)]
+    pub(crate) prefixes: Vec<Prefix>,
+}
+
+/// Watchers whose keys all begin alike.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Prefix {
+    pub(crate) prefix: String,
+    pub(crate) watchers: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +89,20 @@ pub(crate) struct MemberStatus {
     pub(crate) peer_urls: Vec<String>,
     pub(crate) client_urls: Vec<String>,
     pub(crate) is_learner: bool,
+}
+
+impl Status {
+    /// What may be told to who may not read keys: neither keys nor clients, as in metrics.
+    pub(crate) fn without_keys(mut self) -> Self {
+        for node in self.readers.iter_mut().chain([&mut self.node]) {
+            node.ranges.clear();
+            node.load.prefixes.clear();
+            for stream in &mut node.load.slowest {
+                (stream.peer, stream.range) = (String::new(), Range::default());
+            }
+        }
+        self
+    }
 }
 
 fn hex(id: u64) -> String {
@@ -109,6 +139,7 @@ impl From<NodeDescription> for Node {
             core_age_ms: u64::try_from(node.core_age.as_millis()).unwrap_or(u64::MAX),
             client_urls: node.client_urls,
             peer_urls: node.peer_urls,
+            is_partial: !node.ranges.is_empty(),
             ranges: node.ranges.into_iter().map(Range::from).collect(),
             version: node.version,
             cluster_id: hex(node.cluster_id),
@@ -140,6 +171,8 @@ impl From<NodeLoad> for Load {
             keys: load.keys,
             resident_bytes: load.resident_bytes,
             slowest: load.slowest.into_iter().map(Slow::from).collect(),
+            events: load.events,
+            prefixes: load.prefixes.into_iter().map(Prefix::from).collect(),
         }
     }
 }
@@ -152,6 +185,12 @@ impl From<SlowStream> for Slow {
             backlog_revisions: stream.backlog_revisions,
             held_bytes: stream.held_bytes,
         }
+    }
+}
+
+impl From<PrefixLoad> for Prefix {
+    fn from(load: PrefixLoad) -> Self {
+        Self { prefix: text(&load.prefix), watchers: load.watchers }
     }
 }
 
@@ -191,8 +230,33 @@ mod tests {
         let status = Status::from(description);
         let json = serde_json::to_string(&status).expect("plain fields");
         assert!(json.starts_with("{\"node\":{\"id\":\"ab\",\"name\":\"one\""), "{json}");
-        assert!(json.contains("\"ranges\":[{\"start\":\"/a/\",\"end\":\"/a0\"}]"), "{json}");
+        assert!(json.contains("\"ranges\":[{\"start\":\"/a/\",\"end\":\"/a0\"}],\"is_partial\":true"), "{json}");
         assert!(json.contains("\"leader\":\"cd\",\"term\":4"), "{json}");
         assert_eq!(serde_json::from_str::<Status>(&json).expect("its own"), status);
+    }
+
+    #[test]
+    fn who_may_not_read_keys_is_told_neither_keys_nor_clients() {
+        let slow = SlowStream { peer: "10.9.9.9:7".into(), range_start: "secret".into(), ..Default::default() };
+        let prefixes = vec![PrefixLoad { prefix: "secret".into(), watchers: 3 }];
+        let load = NodeLoad { watchers: 3, slowest: vec![slow], prefixes, ..Default::default() };
+        let ranges = vec![KeyRange::Key("secret".into())];
+        let node = NodeDescription { name: "one".into(), ranges, load, ..Default::default() };
+        let description = Description { node: node.clone(), readers: vec![node], ..Default::default() };
+        let status = Status::from(description).without_keys();
+        let json = serde_json::to_string(&status).expect("plain fields");
+        assert!(!json.contains("secret") && !json.contains("10.9.9.9"), "{json}");
+        assert!(status.node.is_partial && status.node.load.slowest.len() == 1 && status.node.load.watchers == 3);
+    }
+
+    #[test]
+    fn what_an_older_node_says_can_be_read() {
+        let mut json = serde_json::to_value(Status::default()).expect("plain fields");
+        json["node"].as_object_mut().expect("a node").remove("is_partial");
+        let load = json["node"]["load"].as_object_mut().expect("a load");
+        for later in ["events", "prefixes"] {
+            load.remove(later);
+        }
+        assert_eq!(serde_json::from_value::<Status>(json).expect("still a status"), Status::default());
     }
 }

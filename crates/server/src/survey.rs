@@ -1,4 +1,5 @@
-//! `tailwater status`: asks every node that can be found, and shows members, fanouts as a tree, and slow streams.
+//! Asks every node that can be found: members, fanouts as a tree, what each carries. `tailwater status` prints it, `/ui`
+//! draws it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -9,14 +10,18 @@ use serde::Serialize;
 use tailwater_tls::{ClientTls, TlsConfig};
 use tailwater_transport::{LinkConfig, describe, fetch_text};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
 
 use crate::flags::StatusFlags;
-use crate::status::{MemberStatus, Node, Status};
+use crate::status::{Load, MemberStatus, Node, Prefix, Slow, Status};
 
 mod table;
 
-/// How long one node may take to answer.
-const TIMEOUT: Duration = Duration::from_secs(3);
+/// How long one node may take to answer a command, and all of them together.
+const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE_IN_ALL: Duration = Duration::from_secs(60);
+/// How long a node is remembered that nobody names any more.
+const LATELY: Duration = Duration::from_secs(10);
 /// Nodes that are asked in all; whoever has more asks for parts.
 const NODES_MAX: usize = 4096;
 
@@ -39,10 +44,14 @@ pub(crate) struct Survey {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Surveyed {
     pub(crate) node: Node,
+    pub(crate) is_member: bool,
     pub(crate) is_leader: bool,
     pub(crate) is_learner: bool,
     /// Whether it answered itself; else this is what others know of it.
     pub(crate) answered: bool,
+    /// Whether nobody knows of it now.
+    #[serde(skip)]
+    pub(crate) is_only_remembered: bool,
     /// The node that it follows; none for a member.
     pub(crate) parent: Option<String>,
     /// Steps to a member.
@@ -57,15 +66,96 @@ pub(crate) struct Unanswered {
     pub(crate) reason: String,
 }
 
+impl Surveyed {
+    /// In a word.
+    pub(crate) fn state(&self) -> &'static str {
+        match (self.answered, self.node.ready) {
+            (false, _) => "no answer",
+            (true, false) => "not ready",
+            (true, true) if self.is_leader => "leader",
+            (true, true) if self.is_learner => "learner",
+            (true, true) => "ready",
+        }
+    }
+}
+
+impl Survey {
+    /// Streams of all nodes, the furthest behind first.
+    pub(crate) fn slowest(&self, count_max: usize) -> Vec<(&Surveyed, &Slow)> {
+        let all = self.nodes.iter().flat_map(|surveyed| {
+            let slowest = surveyed.node.load.slowest.iter();
+            slowest.map(move |stream| (surveyed, stream))
+        });
+        let mut streams: Vec<(&Surveyed, &Slow)> = all.collect();
+        streams.sort_by_key(|(_, stream)| std::cmp::Reverse(stream.backlog_revisions));
+        streams.truncate(count_max);
+        streams
+    }
+
+    /// Where most watchers look, of all nodes together, the most first. What only a few watch on each of many nodes may be
+    /// missing: each tells its own first few.
+    pub(crate) fn prefixes(&self, count_max: usize) -> Vec<Prefix> {
+        let mut sums = BTreeMap::<&str, u64>::new();
+        for load in self.nodes.iter().flat_map(|surveyed| &surveyed.node.load.prefixes) {
+            *sums.entry(&load.prefix).or_default() += load.watchers;
+        }
+        let mut prefixes: Vec<Prefix> =
+            sums.into_iter().map(|(prefix, watchers)| Prefix { prefix: prefix.to_owned(), watchers }).collect();
+        prefixes.sort_by_key(|prefix| std::cmp::Reverse(prefix.watchers));
+        prefixes.truncate(count_max);
+        prefixes
+    }
+}
+
 /// Where a node may be asked.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Door {
+pub(crate) enum Door {
     Client(String),
     Peer(String),
 }
 
 /// A node that is to be asked: where, the best way first.
-type Doors = Vec<Door>;
+pub(crate) type Doors = Vec<Door>;
+
+/// How nodes are asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Asking {
+    /// To client URLs.
+    pub(crate) clients: LinkConfig,
+    /// To peer URLs.
+    pub(crate) peers: LinkConfig,
+    /// Whether peer URLs come first: nodes of a cluster reach each other there, others may not.
+    pub(crate) prefers_peers: bool,
+    /// A node may take so long to answer at one URL.
+    pub(crate) patience: Duration,
+    /// All of them together; who has not answered by then is shown as others know it.
+    pub(crate) patience_in_all: Duration,
+    pub(crate) nodes_max: usize,
+}
+
+/// Nodes that were found a moment ago. They are asked even if nobody names them now: the source of a fanout may have died, or
+/// be silent, while the fanout lives.
+#[derive(Debug, Default)]
+pub(crate) struct Lately {
+    nodes: BTreeMap<String, (Node, Instant)>,
+}
+
+impl Lately {
+    /// Remembers who answered or was named by who did; who was not for a while is forgotten.
+    pub(crate) fn note(&mut self, survey: &Survey, now: Instant) {
+        for surveyed in survey.nodes.iter().filter(|surveyed| !surveyed.is_only_remembered && !surveyed.is_member) {
+            // What it carried then may be elsewhere by now.
+            let node = Node { load: Load::default(), ..surveyed.node.clone() };
+            self.nodes.insert(node.id.clone(), (node, now));
+        }
+        self.nodes.retain(|_, (_, found)| now.duration_since(*found) < LATELY);
+    }
+
+    /// Those that are remembered.
+    pub(crate) fn nodes(&self) -> Vec<Node> {
+        self.nodes.values().map(|(node, _)| node.clone()).collect()
+    }
+}
 
 /// `tailwater status`.
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "a command for a terminal")]
@@ -106,59 +196,83 @@ fn link(flags: &StatusFlags) -> LinkConfig {
 ///
 /// # Errors
 /// None of the endpoints answers.
-pub(crate) async fn survey(endpoints: &[String], link: LinkConfig) -> Result<Survey, String> {
+async fn survey(endpoints: &[String], link: LinkConfig) -> Result<Survey, String> {
+    let doors = endpoints.iter().map(|url| vec![Door::Client(url.clone())]).collect();
+    let asking = Asking {
+        clients: link.clone(),
+        peers: link,
+        prefers_peers: false,
+        patience: PATIENCE,
+        patience_in_all: PATIENCE_IN_ALL,
+        nodes_max: NODES_MAX,
+    };
+    let survey = ask_all(doors, None, Vec::new(), &asking).await;
+    if survey.nodes.iter().any(|surveyed| surveyed.answered) {
+        return Ok(survey);
+    }
+    let reasons: Vec<_> = survey.errors.iter().map(|error| format!("{}: {}", error.endpoint, error.reason)).collect();
+    Err(format!("no endpoint answers; {}", reasons.join("; ")))
+}
+
+/// Asks the nodes at `doors`, those found `lately`, and all that they or `own`, the description of who asks, name.
+pub(crate) async fn ask_all(doors: Vec<Doors>, own: Option<Status>, lately: Vec<Node>, asking: &Asking) -> Survey {
+    let until = Instant::now() + asking.patience_in_all;
     let mut answers = BTreeMap::<String, Status>::new();
     let mut errors = Vec::new();
     let mut asked = BTreeSet::<Doors>::new();
-    let mut waiting: VecDeque<Doors> = endpoints.iter().map(|url| vec![Door::Client(url.clone())]).collect();
-    while !waiting.is_empty() && asked.len() < NODES_MAX {
-        let mut asking = JoinSet::new();
-        for doors in waiting.drain(..).filter(|doors| asked.insert(doors.clone())) {
-            asking.spawn(ask(doors, link.clone()));
-        }
-        while let Some(answer) = asking.join_next().await {
-            match answer {
-                Ok(Ok(status)) => {
-                    waiting.extend(named(&status).filter(|(id, _)| !answers.contains_key(id)).map(|(_, doors)| doors));
-                    answers.insert(status.node.id.clone(), status);
-                }
-                Ok(Err(unanswered)) => errors.push(unanswered),
-                Err(_) => {}
+    let mut waiting = VecDeque::from(doors);
+    if let Some(own) = own {
+        answers.insert(own.node.id.clone(), own.clone());
+        waiting.extend(named(&own, asking).filter(|(id, _)| *id != own.node.id).map(|(_, doors)| doors));
+    }
+    waiting.extend(lately.iter().map(|node| doors_of(&node.client_urls, &node.peer_urls, asking)));
+    let mut under_way = JoinSet::new();
+    loop {
+        for doors in waiting.drain(..).filter(|doors| !doors.is_empty()) {
+            if asked.len() < asking.nodes_max && asked.insert(doors.clone()) {
+                under_way.spawn(ask(doors, asking.clone()));
             }
         }
-        waiting.retain(|doors| !doors.is_empty());
-    }
-    if answers.is_empty() {
-        let reasons: Vec<_> = errors.iter().map(|error| format!("{}: {}", error.endpoint, error.reason)).collect();
-        return Err(format!("no endpoint answers; {}", reasons.join("; ")));
+        match timeout_at(until, under_way.join_next()).await {
+            Ok(Some(Ok(Ok(status)))) => {
+                waiting
+                    .extend(named(&status, asking).filter(|(id, _)| !answers.contains_key(id)).map(|(_, doors)| doors));
+                answers.insert(status.node.id.clone(), status);
+            }
+            Ok(Some(Ok(Err(unanswered)))) => errors.push(unanswered),
+            Ok(Some(Err(_))) => {}
+            // All have answered, or are not waited for any longer.
+            Ok(None) | Err(_) => break,
+        }
     }
     errors.sort_by(|one, other| one.endpoint.cmp(&other.endpoint));
-    Ok(compose(&answers, errors))
+    compose(&answers, lately, errors)
 }
 
 /// The nodes that an answer names, by id, and where they are asked.
-fn named(status: &Status) -> impl Iterator<Item = (String, Doors)> {
-    let doors = |client: &[String], peer: &[String]| -> Doors {
-        let client = client.iter().cloned().map(Door::Client);
-        client.chain(peer.iter().cloned().map(Door::Peer)).collect()
-    };
-    let readers = status.readers.iter().map(|node| (node.id.clone(), doors(&node.client_urls, &node.peer_urls)));
-    let members =
-        status.members.iter().map(|member| (member.id.clone(), doors(&member.client_urls, &member.peer_urls)));
-    readers.chain(members).collect::<Vec<_>>().into_iter()
+fn named(status: &Status, asking: &Asking) -> impl Iterator<Item = (String, Doors)> {
+    let readers = status.readers.iter().map(|node| (&node.id, &node.client_urls, &node.peer_urls));
+    let members = status.members.iter().map(|member| (&member.id, &member.client_urls, &member.peer_urls));
+    readers.chain(members).map(|(id, client, peer)| (id.clone(), doors_of(client, peer, asking)))
 }
 
-async fn ask(doors: Doors, link: LinkConfig) -> Result<Status, Unanswered> {
+fn doors_of(client: &[String], peer: &[String], asking: &Asking) -> Doors {
+    let (client, peer) = (client.iter().cloned().map(Door::Client), peer.iter().cloned().map(Door::Peer));
+    if asking.prefers_peers { peer.chain(client).collect() } else { client.chain(peer).collect() }
+}
+
+async fn ask(doors: Doors, asking: Asking) -> Result<Status, Unanswered> {
     let mut last = Unanswered::default();
     for door in doors {
         let (endpoint, answer) = match door {
             Door::Client(url) => {
-                let text = fetch_text(&url, "/status", TIMEOUT, &link).await.map_err(|error| error.to_string());
-                let status = text.and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string()));
+                let text = fetch_text(&url, "/status", asking.patience, &asking.clients).await;
+                let status = text.map_err(|error| error.to_string());
+                let status = status.and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string()));
                 (url, status)
             }
             Door::Peer(url) => {
-                let answer = describe(&url, 0, TIMEOUT, &link).await;
+                let answer = describe(&url, 0, asking.patience, &asking.peers).await;
                 (url, answer.map(Status::from).map_err(|error| error.to_string()))
             }
         };
@@ -170,14 +284,19 @@ async fn ask(doors: Doors, link: LinkConfig) -> Result<Status, Unanswered> {
     Err(last)
 }
 
-/// Puts the answers together: what a node says of itself counts before what others say of it.
-fn compose(answers: &BTreeMap<String, Status>, errors: Vec<Unanswered>) -> Survey {
+/// Puts the answers together: what a node says of itself counts before what others say of it, and that before what is
+/// remembered of it.
+fn compose(answers: &BTreeMap<String, Status>, lately: Vec<Node>, errors: Vec<Unanswered>) -> Survey {
     // The newest term is told by whoever has heard of it.
     let newest = answers.values().max_by_key(|status| (status.term, !status.leader.is_empty()));
     let (leader, term) = newest.map(|status| (status.leader.clone(), status.term)).unwrap_or_default();
     let members: BTreeMap<&str, &MemberStatus> =
         answers.values().flat_map(|status| &status.members).map(|member| (member.id.as_str(), member)).collect();
     let mut nodes = BTreeMap::<String, Surveyed>::new();
+    for node in lately {
+        let (id, parent) = (node.id.clone(), parent_of(&node));
+        nodes.insert(id, Surveyed { node, parent, is_only_remembered: true, ..Default::default() });
+    }
     for member in members.values() {
         let node = Node {
             id: member.id.clone(),
@@ -200,6 +319,7 @@ fn compose(answers: &BTreeMap<String, Status>, errors: Vec<Unanswered>) -> Surve
     }
     let revision = nodes.values().map(|surveyed| surveyed.node.revision).max().unwrap_or(0);
     for (id, surveyed) in &mut nodes {
+        surveyed.is_member = members.contains_key(id.as_str());
         surveyed.is_leader = *id == leader;
         surveyed.is_learner = members.get(id.as_str()).is_some_and(|member| member.is_learner);
         surveyed.lag_revisions = revision - surveyed.node.revision;

@@ -29,8 +29,8 @@ pub use port::{PeerPort, PortInfo, PortServer};
 pub use tail::metrics as tail_metrics;
 pub use tail::{
     CodecError, CopyConfig, CopyFailed, CoreWord, CoreWordTeller, DescribeFailed, Description, DescriptionTeller,
-    HashFailed, HashForwarder, NodeDescription, NodeLoad, Reader, RemoteSource, RemoteSourceConfig, SlowStream,
-    SnapshotMessages, SnapshotOpener, SourceFactory, TailService, TailServiceConfig, Topology, copy_member_state,
-    describe, fetch_hash, fetch_snapshot,
+    HashFailed, HashForwarder, NodeDescription, NodeLoad, PrefixLoad, Reader, RemoteSource, RemoteSourceConfig,
+    SlowStream, SnapshotMessages, SnapshotOpener, SourceFactory, TailService, TailServiceConfig, Topology,
+    copy_member_state, describe, fetch_hash, fetch_snapshot,
 };
 pub use write::{Router, RouterConfig, WriteService, WriteServiceConfig};

@@ -26,7 +26,7 @@ mod uplink;
 pub use codec::CodecError;
 pub use copy::{CopyConfig, CopyFailed, copy_member_state};
 pub use describe::{DescribeFailed, describe};
-pub use description::{Description, NodeDescription, NodeLoad, SlowStream};
+pub use description::{Description, NodeDescription, NodeLoad, PrefixLoad, SlowStream};
 pub use hash::{HashFailed, fetch_hash, fetch_snapshot};
 pub use remote::{RemoteSource, RemoteSourceConfig};
 pub use server::{

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Survey, Surveyed};
+use crate::status::Slow;
 
 /// Streams that are shown.
 const STREAMS_SHOWN_MAX: usize = 20;
@@ -44,11 +45,11 @@ pub(crate) fn render(survey: &Survey) -> String {
     ];
     rows.extend(survey.nodes.iter().map(row));
     put_columns(&mut out, &rows);
-    let slow = slowest(survey);
-    if !slow.is_empty() {
+    let slowest = survey.slowest(STREAMS_SHOWN_MAX);
+    if !slowest.is_empty() {
         out.push_str("\nslowest watch streams\n");
         let mut rows = vec![["NODE", "PEER", "RANGE", "BACKLOG", "HELD"].map(str::to_owned).to_vec()];
-        rows.extend(slow.into_iter().map(|(_, row)| row));
+        rows.extend(slowest.into_iter().map(slow_row));
         put_columns(&mut out, &rows);
     }
     for error in &survey.errors {
@@ -63,13 +64,6 @@ fn row(surveyed: &Surveyed) -> Vec<String> {
         0 => String::new(),
         depth => format!("{}└ ", "  ".repeat(depth - 1)),
     };
-    let state = match (surveyed.answered, node.ready) {
-        (false, _) => "no answer",
-        (true, false) => "not ready",
-        (true, true) if surveyed.is_leader => "leader",
-        (true, true) if surveyed.is_learner => "learner",
-        (true, true) => "ready",
-    };
     let load = &node.load;
     let age = if surveyed.depth == 0 { "-".into() } else { format!("{}ms", node.core_age_ms) };
     let held = match load.held_bytes_max {
@@ -80,7 +74,7 @@ fn row(surveyed: &Surveyed) -> Vec<String> {
         format!("{indent}{}", node.name),
         node.id.clone(),
         node.roles.join(","),
-        state.into(),
+        surveyed.state().into(),
         node.revision.to_string(),
         surveyed.lag_revisions.to_string(),
         age,
@@ -93,20 +87,12 @@ fn row(surveyed: &Surveyed) -> Vec<String> {
     row
 }
 
-/// Of all nodes, the furthest behind first.
-fn slowest(survey: &Survey) -> Vec<(i64, Vec<String>)> {
-    let streams = survey.nodes.iter().flat_map(|surveyed| {
-        surveyed.node.load.slowest.iter().map(|stream| {
-            let peer = if stream.peer.is_empty() { "-".into() } else { stream.peer.clone() };
-            let range = format!("{} {}", stream.range.start, stream.range.end).trim_end().to_owned();
-            let backlog = stream.backlog_revisions;
-            (backlog, vec![surveyed.node.name.clone(), peer, range, backlog.to_string(), bytes(stream.held_bytes)])
-        })
-    });
-    let mut streams: Vec<_> = streams.collect();
-    streams.sort_by_key(|(backlog, _)| std::cmp::Reverse(*backlog));
-    streams.truncate(STREAMS_SHOWN_MAX);
-    streams
+/// Without client and range where they were not told.
+fn slow_row((surveyed, stream): (&Surveyed, &Slow)) -> Vec<String> {
+    let told = |text: String| if text.is_empty() { "-".into() } else { text };
+    let range = format!("{} {}", stream.range.start, stream.range.end).trim().to_owned();
+    let backlog = stream.backlog_revisions.to_string();
+    vec![surveyed.node.name.clone(), told(stream.peer.clone()), told(range), backlog, bytes(stream.held_bytes)]
 }
 
 /// Left aligned, two blanks between columns.

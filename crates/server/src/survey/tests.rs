@@ -1,6 +1,6 @@
 use super::table::render;
 use super::*;
-use crate::status::{Load, Range, Slow};
+use crate::status::Range;
 
 fn node(id: &str, path: &[&str], revision: i64) -> Node {
     Node {
@@ -42,7 +42,7 @@ fn answers() -> BTreeMap<String, Status> {
 
 #[test]
 fn nodes_stand_below_those_that_they_follow() {
-    let survey = compose(&answers(), Vec::new());
+    let survey = compose(&answers(), Vec::new(), Vec::new());
     let tree: Vec<(&str, usize, bool, i64)> = survey
         .nodes
         .iter()
@@ -59,15 +59,73 @@ fn nodes_stand_below_those_that_they_follow() {
 fn everybody_that_is_named_is_asked_where_it_can_be() {
     let mut status = answers()["1"].clone();
     status.members[1].peer_urls = vec!["http://p:2".into()];
-    let named: Vec<_> = named(&status).collect();
-    assert_eq!(named[0], ("a".into(), vec![Door::Client("http://c:a".into())]));
-    assert_eq!(named[2], ("2".into(), vec![Door::Peer("http://p:2".into())]));
+    status.members[1].client_urls = vec!["http://c:2".into()];
+    let [client, peer] = [Door::Client("http://c:2".into()), Door::Peer("http://p:2".into())];
+    let found: Vec<_> = named(&status, &asking(false)).collect();
+    assert_eq!(found[0], ("a".into(), vec![Door::Client("http://c:a".into())]));
+    assert_eq!(found[2], ("2".into(), vec![client.clone(), peer.clone()]));
+    assert_eq!(named(&status, &asking(true)).nth(2), Some(("2".into(), vec![peer, client])));
+}
+
+fn asking(prefers_peers: bool) -> Asking {
+    let link = LinkConfig::default();
+    Asking {
+        clients: link.clone(),
+        peers: link,
+        prefers_peers,
+        patience: Duration::from_millis(100),
+        patience_in_all: Duration::from_millis(300),
+        nodes_max: 8,
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_says_nothing_is_not_waited_for_without_end() {
+    // It accepts, and never answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}", silent.local_addr().expect("bound"));
+    let mut own = answers()["1"].clone();
+    own.members[1].client_urls = vec![url; 8];
+    let begun = Instant::now();
+    let survey = ask_all(Vec::new(), Some(own), Vec::new(), &asking(true)).await;
+    assert!(begun.elapsed() < Duration::from_millis(700), "{:?}", begun.elapsed());
+    let answered: Vec<_> = survey.nodes.iter().map(|surveyed| (&*surveyed.node.id, surveyed.answered)).collect();
+    assert_eq!(answered, [("1", true), ("a", false), ("2", false)]);
+}
+
+#[tokio::test]
+async fn a_node_that_nobody_names_any_more_is_remembered_for_a_while() {
+    let (mut lately, begun) = (Lately::default(), Instant::now());
+    lately.note(&compose(&answers(), Vec::new(), Vec::new()), begun);
+    // Members are named by every node; fanouts by their source alone.
+    let remembered = |lately: &Lately| lately.nodes().into_iter().map(|node| node.id).collect::<Vec<_>>();
+    assert_eq!(remembered(&lately), ["a", "b", "c"]);
+    // The source of b and c is gone.
+    let left = BTreeMap::from([("1".to_owned(), Status { readers: Vec::new(), ..answers()["1"].clone() })]);
+    let survey = compose(&left, lately.nodes(), Vec::new());
+    let shown: Vec<_> = survey.nodes.iter().map(|surveyed| (&*surveyed.node.id, surveyed.state())).collect();
+    let silent = "no answer";
+    assert_eq!(shown, [("1", "ready"), ("a", silent), ("b", silent), ("2", silent), ("c", silent)]);
+    // Being remembered is no reason to be remembered on.
+    lately.note(&survey, begun + LATELY / 2);
+    assert_eq!(remembered(&lately).len(), 3);
+    lately.note(&survey, begun + LATELY);
+    assert!(remembered(&lately).is_empty());
+}
+
+#[test]
+fn watchers_of_a_prefix_are_summed_over_nodes() {
+    let load = |prefix: &str, watchers| Prefix { prefix: prefix.into(), watchers };
+    let mut answers = answers();
+    answers.get_mut("1").expect("a member").node.load.prefixes = vec![load("/a/", 5), load("/b/", 4)];
+    answers.get_mut("b").expect("a leaf").node.load.prefixes = vec![load("/b/", 3), load("/c/", 1)];
+    assert_eq!(compose(&answers, Vec::new(), Vec::new()).prefixes(2), [load("/b/", 7), load("/a/", 5)]);
 }
 
 #[test]
 fn the_table_shows_the_tree_and_slow_streams() {
     let errors = vec![Unanswered { endpoint: "http://c:c".into(), reason: "refused".into() }];
-    let text = render(&compose(&answers(), errors));
+    let text = render(&compose(&answers(), Vec::new(), errors));
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines[0], "cluster 7, leader n1, term 4, revision 9");
     assert!(lines[2].starts_with("NODE"), "{text}");
@@ -84,7 +142,7 @@ fn the_table_shows_the_tree_and_slow_streams() {
 fn a_ring_of_stale_answers_leaves_nobody_out() {
     let alone = |id: &str, path: &[&str]| (id.to_owned(), Status { node: node(id, path, 1), ..Default::default() });
     let ring = BTreeMap::from([alone("a", &["b", "a"]), alone("b", &["a", "b"])]);
-    assert_eq!(compose(&ring, Vec::new()).nodes.len(), 2);
+    assert_eq!(compose(&ring, Vec::new(), Vec::new()).nodes.len(), 2);
 }
 
 #[tokio::test]

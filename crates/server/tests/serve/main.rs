@@ -14,3 +14,4 @@ mod stalled;
 mod support;
 mod tier;
 mod tls;
+mod ui;

@@ -312,7 +312,7 @@ async fn what_a_client_has_seen_it_sees_at_every_replica() {
 }
 
 /// A user that may everything, and one that may read and write what begins with `/a/`; the token of that one.
-async fn with_auth(server: &Server) -> String {
+pub(crate) async fn with_auth(server: &Server) -> String {
     let mut auth = pb::auth_client::AuthClient::new(server.channel().await);
     for name in ["root", "u"].map(str::to_owned) {
         let password = "word".to_owned();

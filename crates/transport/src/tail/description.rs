@@ -62,6 +62,19 @@ pub struct NodeLoad {
     pub resident_bytes: u64,
     /// A few streams, the furthest behind first.
     pub slowest: Vec<SlowStream>,
+    /// Sent to watchers since the process began.
+    pub events: u64,
+    /// Where most watchers look, the most first.
+    pub prefixes: Vec<PrefixLoad>,
+}
+
+/// Watchers whose keys all begin alike.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PrefixLoad {
+    /// What they begin with.
+    pub prefix: Bytes,
+    /// How many watchers.
+    pub watchers: u64,
 }
 
 /// A watch stream that is behind.
@@ -141,6 +154,7 @@ impl NodeLoad {
             backlog_revisions: stream.backlog_revisions,
             held_bytes: stream.held_bytes,
         };
+        let prefix = |load: &PrefixLoad| wire::PrefixLoad { prefix: load.prefix.clone(), watchers: load.watchers };
         wire::NodeLoad {
             streams: self.streams,
             watchers: self.watchers,
@@ -152,6 +166,8 @@ impl NodeLoad {
             keys: self.keys,
             resident_bytes: self.resident_bytes,
             slowest: self.slowest.iter().map(slow).collect(),
+            events: self.events,
+            prefixes: self.prefixes.iter().map(prefix).collect(),
         }
     }
 
@@ -163,6 +179,7 @@ impl NodeLoad {
             backlog_revisions: stream.backlog_revisions,
             held_bytes: stream.held_bytes,
         };
+        let prefix = |load: wire::PrefixLoad| PrefixLoad { prefix: load.prefix, watchers: load.watchers };
         Self {
             streams: load.streams,
             watchers: load.watchers,
@@ -174,6 +191,8 @@ impl NodeLoad {
             keys: load.keys,
             resident_bytes: load.resident_bytes,
             slowest: load.slowest.into_iter().map(slow).collect(),
+            events: load.events,
+            prefixes: load.prefixes.into_iter().map(prefix).collect(),
         }
     }
 }
@@ -229,7 +248,15 @@ mod tests {
             version: "0.1.0".into(),
             cluster_id: 7,
             ready: true,
-            load: NodeLoad { streams: 1, watchers: 2, keys: 3, slowest: vec![slow], ..Default::default() },
+            load: NodeLoad {
+                streams: 1,
+                watchers: 2,
+                keys: 3,
+                slowest: vec![slow],
+                events: 4,
+                prefixes: vec![PrefixLoad { prefix: "/a/".into(), watchers: 2 }],
+                ..Default::default()
+            },
         }
     }
 
