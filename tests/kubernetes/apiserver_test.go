@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -26,9 +25,6 @@ type apiServer struct {
 	config  *rest.Config
 	plain   *http.Client // for paths that are no objects, without retries
 	dynamic dynamic.Interface
-
-	// Requests of clients of this config that ask for all objects: lists, and watches that begin with all of them.
-	relists atomic.Int64
 }
 
 // connection is what the process tells about itself once it serves.
@@ -73,28 +69,11 @@ func startAPIServer(t testing.TB, name string, endpoints []string, flags ...stri
 		Host: told.Host, BearerToken: told.Token, QPS: -1, Timeout: 0,
 		TLSClientConfig: rest.TLSClientConfig{CAData: told.CA, ServerName: told.ServerName},
 	}
-	s.config.Wrap(func(inner http.RoundTripper) http.RoundTripper { return countRelists{inner, &s.relists} })
 	s.dynamic, err = dynamic.NewForConfig(s.config)
 	check(t, err)
 	s.plain, err = rest.HTTPClientFor(s.config)
 	check(t, err)
 	return s
-}
-
-// countRelists notes which requests ask for all objects. What a test itself lists goes through other clients.
-type countRelists struct {
-	inner http.RoundTripper
-	count *atomic.Int64
-}
-
-func (c countRelists) RoundTrip(request *http.Request) (*http.Response, error) {
-	query := request.URL.Query()
-	if request.Method == http.MethodGet && request.Header.Get("User-Agent") == informerAgent {
-		if query.Get("watch") == "" || query.Get("sendInitialEvents") == "true" {
-			c.count.Add(1)
-		}
-	}
-	return c.inner.RoundTrip(request)
 }
 
 // get asks for a path and says whether it was answered with 200 within the limit.

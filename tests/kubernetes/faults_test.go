@@ -90,7 +90,9 @@ func (f *fault) run(t *testing.T, round int, s *store, apis []*apiServer, widget
 	relists := func() (caches, clients int) {
 		for _, api := range apis {
 			caches += int(api.initializations(t, ""))
-			clients += int(api.relists.Load())
+		}
+		for _, i := range informers {
+			clients += int(i.lists.Load())
 		}
 		return caches, clients
 	}

@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,13 +19,12 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-const informerAgent = "informer"
-
 // informer is client-go's, and notes which versions of which objects its handlers saw.
 type informer struct {
 	server   *apiServer
 	resource schema.GroupVersionResource
 	inner    cache.SharedIndexInformer
+	lists    atomic.Int64 // requests for all objects: lists, and watches that begin with all of them
 
 	mutex    sync.Mutex
 	seen     map[string]map[int64]bool // name, resource version
@@ -32,11 +33,11 @@ type informer struct {
 
 func startInformer(t testing.TB, s *apiServer, resource schema.GroupVersionResource) *informer {
 	t.Helper()
+	i := &informer{server: s, resource: resource, seen: map[string]map[int64]bool{}}
 	config := rest.CopyConfig(s.config)
-	config.UserAgent = informerAgent
+	config.Wrap(func(inner http.RoundTripper) http.RoundTripper { return countLists{inner, &i.lists} })
 	client, err := dynamic.NewForConfig(config)
 	check(t, err)
-	i := &informer{server: s, resource: resource, seen: map[string]map[int64]bool{}}
 	i.inner = dynamicinformer.NewFilteredDynamicInformer(client, resource, namespace, 0, cache.Indexers{}, nil).Informer()
 	// Payloads are not compared, and many informers live in this process.
 	check(t, i.inner.SetTransform(func(o any) (any, error) {
@@ -82,6 +83,19 @@ func startInformer(t testing.TB, s *apiServer, resource schema.GroupVersionResou
 		return fmt.Sprintf("the informer of %s has its first list", s.name), i.inner.HasSynced()
 	})
 	return i
+}
+
+type countLists struct {
+	inner http.RoundTripper
+	count *atomic.Int64
+}
+
+func (c countLists) RoundTrip(request *http.Request) (*http.Response, error) {
+	query := request.URL.Query()
+	if query.Get("watch") == "" || query.Get("sendInitialEvents") == "true" {
+		c.count.Add(1)
+	}
+	return c.inner.RoundTrip(request)
 }
 
 func version(o *unstructured.Unstructured) int64 { return number64(o.GetResourceVersion()) }

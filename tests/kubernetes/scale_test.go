@@ -39,7 +39,8 @@ func TestScale(t *testing.T) {
 	makeMany(t, apis[0], widgets, "object", objects)
 	t.Logf("%d objects created in %v", objects, time.Since(started).Round(time.Second))
 	l := startLoad(t, apis, widgets, "churn", 8, 20, 5*time.Millisecond)
-	// These begin with all objects, while others change.
+	// These begin with all objects, while others change; an API server may end the watch of one that takes them slowly,
+	// which then begins again.
 	for _, api := range apis {
 		informers = append(informers, startInformer(t, api, widgets))
 	}
@@ -112,7 +113,7 @@ func TestScale(t *testing.T) {
 		})
 		equal(t, "comparisons that failed", checks("failure"), 0)
 		equal(t, "relists of the cache of "+api.name, api.initializations(t, "widgets")-filled[i], 0)
-		equal(t, "lists that its two informers sent to "+api.name, api.relists.Load(), 2)
+		equal(t, "lists of the first informer of "+api.name, informers[i].lists.Load(), 1)
 		equal(t, "consistent lists that fell back to the store",
 			api.metric(t, "apiserver_watch_cache_consistent_read_total", label, `fallback="true"`), 0)
 		t.Logf("%s: %v comparisons of its cache with the store, none failed", api.name, checks("success"))
