@@ -39,6 +39,7 @@ type load struct {
 	slowest      time.Duration
 	inDoubt      atomic.Int64 // writes that ended with an error
 	failures     map[string]int
+	steps        []atomic.Int64 // of each writer: writes that are settled
 }
 
 // startLoad begins to write with that many writers, each of whom owns that many objects named after it.
@@ -46,7 +47,7 @@ func startLoad(t testing.TB, servers []*apiServer, resource schema.GroupVersionR
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &load{servers: servers, resource: resource, pause: pause, cancel: cancel,
-		failures: map[string]int{}, final: map[string]int64{}}
+		failures: map[string]int{}, final: map[string]int64{}, steps: make([]atomic.Int64, writers)}
 	for writer := range writers {
 		l.done.Add(1)
 		go func() {
@@ -55,6 +56,7 @@ func startLoad(t testing.TB, servers []*apiServer, resource schema.GroupVersionR
 			for ctx.Err() == nil {
 				i := rand.IntN(objects)
 				w.step(i, fmt.Sprintf("%s-%d-%d", name, writer, i))
+				l.steps[writer].Add(1)
 				time.Sleep(pause)
 			}
 			w.leave()
@@ -172,6 +174,20 @@ func (w *author) leave() {
 			w.load.final[o.GetName()] = version(o)
 		}
 	}
+}
+
+// awaitAll waits until every writer has settled a write that it began from now on, and gives how long that took.
+func (l *load) awaitAll(t testing.TB) time.Duration {
+	t.Helper()
+	started := time.Now()
+	for writer := range l.steps {
+		step := &l.steps[writer]
+		from := step.Load()
+		eventually(t, time.Minute, func() (string, bool) {
+			return fmt.Sprintf("writer %d of %s goes on", writer, l.resource.Resource), step.Load() >= from+2
+		})
+	}
+	return time.Since(started)
 }
 
 // counted gives the numbers of acknowledged writes and of errors so far.
