@@ -126,7 +126,12 @@ func (f *fault) run(t *testing.T, round int, s *store, apis []*apiServer, widget
 	if f.noRelist && caches+clients > 0 {
 		t.Errorf("%d caches and %d informers listed again", caches, clients)
 	}
-	if f.readyWith > 0 && unready > f.readyWith {
+	limit := f.readyWith
+	if short() {
+		// Debug builds, on machines that do other work: there an election takes as long as it takes.
+		limit *= 4
+	}
+	if limit > 0 && unready > limit {
 		t.Errorf("/readyz was not good for %v", unready)
 	}
 	if caches+clients == 0 {

@@ -27,13 +27,15 @@ fi
 timeout=$((10 + 2 * ${ROUNDS:-1} + ${OBJECTS:-2000} / 500))m
 
 mod=go.mod
+tags=
 if [[ ${OLDER:-} == 1 ]]; then
     mod=older.mod
+    tags=older
 fi
 cd "$here"
 printf 'Kubernetes: the API server of %s\n' "$(grep -oE 'k8s.io/apiserver v[0-9.]+' "$mod")"
 started=$SECONDS
-go test -c -modfile="$mod" -o "$build/kubernetes.test" .
+go test -c -modfile="$mod" -tags="$tags" -o "$build/kubernetes.test" .
 echo "compiled in $((SECONDS - started)) s"
 
 stores=(tailwater)

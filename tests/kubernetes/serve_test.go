@@ -15,7 +15,6 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/apiextensions-apiserver/pkg/cmd/server/options"
 	genericapiserver "k8s.io/apiserver/pkg/server"
-	"k8s.io/apiserver/pkg/storage/cacher/consistency"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/klog/v2"
@@ -58,9 +57,7 @@ func serve(ctx context.Context, arguments []string) error {
 	flags := pflag.NewFlagSet("apiserver", pflag.ContinueOnError)
 	o.AddFlags(flags)
 	eventTTL := flags.Duration("event-ttl", time.Hour, "how long events are kept, as kube-apiserver's flag")
-	// Five minutes, and a constant, in production.
-	flags.DurationVar(&consistency.CheckPeriod, "consistency-check-period", consistency.CheckPeriod,
-		"how often the watch cache is compared with the store")
+	flags.DurationVar(checkPeriod(), "consistency-check-period", *checkPeriod(), "how often the watch cache is compared with the store")
 	err = flags.Parse(append([]string{
 		"--kubeconfig=" + kubeconfig, "--authentication-kubeconfig=" + kubeconfig,
 		"--authorization-kubeconfig=" + kubeconfig, "--authentication-skip-lookup",
