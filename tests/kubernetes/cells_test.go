@@ -77,8 +77,10 @@ func TestCells(t *testing.T) {
 	}
 	equal(t, "events in the cell", len(cell.versions(t, "/registry/events/")), 1)
 	equal(t, "events at home", len(home.versions(t, "/registry/events/")), 0)
-	_, err = api.get("/readyz", 5*time.Second)
-	check(t, err)
+	eventually(t, 30*time.Second, func() (string, bool) {
+		_, err := api.get("/readyz", 5*time.Second)
+		return fmt.Sprintf("/readyz is good again: %v", err), err == nil
+	})
 }
 
 func nameOf(words string, round int) string {
