@@ -101,7 +101,6 @@ type strategy struct {
 }
 
 func (strategy) NamespaceScoped() bool                                            { return true }
-func (strategy) AllowCreateOnUpdate(context.Context) bool                         { return false }
 func (strategy) PrepareForCreate(context.Context, runtime.Object)                 {}
 func (strategy) PrepareForUpdate(context.Context, runtime.Object, runtime.Object) {}
 func (strategy) Validate(context.Context, runtime.Object) field.ErrorList         { return nil }

@@ -13,3 +13,4 @@ import (
 func checkPeriod() *time.Duration { return &consistency.CheckPeriod }
 
 func (strategy) AllowUnconditionalUpdate(context.Context) bool { return false }
+func (strategy) AllowCreateOnUpdate(context.Context) bool      { return false }

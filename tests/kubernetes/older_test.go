@@ -12,3 +12,4 @@ import (
 func checkPeriod() *time.Duration { return &cacher.ConsistencyCheckPeriod }
 
 func (strategy) AllowUnconditionalUpdate() bool { return false }
+func (strategy) AllowCreateOnUpdate() bool      { return false }
