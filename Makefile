@@ -8,7 +8,7 @@ TARGET ?= $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 DATA_DIR ?= default.tailwater
 export CARGO_TARGET_DIR := $(TARGET)
 
-.PHONY: help prepare build run cluster test test-deploy lint acceptance bench bench-quick bench-full bench-long bench-tier reference sim fuzz
+.PHONY: help prepare build run cluster test test-deploy test-kubernetes lint acceptance bench bench-quick bench-full bench-long bench-tier reference sim fuzz
 
 help: ## What there is to run.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,9 @@ test: prepare ## Every suite, short form.
 test-deploy: prepare ## What is in deploy/: chart, manifests, rules, dashboards and image, rendered, read and started (needs Go).
 	cargo build -p tailwater-server
 	TAILWATER_BIN="$${TAILWATER_BIN:-$(TARGET)/debug/tailwater}" TARGET_DIR="$(TARGET)" tests/deploy/run.sh
+
+test-kubernetes: build reference ## A real Kubernetes API server on tailwater and on etcd (needs Go); FULL=1: 50,000 objects, 20 rounds of faults; OLDER=1: an older minor.
+	@TAILWATER_BIN="$(TARGET)/release/tailwater" ETCD_BIN="$(TARGET)/reference/etcd" TARGET_DIR="$(TARGET)" tests/kubernetes/run.sh
 
 acceptance: prepare ## Every suite with the full counts; hours.
 	@ACCEPTANCE=1 scripts/test.sh
