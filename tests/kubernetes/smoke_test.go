@@ -401,8 +401,7 @@ func testEvents(t *testing.T, s *store, api *apiServer, _ schema.GroupVersionRes
 	}
 	for range objects {
 		deleted := next(t, watcher, watch.Deleted)
-		// A store may count in ticks of 100 ms, of which the first has begun before.
-		if age := time.Since(first); age < ttl-100*time.Millisecond {
+		if age := time.Since(first); age < ttl {
 			t.Fatalf("%s expired after %v at most", deleted.GetName(), age)
 		}
 	}

@@ -107,6 +107,9 @@ pub(crate) async fn serve(
         Ok(Err(error)) => return tracing::debug!(%error, "connection ended before it began"),
         Err(_) => return tracing::debug!("closed a connection that said nothing"),
     };
+    if matches!(protocol, Protocol::Http2) && front.is_shut() {
+        return tracing::debug!("turned a connection away: this node can't answer yet");
+    }
     let end = End { limits, draining, chance, end_streams: || front.end_streams_of(peer) };
     let answering = Answering { front: Arc::new(front.clone()), surface, peer, is_secure, identity };
     match protocol {

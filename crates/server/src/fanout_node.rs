@@ -81,6 +81,7 @@ impl FanoutNode {
         let peer_listeners = bind_all(&config.peer_listens, &config.tls.peer)?;
         let peers = Builder::new_multi_thread().worker_threads(1).thread_name("peers").enable_all().build()?;
         let front = Front::new(Arc::new(Waiting), telemetry::start_metrics()?, config, host.control.handle());
+        front.shut(true);
         let id = MemberId(rand::random_range(1..=u64::MAX));
         tracing::info!(
             name = config.name,
@@ -288,7 +289,10 @@ impl FanoutNode {
             started.gateway.set_unready(now);
             started.is_ready.store(now.is_none(), Ordering::Relaxed);
             match now {
-                None => tell_ready(Some(snapshot.cursor.revision.0)),
+                None => {
+                    self.front.shut(false);
+                    tell_ready(Some(snapshot.cursor.revision.0));
+                }
                 Some(reason) => {
                     let quiet_ms = u64::try_from(quiet_since.elapsed().as_millis()).unwrap_or(u64::MAX);
                     tracing::warn!(reason, quiet_ms, "not ready: clients are sent elsewhere");

@@ -1,6 +1,7 @@
 //! What listeners serve: the gateway once there is one, before that why there is none.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ pub(crate) struct Front {
     forwarder: Arc<OnceLock<(Forwarder, Option<AccessControl>)>>,
     /// Answers while there is no gateway: for a member that serves no clients, always.
     plain: Arc<dyn Plain>,
+    /// Whether connections for calls are turned away.
+    is_shut: Arc<AtomicBool>,
     description: Arc<OnceLock<Describe>>,
     ui: Ui,
     metrics: PrometheusHandle,
@@ -68,7 +71,7 @@ impl Front {
         let opened = gateway.clone();
         let is_open = move || opened.read().as_ref().is_some_and(Gateway::is_open);
         let ui = Ui::new(config.name.clone(), surveyor(config, &description), is_open, control.clone());
-        Self { gateway, forwarder: Arc::default(), plain, description, ui, metrics }
+        Self { gateway, forwarder: Arc::default(), plain, is_shut: Arc::default(), description, ui, metrics }
     }
 
     /// Answers `/status` from now on.
@@ -77,6 +80,16 @@ impl Front {
     /// When it was called before.
     pub(crate) fn describe_with(&self, describe: impl Fn() -> Description + Send + Sync + 'static) {
         assert!(self.description.set(Box::new(describe)).is_ok(), "a process is described in one way");
+    }
+
+    /// Turns connections for calls away, or takes them again. A client counts a connection as good as soon as HTTP/2 has
+    /// begun on it, and gives it its share of calls; only one that does not come about sends it elsewhere.
+    pub(crate) fn shut(&self, is_shut: bool) {
+        self.is_shut.store(is_shut, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_shut(&self) -> bool {
+        self.is_shut.load(Ordering::Relaxed)
     }
 
     /// Serves this gateway from now on.

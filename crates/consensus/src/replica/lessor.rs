@@ -153,7 +153,8 @@ impl Lessor {
             return expired;
         }
         for (expiry, id) in &self.by_expiry {
-            if *expiry > self.now || expired.len() == EXPIRE_MAX {
+            // Part of the tick in which it was granted or renewed had passed, so the tick that is named must be over too.
+            if *expiry >= self.now || expired.len() == EXPIRE_MAX {
                 break;
             }
             let lease = self.leases.get_mut(id).expect("each scheduled lease is known");

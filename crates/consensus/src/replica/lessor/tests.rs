@@ -23,7 +23,7 @@ fn a_lease_expires_after_its_ttl_and_not_before() {
     assert_eq!(lessor.time_to_live(A), Some((2, 1)), "as etcd, which has always spent some of it");
     pass(&mut lessor, 11);
     assert_eq!(lessor.time_to_live(A), Some((2, 0)), "0.9 s are left, rounded down");
-    pass(&mut lessor, 8);
+    pass(&mut lessor, 9);
     assert_eq!(lessor.take_expired(RETRY), [0i64; 0]);
     lessor.tick();
     assert_eq!(lessor.take_expired(RETRY), [1]);
@@ -34,7 +34,7 @@ fn a_lease_expires_after_its_ttl_and_not_before() {
 #[test]
 fn an_expiry_that_was_lost_is_proposed_again() {
     let mut lessor = leading(1);
-    pass(&mut lessor, 10);
+    pass(&mut lessor, 11);
     assert_eq!(lessor.take_expired(RETRY), [1]);
     pass(&mut lessor, RETRY - 1);
     assert_eq!(lessor.take_expired(RETRY), [0i64; 0]);
@@ -53,13 +53,13 @@ fn a_waiting_keepalive_goes_before_expiry_also_when_the_lease_is_new() {
     lessor.announce(A);
     lessor.apply(LeaseChange::Granted(A, 1));
     lessor.announce(A);
-    pass(&mut lessor, 10);
+    pass(&mut lessor, 11);
     lessor.give_up(A);
     assert_eq!(lessor.take_expired(RETRY), [0i64; 0]);
     assert!(matches!(lessor.renew(A), Renewal::Renewed { ttl: 1, checkpointed: false }));
     lessor.give_up(A);
     assert_eq!(lessor.take_expired(RETRY), [0i64; 0]);
-    pass(&mut lessor, 10);
+    pass(&mut lessor, 11);
     assert_eq!(lessor.take_expired(RETRY), [1]);
     assert!(lessor.announced.is_empty());
 }
@@ -67,7 +67,7 @@ fn a_waiting_keepalive_goes_before_expiry_also_when_the_lease_is_new() {
 #[test]
 fn a_keepalive_of_an_expiring_lease_learns_the_outcome_or_that_there_is_none() {
     let mut lessor = leading(1);
-    pass(&mut lessor, 10);
+    pass(&mut lessor, 11);
     lessor.take_expired(RETRY);
     let Renewal::Expiring(mut gone) = lessor.renew(A) else { panic!("expired") };
     lessor.apply(LeaseChange::Gone(A));
@@ -75,7 +75,7 @@ fn a_keepalive_of_an_expiring_lease_learns_the_outcome_or_that_there_is_none() {
     assert!(matches!(lessor.renew(A), Renewal::Unknown));
 
     lessor.apply(LeaseChange::Granted(A, 1));
-    pass(&mut lessor, 10);
+    pass(&mut lessor, 11);
     lessor.take_expired(RETRY);
     let Renewal::Expiring(mut gone) = lessor.renew(A) else { panic!("expired") };
     lessor.demote();
@@ -92,7 +92,7 @@ fn a_new_leader_adds_an_election_timeout() {
     let mut lessor = leading(1);
     pass(&mut lessor, 9);
     lessor.promote(10);
-    pass(&mut lessor, 19);
+    pass(&mut lessor, 20);
     assert_eq!(lessor.take_expired(RETRY), [0i64; 0]);
     lessor.tick();
     assert_eq!(lessor.take_expired(RETRY), [1]);
@@ -140,7 +140,7 @@ fn what_is_proposed_at_once_is_bounded_and_goes_on_with_the_next_tick() {
     for id in 2..=1200 {
         lessor.apply(LeaseChange::Granted(LeaseId(id), 1));
     }
-    pass(&mut lessor, 10);
+    pass(&mut lessor, 11);
     let counts: Vec<_> = (0..4).map(|_| lessor.take_expired(RETRY).len()).collect();
     assert_eq!(counts, [500, 500, 200, 0]);
 

@@ -161,10 +161,11 @@ async fn a_fanout_waits_for_an_upstream_and_says_so() {
     assert_eq!(get(server.metrics_port, "/livez").status, 200);
     assert_eq!(get(server.metrics_port, "/health").status, 503);
     assert_eq!(get(server.metrics_port, "/metrics").status, 200);
+    // Calls find no connection, rather than one whose every answer is a refusal: a client with other endpoints goes there.
     let refused = server.kv().await.range(range("k")).await.unwrap_err();
-    assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "tailwater: waiting for an upstream"));
+    assert_ne!(refused.message(), "tailwater: waiting for an upstream");
     let health = HealthClient::new(server.channel().await).check(HealthCheckRequest::default()).await;
-    assert_eq!(health.unwrap_err().code(), Code::Unavailable);
+    assert!(health.is_err(), "{health:?}");
 
     let arguments = [
         "serve".to_owned(),
