@@ -10,6 +10,9 @@ use crate::process;
 /// Streams that are told one by one.
 const SLOWEST_MAX: usize = 10;
 
+/// Bytes of each end of a range that are told; it is for people, and clients choose how long it is.
+const KEY_BYTES_MAX: usize = 256;
+
 /// What the read plane of this process carries.
 pub(crate) fn node_load(fanout: &Fanout) -> NodeLoad {
     let FanoutLoad {
@@ -54,9 +57,26 @@ fn slow_stream(stream: StreamLoad) -> SlowStream {
     };
     SlowStream {
         peer: stream.peer.map(|peer| peer.to_string()).unwrap_or_default(),
-        range_start,
-        range_end,
+        range_start: cut(range_start),
+        range_end: cut(range_end),
         backlog_revisions: i64::try_from(stream.backlog_revisions).unwrap_or(i64::MAX),
         held_bytes: stream.held_bytes as u64,
+    }
+}
+
+fn cut(key: Bytes) -> Bytes {
+    if key.len() <= KEY_BYTES_MAX { key } else { Bytes::copy_from_slice(&key[..KEY_BYTES_MAX]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_keys_of_slow_streams_are_told_by_their_beginning() {
+        let range = KeyRange::Span(vec![b'a'; 1 << 20].into(), Bytes::from_static(b"b"));
+        let told = slow_stream(StreamLoad { peer: None, range, backlog_revisions: 3, held_bytes: 4 });
+        assert_eq!(told.range_start, Bytes::from(vec![b'a'; KEY_BYTES_MAX]));
+        assert_eq!((told.range_end.as_ref(), told.backlog_revisions, told.held_bytes), (&b"b"[..], 3, 4));
     }
 }

@@ -36,6 +36,8 @@ enum Command {
     /// Save, look at and restore snapshots, in the format of etcd's.
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// Print the flags with which kube-apiserver keeps some resources in groups of their own.
+    Cells(CellsFlags),
     /// Load on any etcd v3 endpoint: what it takes, how fast, and whether its answers are right.
     Bench(Box<tailwater_bench::LoadArguments>),
 }
@@ -58,6 +60,17 @@ pub(crate) struct StatusFlags {
     /// "table" or "json"
     #[arg(short = 'w', long, default_value = "table", value_parser = ["table", "json"])]
     pub(crate) write_out: String,
+}
+
+/// Flags of `tailwater cells`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CellsFlags {
+    /// Client URLs of the group that holds everything else, separated by commas
+    #[arg(long)]
+    pub(crate) servers: String,
+    /// Resources, named as kubectl does, and the client URLs of the group that holds them: events,leases.coordination.k8s.io=URL,URL
+    #[arg(long, required = true, value_name = "RESOURCE,…=URL,…")]
+    pub(crate) cell: Vec<String>,
 }
 
 /// Flags of `tailwater serve`. Each may also be given as TAILWATER_NAME or ETCD_NAME in the environment.
@@ -229,6 +242,8 @@ pub(crate) enum Parsed {
     Serve(Box<Flags>, Option<Vec<Note>>),
     /// `tailwater status`.
     Status(StatusFlags),
+    /// Print flags of kube-apiserver.
+    Cells(CellsFlags),
     /// `tailwater snapshot`.
     Snapshot(SnapshotCommand),
     /// `tailwater bench`.
@@ -245,6 +260,7 @@ pub(crate) fn parse(program: &str, arguments: Vec<String>) -> Parsed {
     match read(arguments, |name| std::env::var(name).ok()) {
         Ok(Command::Serve(flags)) => Parsed::Serve(flags, None),
         Ok(Command::Status(flags)) => Parsed::Status(flags),
+        Ok(Command::Cells(flags)) => Parsed::Cells(flags),
         Ok(Command::Snapshot(command)) => Parsed::Snapshot(command),
         Ok(Command::Bench(arguments)) => Parsed::Bench(arguments),
         Err(error) => Parsed::Exit(report(&error)),
@@ -285,7 +301,7 @@ fn parse_as_etcd(arguments: &[String]) -> Parsed {
             let own = |name: &str| std::env::var(name).ok().filter(|_| name.starts_with("TAILWATER_"));
             match read(line, own) {
                 Ok(Command::Serve(flags)) => Parsed::Serve(flags, Some(notes)),
-                Ok(Command::Status(_) | Command::Snapshot(_) | Command::Bench(_)) => {
+                Ok(Command::Status(_) | Command::Cells(_) | Command::Snapshot(_) | Command::Bench(_)) => {
                     unreachable!("the line begins with serve")
                 }
                 Err(error) => Parsed::Exit(report(&error)),

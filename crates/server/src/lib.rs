@@ -3,6 +3,7 @@
 //! A library only so that what reads flags and files can be reached by tests; the program is [`run`].
 
 mod auth_flags;
+mod cells;
 mod config;
 mod connection;
 mod corruption;
@@ -60,6 +61,7 @@ pub fn run() -> ExitCode {
     let (flags, as_etcd) = match flags::parse(&program, arguments.collect()) {
         Parsed::Serve(flags, as_etcd) => (flags, as_etcd),
         Parsed::Status(flags) => return survey::run(&flags),
+        Parsed::Cells(flags) => return cells::run(&flags),
         Parsed::Snapshot(command) => return snapshot::run(&command),
         Parsed::Bench(arguments) => return bench(*arguments),
         Parsed::Exit(code) => return code,
