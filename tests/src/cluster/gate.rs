@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::links::{Link, pump};
+use super::links::{Link, join};
 
 /// A proxy in front of one client URL, both directions under the test's control; it and its connections end when dropped.
 #[derive(Debug)]
@@ -70,12 +70,7 @@ async fn forward(
     if *there.borrow() == Link::Cut {
         return Ok(());
     }
-    let onward = TcpStream::connect(upstream).await?;
-    stream.set_nodelay(true)?;
-    onward.set_nodelay(true)?;
-    let (source_reads, source_writes) = stream.into_split();
-    let (onward_reads, onward_writes) = onward.into_split();
-    tokio::try_join!(pump(source_reads, onward_writes, there), pump(onward_reads, source_writes, back)).map(|_| ())
+    join(stream, upstream, there, back).await
 }
 
 #[cfg(test)]

@@ -156,6 +156,16 @@ async fn forward(
     if *there.borrow() == Link::Cut || *back.borrow() == Link::Cut {
         return Ok(());
     }
+    join(stream, upstream, there, back).await
+}
+
+/// Passes bytes on between a connection and a new one, each way as its link says.
+pub(super) async fn join(
+    stream: TcpStream,
+    upstream: SocketAddr,
+    there: watch::Receiver<Link>,
+    back: watch::Receiver<Link>,
+) -> std::io::Result<()> {
     let onward = TcpStream::connect(upstream).await?;
     stream.set_nodelay(true)?;
     onward.set_nodelay(true)?;
@@ -168,7 +178,7 @@ async fn forward(
 }
 
 /// Moves the bytes of one direction.
-pub(super) async fn pump(
+async fn pump(
     reads: OwnedReadHalf,
     writes: OwnedWriteHalf,
     link: watch::Receiver<Link>,
