@@ -178,11 +178,7 @@ pub(super) async fn join(
 }
 
 /// Moves the bytes of one direction.
-async fn pump(
-    reads: OwnedReadHalf,
-    writes: OwnedWriteHalf,
-    link: watch::Receiver<Link>,
-) -> std::io::Result<()> {
+async fn pump(reads: OwnedReadHalf, writes: OwnedWriteHalf, link: watch::Receiver<Link>) -> std::io::Result<()> {
     let (chunks, queue) = mpsc::channel(CHUNKS_MAX);
     tokio::try_join!(read(reads, chunks), write(writes, queue, link)).map(|_| ())
 }
