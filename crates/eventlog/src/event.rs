@@ -64,7 +64,7 @@ pub struct Envelope {
     pub kind: EventKind,
     /// The revision it belongs to; the event's mod_revision.
     pub revision: Revision,
-    /// Its place among the events of that revision, from 0.
+    /// Its place among the events of that revision, from 0; below 2^31.
     pub sub: u32,
     /// Revision at which the key was created; 0 for a delete.
     pub create_revision: Revision,
@@ -88,8 +88,12 @@ pub struct Event {
     /// 0: none.
     prev_revision: Revision,
     prev_sub: u32,
+    /// Its highest bit says that the value is left out, see [`Event::without_value`].
     sub: u32,
 }
+
+/// The bit of an event without its value; no revision has so many events.
+const WITHOUT_VALUE: u32 = 1 << 31;
 
 const _: () = assert!(size_of::<Event>() <= 56, "an event is held for each live key");
 
@@ -116,7 +120,7 @@ impl Event {
     /// Encodes a put. The envelope's `kind` must be [`EventKind::Put`].
     ///
     /// # Panics
-    /// When the envelope is that of a delete, or when key and value are together above 4 GiB.
+    /// When the envelope is that of a delete, when its `sub` is out of range, or when key and value are together above 4 GiB.
     #[must_use]
     pub fn put(envelope: Envelope, key: &[u8], value: &[u8]) -> Self {
         assert_eq!(envelope.kind, EventKind::Put, "a put is encoded from a put's envelope");
@@ -141,7 +145,7 @@ impl Event {
     /// Encodes a delete; the message holds the key and its mod_revision.
     ///
     /// # Panics
-    /// When the key is above 4 GiB.
+    /// When the key is above 4 GiB or `sub` out of range.
     #[must_use]
     pub fn delete(revision: Revision, sub: u32, key: &[u8], prev: Option<(Revision, u32)>) -> Self {
         let key_value_len =
@@ -160,11 +164,29 @@ impl Event {
     /// # Errors
     /// [`RowError::Malformed`] when the bytes are not what this type encodes.
     pub fn from_encoded(bytes: Bytes, sub: u32, prev: Option<(Revision, u32)>) -> Result<Self, RowError> {
+        if sub & WITHOUT_VALUE != 0 {
+            return Err(RowError::Malformed("sub-revision out of range"));
+        }
         let mod_revision = Layout::parse(&bytes).map_err(RowError::Malformed)?.mod_revision;
         Ok(Self::from_parts(bytes, Revision(mod_revision), sub, prev))
     }
 
+    /// What is left of a put when its value is given up: everything else of it can be asked as before, and its bytes are
+    /// those of a put of an empty value. Whoever holds one must know it by [`Event::is_whole`].
+    #[must_use]
+    pub fn without_value(&self) -> Self {
+        let rest = Self::put(self.envelope(), self.key(), b"");
+        Self { sub: self.sub | WITHOUT_VALUE, ..rest }
+    }
+
+    /// Whether [`Event::bytes`] are those of the event as it was stored.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.sub & WITHOUT_VALUE == 0
+    }
+
     fn from_parts(bytes: Bytes, revision: Revision, sub: u32, prev: Option<(Revision, u32)>) -> Self {
+        assert!(sub & WITHOUT_VALUE == 0, "no revision has so many events");
         let (prev_revision, prev_sub) = prev.unwrap_or_default();
         Self { bytes, revision, prev_revision, prev_sub, sub }
     }
@@ -182,7 +204,7 @@ impl Event {
         Envelope {
             kind: self.kind(),
             revision: self.revision,
-            sub: self.sub,
+            sub: self.sub(),
             create_revision: Revision(fields.create_revision),
             version: fields.version,
             lease: LeaseId(fields.lease),
@@ -205,7 +227,7 @@ impl Event {
     /// Its place among the events of its revision.
     #[must_use]
     pub fn sub(&self) -> u32 {
-        self.sub
+        self.sub & !WITHOUT_VALUE
     }
 
     /// See [`Envelope::prev`].
@@ -246,8 +268,12 @@ impl Event {
     }
 
     /// The stored form: versioned, checksummed envelope, then the event bytes.
+    ///
+    /// # Panics
+    /// When the value was left out.
     #[must_use]
     pub fn to_row(&self) -> Vec<u8> {
+        assert!(self.is_whole(), "an event is stored with its value");
         let mut row = Vec::with_capacity(ROW_HEAD_BYTES + self.bytes.len() + ROW_CHECKSUM_BYTES);
         row.put_u8(ROW_FORMAT);
         row.put_u8(match self.kind() {

@@ -12,7 +12,7 @@ pub struct FanoutConfig {
     /// Of this node's answers.
     pub member_id: u64,
     /// Bytes of recent events (superseded versions included) kept in memory for reads and watches at older
-    /// revisions; beyond it they are read through from the source. `--window-bytes`, default 256 MiB.
+    /// revisions; beyond it they are read through from the source. `--window-bytes`, default 256 MiB, 64 MiB on a member.
     pub window_bytes_max: usize,
     /// Bytes that one watch stream holds ready for its client. `--stream-chunk-bytes`, default 64 KiB.
     pub stream_chunk_bytes: usize,
@@ -33,6 +33,10 @@ pub struct FanoutConfig {
     /// Bytes of frames kept for readers that follow this fanout ([`crate::Fanout::source`]) and are close behind; others
     /// read the window. 0 where nobody does, or nearly so. Default 0.
     pub relay_bytes_max: usize,
+    /// Values of at least so many bytes that their keys were created with are given up when they leave the window, until
+    /// somebody asks: the first read goes to the source, as does the first watch that wants them as previous values. For a
+    /// fanout beside its source's storage, whose memory then grows with what is read. `None`: all are held. Default `None`.
+    pub unread_value_bytes_min: Option<usize>,
     /// Bytes of history that was read from the source and is kept for others who want the same. Default 16 MiB.
     pub history_bytes_max: usize,
 }
@@ -51,6 +55,7 @@ impl Default for FanoutConfig {
             progress_interval: Duration::from_secs(600),
             ranges: Vec::new(),
             relay_bytes_max: 0,
+            unread_value_bytes_min: None,
             history_bytes_max: 16 << 20,
         }
     }

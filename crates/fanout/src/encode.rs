@@ -84,6 +84,7 @@ pub(crate) fn event_field_len(event: &Event, prev: Option<&Event>) -> usize {
 
 /// Appends an event as a field of a watch response.
 pub(crate) fn put_event_field(out: &mut BytesMut, event: &Event, prev: Option<&Event>) {
+    debug_assert!(event.is_whole() && prev.is_none_or(Event::is_whole), "no value is left out of what is sent");
     wire::put_bytes_header(out, field::EVENTS, event_len(event, prev));
     out.put_slice(event.bytes());
     if let Some(prev) = prev {

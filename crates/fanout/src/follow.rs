@@ -19,6 +19,7 @@ use crate::group::SharedGroup;
 use crate::metrics;
 use crate::registry::{Batch, Matched, ShareBounds};
 use crate::store::{Published, Store, segment_bytes};
+use crate::version::UnreadValues;
 use crate::{FanoutConfig, StreamEnd};
 
 /// Bytes of frames taken from the tail at once, and of rows in one step of a transfer.
@@ -136,7 +137,8 @@ impl Follower {
                 if least.is_none() {
                     self.lose();
                 }
-                self.store = Store::at(begin, &facts, least);
+                let unread = UnreadValues { bytes_min: self.core.config.unread_value_bytes_min };
+                self.store = Store::at(begin, &facts, least, unread);
                 self.phase = Phase::Rows(0, None);
             }
             Phase::Rows(part, after) => {

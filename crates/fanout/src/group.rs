@@ -372,7 +372,8 @@ pub(crate) struct ChunkBuilder {
     done: Vec<(Bytes, Vec<Mark>)>,
     buffer: BytesMut,
     marks: Vec<Mark>,
-    /// Set when one revision was larger than a chunk: from there on the batch is read from the window.
+    /// Set when one revision was larger than a chunk, or a previous value is not in memory: from there on the batch is
+    /// read from the window.
     dropped_from: Option<Revision>,
 }
 
@@ -388,9 +389,7 @@ impl ChunkBuilder {
         let len = event_field_len(event, prev);
         let whole = self.marks.iter().rev().find(|m| m.revision < revision).map_or(0, |m| m.end as usize);
         if self.buffer.len() - whole + len > chunk_bytes || len > bounds.batch_bytes {
-            self.buffer.truncate(whole);
-            self.marks.retain(|m| m.revision < revision);
-            self.dropped_from = Some(revision);
+            self.drop_from(revision);
             return;
         }
         let mut carried = 0;
@@ -411,6 +410,16 @@ impl ChunkBuilder {
                 let events = last.map_or(carried, |mark| mark.events) + 1;
                 self.marks.push(Mark { revision, end, events });
             }
+        }
+    }
+
+    /// From this revision on the batch is read from the window.
+    pub(crate) fn drop_from(&mut self, revision: Revision) {
+        if self.dropped_from.is_none() {
+            let whole = self.marks.iter().rev().find(|m| m.revision < revision).map_or(0, |m| m.end as usize);
+            self.buffer.truncate(whole);
+            self.marks.retain(|m| m.revision < revision);
+            self.dropped_from = Some(revision);
         }
     }
 

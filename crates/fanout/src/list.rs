@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 
 use crate::ReadError;
 use crate::core::Core;
-use crate::range::{count_memory, held, nodes, signed};
+use crate::range::{count_memory, held, nodes, restore, signed};
 use crate::store::Published;
 
 /// Keys looked at in one turn, live at the revision or not, so that a turn stays short.
@@ -42,7 +42,7 @@ pub struct ListQuery {
 /// A piece of a list. Only the last one may be without events.
 #[derive(Debug)]
 pub struct ListChunk {
-    /// The next keys' versions, in key order.
+    /// The next keys' versions, in key order; where only keys are wanted perhaps without their values.
     pub events: Vec<Arc<Event>>,
     /// There in the last piece.
     pub end: Option<ListEnd>,
@@ -159,7 +159,8 @@ impl ListStream {
         }
     }
 
-    /// Looks in memory. `None`: it does not reach back to the revision, or there is more to count than fits a turn.
+    /// Looks in memory. `None`: it does not reach back to the revision, lacks the next value, or there is more to count than
+    /// fits a turn.
     fn find(&self) -> Result<Option<Found>, ReadError> {
         let published = self.core.published.load_full();
         if !self.core.is_serving() || published.snapshot.cursor.history != self.history {
@@ -192,6 +193,11 @@ impl ListStream {
                     break;
                 }
                 if let Some(event) = node.live_at(self.at) {
+                    if !event.is_whole() && !self.query.keys_only {
+                        last?;
+                        is_cut = true;
+                        break;
+                    }
                     let bytes = held(&event, self.query.keys_only);
                     if found.bytes + bytes > room && !found.events.is_empty() {
                         is_cut = true;
@@ -235,6 +241,7 @@ impl ListStream {
         let keys_only = self.query.keys_only;
         self.job = Some(tokio::task::spawn_blocking(move || {
             let chunk = core.source.state_at(&query)?;
+            restore(&core, &chunk.events);
             let is_end = chunk.resume_after.is_none();
             let mut found = Found { events: chunk.events, bytes: 0, after: chunk.resume_after, rest: Rest::Unknown };
             if is_end || found.events.len() == left {

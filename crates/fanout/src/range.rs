@@ -4,6 +4,7 @@
 //! at the source.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tailwater_eventlog::{Event, HistoryError, KeyRange, Revision, StateQuery};
 
@@ -15,6 +16,10 @@ use crate::{RangeAnswer, RangeQuery, ReadError, SortBy};
 
 /// Reads of about so many keys are done at once; larger ones go where blocking is allowed.
 pub(crate) const INLINE_KEYS_MAX: usize = 2000;
+/// A read of what is newest gives up when it was overtaken by compactions for so long.
+const OVERTAKEN_MAX: Duration = Duration::from_secs(5);
+/// Until it looks again.
+const OVERTAKEN_PAUSE: Duration = Duration::from_millis(1);
 /// Bytes in one step of a read below the window.
 const STATE_BYTES_MAX: usize = 1 << 20;
 /// What an event in an answer costs beside its bytes; without its value, about what is sent of it beside its key.
@@ -32,6 +37,8 @@ struct Found {
     events: Vec<Arc<Event>>,
     /// Not every key of the range was looked at.
     cut: bool,
+    /// A value that is wanted is not there.
+    lacks: bool,
 }
 
 impl Plan {
@@ -60,14 +67,18 @@ impl Plan {
             || self.published.keys.count(&self.query.range) <= INLINE_KEYS_MAX
     }
 
-    /// Reads from memory. `None`: memory does not reach back to the revision.
+    /// Reads from memory. `None`: memory does not reach back to the revision, or lacks a value.
     pub(crate) fn read_memory(&self, core: &Core) -> Option<Result<RangeAnswer, ReadError>> {
-        let walked = || signed(self.walk(usize::MAX).events.len());
+        let walked = || signed(self.walk(usize::MAX, false).events.len());
         let counted = || count_memory(core, &self.published, &self.query.range, self.at).unwrap_or_else(walked);
         let (events, count) = if self.query.count_only {
             (Vec::new(), counted())
         } else {
-            let found = self.walk(self.fetch_limit());
+            let by_value = matches!(self.query.sort, Some((SortBy::Value, _)));
+            let found = self.walk(self.fetch_limit(), by_value || !self.query.keys_only);
+            if found.lacks {
+                return None;
+            }
             let seen = signed(found.events.len());
             (found.events, if found.cut { counted() } else { seen })
         };
@@ -76,10 +87,25 @@ impl Plan {
     }
 
     /// Reads where blocking is allowed: from memory, else at the source.
-    pub(crate) fn read(&self, core: &Core) -> Result<RangeAnswer, ReadError> {
-        match self.read_memory(core) {
-            Some(answer) => answer,
-            None => self.read_source(core),
+    pub(crate) fn read(mut self, core: &Core) -> Result<RangeAnswer, ReadError> {
+        let asked_newest = self.query.revision.is_none_or(|revision| revision.0 <= 0);
+        let until = Instant::now() + OVERTAKEN_MAX;
+        loop {
+            if let Some(answer) = self.read_memory(core) {
+                return answer;
+            }
+            match self.read_source(core) {
+                // What was the newest is gone from the source: writes and a compaction have passed it. What is the newest
+                // now is about to be published.
+                Err(ReadError::Compacted) if asked_newest => {
+                    if core.is_stopped() || Instant::now() >= until {
+                        return Err(ReadError::Stopped);
+                    }
+                    std::thread::sleep(OVERTAKEN_PAUSE);
+                    self = Self::new(core, self.query)?;
+                }
+                answer => return answer,
+            }
         }
     }
 
@@ -99,6 +125,7 @@ impl Plan {
                 count: limit != usize::MAX,
             };
             let chunk = core.source.state_at(&query)?;
+            restore(core, &chunk.events);
             // These are copies, so they are counted as they come, not when all are there. One key is no list.
             if !events.is_empty() || chunk.events.len() > 1 || chunk.resume_after.is_some() {
                 core.lists.grow(&mut permit, chunk.events.iter().map(|event| self.held(event)).sum())?;
@@ -118,18 +145,21 @@ impl Plan {
     }
 
     /// The live versions at the revision in key order, at most `limit`.
-    fn walk(&self, limit: usize) -> Found {
+    fn walk(&self, limit: usize, wants_values: bool) -> Found {
         let (range, at) = (&self.query.range, self.at);
         let mut events = Vec::new();
         for node in nodes(&self.published, range, None, at) {
             if let Some(event) = node.live_at(at) {
                 if events.len() == limit {
-                    return Found { events, cut: true };
+                    return Found { events, cut: true, lacks: false };
+                }
+                if wants_values && !event.is_whole() {
+                    return Found { events, cut: true, lacks: true };
                 }
                 events.push(event);
             }
         }
-        Found { events, cut: false }
+        Found { events, cut: false, lacks: false }
     }
 
     /// Keys to fetch before ordering: one more than the limit, or all when a filter or an order needs all.
@@ -170,6 +200,19 @@ impl Plan {
         }
         let header_revision = self.published.revision();
         Ok(RangeAnswer { header_revision, events, more, count, permit: Arc::new(permit) })
+    }
+}
+
+/// Keeps values that memory may have lacked.
+pub(crate) fn restore(core: &Core, events: &[Arc<Event>]) {
+    if core.config.unread_value_bytes_min.is_none() {
+        return;
+    }
+    let published = core.published.load();
+    for event in events {
+        if let Some(node) = published.keys.get(event.key()) {
+            node.restore(event);
+        }
     }
 }
 

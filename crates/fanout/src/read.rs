@@ -41,7 +41,7 @@ pub enum SortBy {
 pub struct RangeAnswer {
     /// The newest revision of the snapshot that was read: the header's revision.
     pub header_revision: Revision,
-    /// The live versions, shared with the store.
+    /// The live versions, shared with the store; where only keys are wanted perhaps without their values.
     pub events: Vec<Arc<Event>>,
     /// Whether the limit cut something off.
     pub more: bool,

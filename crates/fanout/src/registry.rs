@@ -197,7 +197,14 @@ impl Registry {
                 }
                 let with_prev = key.prev_kv() && prev_is_visible(event.version.event(), batch.compacted);
                 let prev = if with_prev { event.version.before() } else { None };
-                builders.entry(at).or_default().push(event.version.event(), prev.as_deref(), &mut bounds);
+                let builder = builders.entry(at).or_default();
+                if prev.as_ref().is_some_and(|prev| !prev.is_whole()) {
+                    // This thread waits for no disk: whoever watches reads it where that is allowed.
+                    event.node.ask();
+                    builder.drop_from(event.version.revision());
+                    continue;
+                }
+                builder.push(event.version.event(), prev.as_deref(), &mut bounds);
             }
         }
         self.hits = hits;

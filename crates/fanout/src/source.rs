@@ -105,6 +105,20 @@ impl RelaySource {
         Ok(published.snapshot.compacted)
     }
 
+    /// Rows of a transfer whose values are not in memory.
+    fn transfer_of_source(
+        &self,
+        range: &KeyRange,
+        resume_after: Option<&Bytes>,
+        bytes_max: usize,
+    ) -> Result<LiveChunk, SourceError> {
+        let mut chunk = self.core.source.transfer(range, resume_after, bytes_max)?;
+        chunk.events.retain(|event| self.core.scope.contains(event.key()));
+        // The source may be ahead of what is published here.
+        self.seen.fetch_max(self.core.source.transfer_end().0, Ordering::Relaxed);
+        Ok(chunk)
+    }
+
     /// History of everything that this fanout holds.
     fn read_all(&self, from: HistoryPoint, to: Revision, bytes_max: usize) -> Result<HistoryChunk, HistoryError> {
         self.read_history(self.core.scope.spans(), from, to, false, bytes_max)
@@ -167,7 +181,7 @@ impl History for RelaySource {
         if self.core.window.floor() <= query.at {
             let chunk = walk_state(&published, query);
             // Checked after the walk: what was read under a floor that is still low enough is true.
-            if self.core.window.floor() <= query.at {
+            if self.core.window.floor() <= query.at && chunk.events.iter().all(|event| event.is_whole()) {
                 return Ok(chunk);
             }
         }
@@ -235,6 +249,14 @@ impl Source for RelaySource {
         for (looked, node) in published.keys.range_after(range, resume_after.map(Bytes::as_ref)).enumerate() {
             let event = node.newest();
             seen = seen.max(event.revision().0);
+            if !event.is_whole() {
+                if chunk.events.is_empty() {
+                    self.seen.fetch_max(seen, Ordering::Relaxed);
+                    return self.transfer_of_source(range, resume_after, bytes_max);
+                }
+                chunk.resume_after = chunk.events.last().map(|last| Bytes::copy_from_slice(last.key()));
+                break;
+            }
             if event.kind() == EventKind::Put && scope.contains(event.key()) {
                 bytes += event.bytes().len();
                 chunk.events.push(event.clone());
@@ -244,7 +266,7 @@ impl Source for RelaySource {
                 break;
             }
         }
-        self.seen.store(seen, Ordering::Relaxed);
+        self.seen.fetch_max(seen, Ordering::Relaxed);
         Ok(chunk)
     }
 

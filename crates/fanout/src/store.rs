@@ -9,7 +9,7 @@ use tailwater_eventlog::{AuthFacts, Cursor, Event, EventKind, Fact, Position, Re
 
 use crate::ReadSnapshot;
 use crate::keys::KeyTree;
-use crate::version::KeyNode;
+use crate::version::{KeyNode, UnreadValues};
 use crate::window::{Window, WindowEvent};
 
 /// Segments of the window are about this large, or an eighth of a small window.
@@ -39,12 +39,14 @@ pub(crate) struct Store {
     transferred: Revision,
     /// What readers have seen of this history before: the store is not whole before it is there.
     least: Position,
+    unread: UnreadValues,
 }
 
 impl Store {
     /// An empty store at the beginning of a transfer, which must come at least to `least`.
-    pub(crate) fn at(cursor: Cursor, facts: &[Fact], least: Option<Cursor>) -> Self {
-        let mut store = Self { snapshot: ReadSnapshot { cursor, ..ReadSnapshot::default() }, ..Self::default() };
+    pub(crate) fn at(cursor: Cursor, facts: &[Fact], least: Option<Cursor>, unread: UnreadValues) -> Self {
+        let snapshot = ReadSnapshot { cursor, ..ReadSnapshot::default() };
+        let mut store = Self { snapshot, unread, ..Self::default() };
         if let Some(least) = least {
             (store.least, store.transferred) = (least.position, least.revision);
         }
@@ -91,6 +93,7 @@ impl Store {
         }
         match envelope.kind {
             EventKind::Put => {
+                let event = self.unread.held(event);
                 if let Some(node) = self.keys.get(event.key()) {
                     node.replace(event);
                 } else {
@@ -176,7 +179,7 @@ impl Store {
         while let Some(segment) = window.evict(bytes_max, self.snapshot.compacted) {
             for event in &segment.events {
                 if event.version.is_put() {
-                    event.node.collapse(&event.version);
+                    event.node.collapse(&event.version, self.unread);
                 } else if event.node.is_newest(&event.version) {
                     self.keys.remove(event.version.event().key());
                 }

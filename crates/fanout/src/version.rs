@@ -5,6 +5,7 @@
 //! means "not there" only if the window's floor was at or below R *after* the walk.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwapOption;
 use tailwater_eventlog::{Event, EventKind, HistoryPoint, Revision};
@@ -33,6 +34,7 @@ impl Version {
 
     /// The put that was visible just below this version's revision. An earlier event of the same revision is never
     /// meant. None for a put that creates the key, also where the same revision deleted it before: so etcd has it.
+    /// It may be without its value.
     pub(crate) fn before(&self) -> Option<Arc<Event>> {
         let revision = self.revision();
         if self.is_put() && self.event.envelope().create_revision == revision {
@@ -68,6 +70,9 @@ impl Drop for Version {
 
 /// A key in the tree. Most keys have one version and no history in memory: those hold it at once, without a chain.
 ///
+/// A key that nobody has asked for may be held without its value ([`crate::FanoutConfig::unread_value_bytes_min`]): what
+/// is found is then not whole, and its reader goes to the source.
+///
 /// Invariant: one of the two is there at any time that the writer is not in between; both only while it is.
 #[derive(Debug)]
 pub(crate) struct KeyNode {
@@ -75,6 +80,8 @@ pub(crate) struct KeyNode {
     single: ArcSwapOption<Event>,
     /// The newest of several, or of one that is in the window.
     head: ArcSwapOption<Version>,
+    /// Its value was asked for when it was not there: values of this key stay from then on.
+    asked: AtomicBool,
 }
 
 /// What a reader finds of a key.
@@ -86,13 +93,14 @@ enum Found {
 impl KeyNode {
     /// Without history.
     pub(crate) fn single(event: Arc<Event>) -> Self {
-        Self { single: ArcSwapOption::new(Some(event)), head: ArcSwapOption::empty() }
+        Self { single: ArcSwapOption::new(Some(event)), head: ArcSwapOption::empty(), asked: AtomicBool::new(false) }
     }
 
     /// With its first version, which is returned.
     pub(crate) fn new(event: Arc<Event>) -> (Self, Arc<Version>) {
         let version = Arc::new(Version { event, older: ArcSwapOption::empty() });
-        (Self { single: ArcSwapOption::empty(), head: ArcSwapOption::new(Some(version.clone())) }, version)
+        let head = ArcSwapOption::new(Some(version.clone()));
+        (Self { single: ArcSwapOption::empty(), head, asked: AtomicBool::new(false) }, version)
     }
 
     fn load(&self) -> Found {
@@ -126,10 +134,34 @@ impl KeyNode {
         self.head.store(None);
     }
 
-    /// Gives up the chain when this is its newest version and nothing older is needed any more.
-    pub(crate) fn collapse(&self, version: &Arc<Version>) {
+    /// Gives up the chain when this is its newest version and nothing older is needed any more, and its value, when it is
+    /// large enough and nobody has asked for it.
+    pub(crate) fn collapse(&self, version: &Arc<Version>, unread: UnreadValues) {
         if self.is_newest(version) {
-            self.replace(version.event.clone());
+            self.replace(if self.is_asked() { version.event.clone() } else { unread.held(version.event.clone()) });
+        }
+    }
+
+    /// From now on values of this key stay.
+    pub(crate) fn ask(&self) {
+        // Few writes: readers share the line.
+        if !self.is_asked() {
+            self.asked.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Takes back a value that was read from the source. Any thread.
+    pub(crate) fn restore(&self, event: &Arc<Event>) {
+        self.ask();
+        let held = self.single.load();
+        let place = |event: &Event| (event.revision(), event.sub());
+        if held.as_ref().is_some_and(|held| !held.is_whole() && place(held) == place(event)) {
+            // The writer may have put another in its place.
+            self.single.compare_and_swap(&held, Some(event.clone()));
         }
     }
 
@@ -178,6 +210,26 @@ impl KeyNode {
     }
 }
 
+/// Which values are held that nobody has asked for: what changes will be asked for by watches, and lies scattered over the
+/// log, so only values that a key was created with are given up.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct UnreadValues {
+    /// Those of at least so many bytes are; `None`: none.
+    pub(crate) bytes_min: Option<usize>,
+}
+
+impl UnreadValues {
+    /// What is held of an event that lies outside of the window.
+    pub(crate) fn held(self, event: Arc<Event>) -> Arc<Event> {
+        match self.bytes_min {
+            Some(min) if event.is_whole() && event.value().len() >= min && event.envelope().version == 1 => {
+                Arc::new(event.without_value())
+            }
+            _ => event,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tailwater_eventlog::{Envelope, LeaseId};
@@ -214,13 +266,45 @@ mod tests {
         let version = node.push(put(5, 0, 2));
         assert_eq!((found(&node, 4), found(&node, 5)), (Some(2), Some(5)));
         version.cut();
-        node.collapse(&version);
+        node.collapse(&version, UnreadValues::default());
         assert_eq!((found(&node, 4), found(&node, 5), node.newest().revision()), (None, Some(5), Revision(5)));
         assert!(!node.is_newest(&version) && node.head.load().is_none());
         // A version that is not the newest changes nothing.
         node.push(put(6, 0, 2));
-        node.collapse(&version);
+        node.collapse(&version, UnreadValues::default());
         assert_eq!((found(&node, 5), found(&node, 6)), (Some(5), Some(6)));
+    }
+
+    #[test]
+    fn a_value_is_given_up_until_it_is_asked_for() {
+        let unread = UnreadValues { bytes_min: Some(1) };
+        let pushed = |node: &KeyNode, revision| {
+            let version = node.push(put(revision, 0, 2));
+            version.cut();
+            node.collapse(&version, unread);
+            node.newest()
+        };
+        let node = KeyNode::single(put(2, 0, 2));
+        let held = pushed(&node, 3);
+        assert!(!held.is_whole() && held.value().is_empty());
+        let whole = put(3, 0, 2);
+        assert_eq!((held.envelope(), held.key()), (whole.envelope(), whole.key()));
+        // An update finds it below itself.
+        let version = node.push(put(4, 0, 2));
+        assert!(!version.before().is_some_and(|before| before.is_whole()));
+        version.cut();
+        node.collapse(&version, unread);
+        // What was read is of a version that is gone meanwhile; but it was asked for.
+        node.restore(&whole);
+        assert!(!node.newest().is_whole());
+        node.restore(&put(4, 0, 2));
+        assert_eq!(node.newest().value(), b"v");
+        assert!(pushed(&node, 5).is_whole());
+        // What was changed after it was created stays.
+        let envelope = Envelope { version: 2, ..whole.envelope() };
+        assert!(unread.held(Arc::new(Event::put(envelope, b"k", b"v"))).is_whole());
+        assert!(unread.held(held).revision() == Revision(3));
+        assert!(UnreadValues { bytes_min: Some(2) }.held(whole).is_whole());
     }
 
     #[test]
@@ -241,7 +325,7 @@ mod tests {
         for revision in 3..=5000 {
             let version = node.push(put(revision, 0, 2));
             version.cut();
-            node.collapse(&version);
+            node.collapse(&version, UnreadValues::default());
         }
         reader.join().expect("the reader finds what it looks for");
     }

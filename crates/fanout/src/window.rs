@@ -51,6 +51,13 @@ pub(crate) struct Piece {
     pub(crate) next: Option<HistoryPoint>,
 }
 
+impl Piece {
+    /// As far as `at`, which is not in memory; `None` when that is nothing.
+    fn up_to(self, at: HistoryPoint, query: &WindowQuery<'_>) -> Option<Self> {
+        (at > query.from).then_some(Self { next: Some(at), ..self })
+    }
+}
+
 /// What to take out of the window.
 pub(crate) struct WindowQuery<'a> {
     /// Not none.
@@ -131,15 +138,15 @@ impl Window {
         self.bytes.store(0, Ordering::Relaxed);
     }
 
-    /// Matching events from `query.from` on, or `None` when memory does not reach back that far. `keys` are published,
-    /// and not before `query.to` was.
+    /// Matching events from `query.from` on, or `None` when memory does not reach back that far, or lacks the first one's
+    /// previous value. `keys` are published, and not before `query.to` was.
     pub(crate) fn read(&self, keys: &KeyTree, query: &WindowQuery<'_>) -> Option<Piece> {
         let piece = match self.collect(keys, query) {
-            Some(versions) => pick(versions, query),
+            Some(versions) => pick(keys, versions, query),
             None => self.scan(query),
         };
         // Checked after the scan: what was read under a floor that is still low enough is whole.
-        (self.floor() < query.from.revision).then_some(piece)
+        piece.filter(|_| self.floor() < query.from.revision)
     }
 
     /// The versions of the keys in the ranges, in order; `None` when to look at every event is about as cheap. Whoever
@@ -169,7 +176,7 @@ impl Window {
         segments.range(at..).map(|segment| segment.events.len()).sum()
     }
 
-    fn scan(&self, query: &WindowQuery<'_>) -> Piece {
+    fn scan(&self, query: &WindowQuery<'_>) -> Option<Piece> {
         let mut piece = Piece { events: Vec::new(), next: None };
         let (mut bytes, mut scanned) = (0, 0);
         let mut from = query.from;
@@ -178,11 +185,11 @@ impl Window {
             for event in &segment.events[begin..] {
                 let at = point(&event.version);
                 if at.revision > query.to {
-                    return piece;
+                    return Some(piece);
                 }
                 if bytes >= query.bytes_max || scanned >= SCAN_EVENTS_MAX {
                     piece.next = Some(at);
-                    return piece;
+                    return Some(piece);
                 }
                 scanned += 1;
                 let version = &event.version;
@@ -191,12 +198,16 @@ impl Window {
                     continue;
                 }
                 let prev = if query.with_prev { version.before() } else { None };
+                if prev.as_ref().is_some_and(|prev| !prev.is_whole()) {
+                    event.node.ask();
+                    return piece.up_to(at, query);
+                }
                 bytes += event_field_len(version.event(), prev.as_deref());
                 piece.events.push(HistoryEvent { event: version.event().clone(), prev });
             }
             from = HistoryPoint { revision: segment.last.next(), sub: 0 };
         }
-        piece
+        Some(piece)
     }
 
     /// The changes of the number of live keys in `range` within (after, to], summed; `None` when that would look at
@@ -238,19 +249,25 @@ impl Window {
 }
 
 /// Of these versions, what is asked for.
-fn pick(versions: Vec<Arc<Version>>, query: &WindowQuery<'_>) -> Piece {
+fn pick(keys: &KeyTree, versions: Vec<Arc<Version>>, query: &WindowQuery<'_>) -> Option<Piece> {
     let mut piece = Piece { events: Vec::new(), next: None };
     let mut bytes = 0;
     for version in versions.iter().filter(|version| query.filter.wants(version.event())) {
         if bytes >= query.bytes_max {
             piece.next = Some(point(version));
-            return piece;
+            return Some(piece);
         }
         let prev = if query.with_prev { version.before() } else { None };
+        if prev.as_ref().is_some_and(|prev| !prev.is_whole()) {
+            if let Some(node) = keys.get(version.event().key()) {
+                node.ask();
+            }
+            return piece.up_to(point(version), query);
+        }
         bytes += event_field_len(version.event(), prev.as_deref());
         piece.events.push(HistoryEvent { event: version.event().clone(), prev });
     }
-    piece
+    Some(piece)
 }
 
 pub(crate) fn point(version: &Version) -> HistoryPoint {
@@ -264,10 +281,11 @@ mod tests {
 
     use super::*;
     use crate::store::Store;
+    use crate::version::UnreadValues;
 
     /// A store and a window after so many revisions of a busy range and, seldom, of rare keys that come and go.
     fn written(revisions: i64, window_bytes: usize) -> (Store, Window) {
-        let (mut store, window) = (Store::at(Cursor::default(), &[], None), Window::default());
+        let (mut store, window) = (Store::at(Cursor::default(), &[], None, UnreadValues::default()), Window::default());
         for number in 2..revisions {
             let revision = Revision(number);
             let key = |name: &str, count: i64| format!("{name}/{:03}", number * 7 % count);
@@ -325,7 +343,7 @@ mod tests {
                     }
                     let (mut expected, mut next) = (Vec::new(), Some(from));
                     while let Some(from) = next {
-                        let piece = window.scan(&query(&few, from, usize::MAX));
+                        let piece = window.scan(&query(&few, from, usize::MAX)).expect("all is in memory");
                         expected.extend(piece.events);
                         next = piece.next;
                     }

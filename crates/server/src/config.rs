@@ -23,6 +23,10 @@ use crate::founding::Founding;
 use crate::roles::{self, Roles};
 use crate::telemetry::LogConfig;
 
+/// Default of a member's `--window-bytes`, whose reads of older events go no further than its disk.
+const WINDOW_BYTES_OF_MEMBER: usize = 64 << 20;
+/// Default of a fanout's, which asks another node for older events.
+const WINDOW_BYTES_OF_FANOUT: usize = 256 << 20;
 /// Where clients are served when nothing is said.
 const CLIENT_URL_DEFAULT: &str = "http://localhost:2379";
 /// Where other nodes are served when nothing is said.
@@ -158,7 +162,11 @@ impl Config {
             progress_interval: progress_interval(flags)?,
             raft_log_bytes: flags.raft_log_bytes.max(RAFT_LOG_BYTES_MIN),
             cache_bytes: at_least("cache-bytes", flags.cache_bytes, CACHE_BYTES_MIN)?,
-            window_bytes: flags.window_bytes,
+            window_bytes: flags.window_bytes.unwrap_or(if roles.is_member() {
+                WINDOW_BYTES_OF_MEMBER
+            } else {
+                WINDOW_BYTES_OF_FANOUT
+            }),
             stream_chunk_bytes: at_least("stream-chunk-bytes", flags.stream_chunk_bytes, 4096)?,
             watch_memory_bytes: at_least("watch-memory-bytes", flags.watch_memory_bytes, flags.stream_chunk_bytes)?,
             list_memory_bytes: flags.list_memory_bytes,

@@ -198,9 +198,9 @@ pub(crate) struct Flags {
     /// Bytes of a member's caches: a fifth each for what is not in files yet, the newest raft entries and the newest frames for its readers, two fifths for blocks of files
     #[arg(long, default_value_t = 320 << 20)]
     pub(crate) cache_bytes: usize,
-    /// Bytes of recent events kept in memory
-    #[arg(long, default_value_t = 256 << 20)]
-    pub(crate) window_bytes: usize,
+    /// Bytes of recent events kept in memory [default: 268435456; 67108864 on a member, which has older ones on its disk]
+    #[arg(long)]
+    pub(crate) window_bytes: Option<usize>,
     /// Bytes that one watch stream holds ready for its client
     #[arg(long, default_value_t = 64 << 10)]
     pub(crate) stream_chunk_bytes: usize,

@@ -9,7 +9,7 @@ use tailwater_api::tail;
 use tailwater_api::write::{SetClusterVersion, command::Command};
 use tailwater_consensus::{Consensus, ProposeError, WritePlane};
 use tailwater_eventlog::{Fact, LocalSource, Member, MemberId, Source as _};
-use tailwater_fanout::Fanout;
+use tailwater_fanout::{Fanout, FanoutConfig};
 use tailwater_gateway::{Gateway, run_auto_compaction};
 
 use crate::config::Config;
@@ -23,6 +23,9 @@ use crate::telemetry;
 
 /// Between attempts to publish this member while no leader is elected.
 const PUBLISH_PAUSE: Duration = Duration::from_millis(50);
+
+/// Smaller values take less than what is held in their place would save.
+const UNREAD_VALUE_BYTES_MIN: usize = 128;
 
 /// The planes of a member.
 pub(crate) struct MemberNode {
@@ -75,7 +78,10 @@ impl MemberNode {
         front.describe_with(peer.description(&consensus));
         let read = config.roles.serves_clients().then(|| {
             let _inside = host.clients.enter();
-            let fanout = Fanout::start(config.fanout(identity), Arc::new(source.clone()));
+            // What nobody asks for lies in the log beside it; docs/design/0010.
+            let fanout =
+                FanoutConfig { unread_value_bytes_min: Some(UNREAD_VALUE_BYTES_MIN), ..config.fanout(identity) };
+            let fanout = Fanout::start(fanout, Arc::new(source.clone()));
             peer.tell_load_of(fanout.clone());
             let storage = Some(consensus.event_log());
             let render = Box::new(front.render_metrics());

@@ -135,6 +135,8 @@ impl Plan {
             response_bytes_max: 1 << 20,
             fragment_bytes_max: 2 << 10,
             progress_interval: self.progress_interval,
+            // In a third of the worlds values are held only once they were asked for.
+            unread_value_bytes_min: (self.copy_bytes == 1 << 9).then_some(1),
             ..FanoutConfig::default()
         }
     }

@@ -8,8 +8,9 @@ use super::*;
 
 fn envelopes() -> impl Strategy<Value = Envelope> {
     let small_or_any = || prop_oneof![0..300i64, any::<i64>()];
+    let sub = || prop_oneof![0..300u32, 0..(1u32 << 31)];
     let prev = proptest::option::of((1..i64::MAX, any::<u32>()));
-    (small_or_any(), any::<u32>(), small_or_any(), small_or_any(), small_or_any(), prev).prop_map(
+    (small_or_any(), sub(), small_or_any(), small_or_any(), small_or_any(), prev).prop_map(
         |(revision, sub, create, version, lease, prev)| Envelope {
             kind: EventKind::Put,
             revision: Revision(revision),
@@ -95,6 +96,15 @@ proptest! {
         ] {
             prop_assert_eq!(Event::from_row(event.to_row().into()).unwrap(), event);
         }
+    }
+
+    #[test]
+    fn without_its_value_the_rest_is_the_same(envelope in envelopes(), key in payloads(), value in payloads()) {
+        let event = Event::put(envelope, &key, &value);
+        let rest = event.without_value();
+        prop_assert!(event.is_whole() && !rest.is_whole());
+        prop_assert_eq!((rest.envelope(), rest.key(), rest.sub()), (event.envelope(), event.key(), event.sub()));
+        prop_assert!(rest.value().is_empty());
     }
 
     #[test]

@@ -102,6 +102,7 @@ fn random_config(rng: &mut StdRng) -> FanoutConfig {
         response_bytes_max: [2000, 1 << 20][rng.random_range(0..2)],
         fragment_bytes_max: [1000, 1 << 21][rng.random_range(0..2)],
         progress_interval: Duration::from_millis(100),
+        unread_value_bytes_min: [None, Some(1)][rng.random_range(0..2)],
         ..config()
     }
 }
