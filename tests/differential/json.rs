@@ -50,7 +50,9 @@ fn without_own(value: Value, path: &str) -> Value {
     match value {
         Value::Object(fields) => {
             let fields = fields.into_iter().map(|(name, value)| {
-                let is_time = name == "TTL" && path.ends_with("timetolive") && value != "-1";
+                let is_time = name == "TTL"
+                    && path.split('?').next().is_some_and(|path| path.ends_with("timetolive"))
+                    && value != "-1";
                 let is_own = OWN.contains(&name.as_str()) && !value.is_object() || is_time;
                 let value = if is_own { Value::from("own") } else { without_own(value, path) };
                 let value = if name == "message" { without_words(value) } else { value };

@@ -43,6 +43,9 @@ async fn fuzz(name: &str, with_auth: bool) -> anyhow::Result<()> {
         "--max-request-bytes=1048576",
         "--window-bytes=4194304",
         "--cache-bytes=20971520",
+        // What is written and not compacted is no leak.
+        "--auto-compaction-mode=revision",
+        "--auto-compaction-retention=1000",
     ];
     let flags = flags.map(str::to_owned);
     let server = Server::tailwater(&Options { flags: flags.into(), ..Options::default() }).await?;

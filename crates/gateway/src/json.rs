@@ -21,6 +21,7 @@ pub(crate) mod fuzzing;
 mod messages;
 mod routes;
 mod split;
+mod strict;
 
 use messages::Codec;
 use split::Splitter;

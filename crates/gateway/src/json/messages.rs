@@ -7,6 +7,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
 
+use super::strict;
 use crate::methods::METHODS;
 use crate::status::{Code, Fault};
 
@@ -44,7 +45,8 @@ impl Codec {
         }
         let options = DeserializeOptions::new().deny_unknown_fields(false);
         let mut input = serde_json::Deserializer::from_slice(json);
-        match DynamicMessage::deserialize_with_options(self.request.clone(), &mut input, &options) {
+        let message = DynamicMessage::deserialize_with_options(self.request.clone(), &mut input, &options);
+        match message.and_then(|message| strict::check(json, &self.request).map(|()| message)) {
             Ok(message) => Ok(message.encode_to_vec()),
             Err(error) if error.is_eof() => Err("unexpected EOF".to_owned()),
             Err(error) => Err(described(&error)),
@@ -99,9 +101,23 @@ mod tests {
             (r####"{"key":"###"}"####, "proto: (line 1:"),
             (r#"{"limit":"x"}"#, "proto: (line 1:"),
             (r"{]", "proto: syntax error (line 1:2): "),
+            (r#"{"limit":1,"limit":1}"#, "proto: (line 1:"),
+            (r#"{"rangeEnd":null,"range_end":"Zm9v"}"#, "proto: (line 1:"),
+            (r#"{"nope":[{"":"\ud800"}]}"#, "proto: syntax error (line 1:"),
         ] {
             assert!(refused(json).starts_with(beginning), "{json}: {}", refused(json));
         }
+        let not_utf8 = b"{\"nope\":{\"\xff\":1}}";
+        Codec::of("/etcdserverpb.KV/Range").request(not_utf8).expect_err("no text");
+        for same in [r#"{"nope":1,"nope":"\u00e4\"\\"}"#, r#"{"nope":null} {"limit":1,"limit":1}"#, r#"{"nope":1e999}"#]
+        {
+            assert_eq!(encoded("/etcdserverpb.KV/Range", same), b"", "{same}");
+        }
+        let txn = |json: &str| Codec::of("/etcdserverpb.KV/Txn").request(json.as_bytes());
+        txn(r#"{"success":[{"requestRange":null,"request_range":{}}]}"#).expect_err("one field by two names");
+        txn(r#"{"success":[{"request_put":null,"request_range":{}},null,{}]}"#)
+            .expect_err("null is no message of a list");
+        txn(r#"{"success":[{"request_put":null,"request_range":{}},{}]}"#).expect("two fields");
         let nested = "{\"success\":[{\"request_txn\":".repeat(200);
         Codec::of("/etcdserverpb.KV/Txn").request(nested.as_bytes()).expect_err("too deep");
     }
