@@ -54,7 +54,7 @@ pub enum ConnectError {
         reason: String,
     },
     /// Nobody answers there.
-    #[error("{url}: {source}")]
+    #[error("{url}: {}", innermost(source))]
     Unreachable {
         /// As given.
         url: String,
@@ -87,6 +87,15 @@ pub(crate) async fn connect_for_session(url: &str, config: &LinkConfig) -> Resul
     let cut = CancellationToken::new();
     let guard = cut.clone().drop_guard();
     Ok((open(url, config, cut).await?, guard))
+}
+
+/// What an error comes from; those around it say that something failed.
+fn innermost(error: &tonic::transport::Error) -> String {
+    let mut innermost: &dyn std::error::Error = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
 }
 
 async fn open(url: &str, config: &LinkConfig, cut: CancellationToken) -> Result<Channel, ConnectError> {

@@ -19,6 +19,9 @@ pub enum DescribeFailed {
     /// It belongs to another cluster, or speaks another version of the protocol.
     #[error("{0}")]
     Refused(String),
+    /// It has no such service.
+    #[error("{0} serves clients, not other nodes: name a URL of --listen-peer-urls")]
+    ClientUrl(String),
     /// It failed.
     #[error("{}", .0.message())]
     Failed(tonic::Status),
@@ -42,6 +45,7 @@ pub async fn describe(
         let request = wire::DescribeRequest { protocol_version: PROTOCOL_VERSION, cluster_id };
         client.describe(request).await.map_err(|status| match status.code() {
             Code::FailedPrecondition => DescribeFailed::Refused(status.message().to_owned()),
+            Code::Unimplemented => DescribeFailed::ClientUrl(url.to_owned()),
             _ => DescribeFailed::Failed(status),
         })
     };

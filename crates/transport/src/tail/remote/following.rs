@@ -117,7 +117,7 @@ impl Following {
                             quiet: 0,
                         })),
                         Ok(Err(status)) => {
-                            shared.uplink.leave(&source, &status.to_string());
+                            shared.uplink.leave(&source, status.message());
                             Stage::Idle
                         }
                         // It was not aborted here, so the runtime is ending.
@@ -172,7 +172,7 @@ impl Open {
         let message = match tokio::time::timeout_at(silent_at, self.stream.message()).await {
             Ok(Ok(Some(message))) => message,
             Ok(Ok(None)) => return Told::Leave("the stream has ended".into()),
-            Ok(Err(status)) => return Told::Leave(status.to_string()),
+            Ok(Err(status)) => return Told::Leave(status.message().to_owned()),
             Err(_) => return Told::Leave("the source is silent".into()),
         };
         self.heard = Instant::now();

@@ -69,7 +69,7 @@ async fn ask_around<T>(shared: &Shared, ask: impl AsyncFn(&Connected) -> Result<
             }
             Err(failed) => {
                 reason = match failed {
-                    Failed::Status(status) => status.to_string(),
+                    Failed::Status(status) => status.message().to_owned(),
                     Failed::Codec(error) => error.to_string(),
                     Failed::Silent | Failed::Compacted(_) => "the source is silent".into(),
                 };

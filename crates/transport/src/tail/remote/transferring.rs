@@ -82,7 +82,7 @@ impl Transferring {
             let message = match tokio::time::timeout(CALL_TIMEOUT, stream.messages.message()).await {
                 Ok(Ok(Some(message))) => message,
                 Ok(Ok(None)) => return Err(left(shared, &stream, "the transfer has broken off")),
-                Ok(Err(status)) => return Err(left(shared, &stream, &status.to_string())),
+                Ok(Err(status)) => return Err(left(shared, &stream, status.message())),
                 Err(_) if stream.heard.elapsed() < shared.config.bulk_silence_max => {
                     self.stream = Some(stream);
                     return Err(unavailable("the source takes its time"));
@@ -156,7 +156,7 @@ async fn open(
     let (messages, first) = match opened {
         Ok(Ok((messages, Some(first)))) => (messages, first),
         Ok(Ok((_, None))) => return Err(left_source(shared, &source, "the transfer has ended at once")),
-        Ok(Err(status)) => return Err(left_source(shared, &source, &status.to_string())),
+        Ok(Err(status)) => return Err(left_source(shared, &source, status.message())),
         Err(_) => return Err(left_source(shared, &source, "the source does not answer")),
     };
     if let Some(resync) = first.resync {
