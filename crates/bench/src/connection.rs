@@ -4,18 +4,21 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker, ready};
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use clap::Args;
+use h2::client::SendRequest;
+use h2::{RecvStream, SendStream};
 use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Request, Response, Uri};
-use hyper::body::Incoming;
-use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use http_body::{Body as _, Frame};
 use parking_lot::Mutex;
 use tailwater_api::etcdserverpb as pb;
 use tailwater_tls::{ClientTls, Protocol, TlsConfig};
+use tokio::sync::oneshot;
 use tonic::body::Body;
 use tower::Service;
 
@@ -86,68 +89,93 @@ async fn authenticate(connection: Connection, user: &str) -> anyhow::Result<Head
     Ok(token)
 }
 
+/// Bytes that a server may send before they are read: of a stream, and of all streams of a connection.
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 5 << 20;
+
 /// Where a connection leads, and the one that is open.
 struct Link {
     scheme: Scheme,
     authority: Authority,
     tls: Option<ClientTls>,
-    current: Mutex<SendRequest<Body>>,
+    current: Mutex<Open>,
     /// Held by who opens it again.
     redial: tokio::sync::Mutex<()>,
 }
 
+#[derive(Clone)]
+struct Open {
+    sender: SendRequest<Bytes>,
+    has_ended: Arc<AtomicBool>,
+}
+
+impl Open {
+    fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Relaxed)
+    }
+}
+
 /// A connection to an endpoint, opened again when it has broken; clones share it. Requests go to HTTP/2 directly: tonic's
-/// channel would hand each to a task of its own first, which costs a hand-over each.
+/// channel would hand each to a task of its own first, and so would hyper's client. What a call costs here is taken from the
+/// load that one core can send.
 #[derive(Clone)]
 pub(crate) struct Connection {
     link: Arc<Link>,
-    sender: SendRequest<Body>,
+    open: Open,
     token: Option<HeaderValue>,
 }
 
 /// A response may begin long after the request has left.
-type Responding = Pin<Box<dyn Future<Output = anyhow::Result<Response<Incoming>>> + Send>>;
+type Responding = Pin<Box<dyn Future<Output = anyhow::Result<Response<Answer>>> + Send>>;
 
 impl Connection {
     async fn open(url: &str, tls: &ClientTls) -> anyhow::Result<Self> {
         let parts = url.parse::<Uri>()?.into_parts();
         let (scheme, authority) = parts.scheme.zip(parts.authority).context("an endpoint is http://HOST:PORT")?;
         let tls = (scheme == Scheme::HTTPS).then(|| tls.clone());
-        let sender = dial(&authority, tls.as_ref()).await?;
-        let (current, redial) = (Mutex::new(sender.clone()), tokio::sync::Mutex::default());
-        Ok(Self { link: Arc::new(Link { scheme, authority, tls, current, redial }), sender, token: None })
+        let open = dial(&authority, tls.as_ref()).await?;
+        let (current, redial) = (Mutex::new(open.clone()), tokio::sync::Mutex::default());
+        Ok(Self { link: Arc::new(Link { scheme, authority, tls, current, redial }), open, token: None })
     }
 }
 
-async fn dial(authority: &Authority, tls: Option<&ClientTls>) -> anyhow::Result<SendRequest<Body>> {
+async fn dial(authority: &Authority, tls: Option<&ClientTls>) -> anyhow::Result<Open> {
     let port = authority.port_u16().unwrap_or(if tls.is_some() { 443 } else { 80 });
     let stream = tailwater_tls::dial(authority.host(), port, tls, Protocol::Http2).await?;
-    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
-    // Its end is seen by who sends next.
-    tokio::spawn(connection);
-    Ok(sender)
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW).enable_push(false);
+    let (sender, connection) = builder.handshake(stream).await?;
+    let has_ended = Arc::new(AtomicBool::new(false));
+    let ended = Arc::clone(&has_ended);
+    // Why it ended is told to who waits for an answer.
+    tokio::spawn(async move {
+        _ = connection.await;
+        ended.store(true, Ordering::Relaxed);
+    });
+    Ok(Open { sender, has_ended })
 }
 
 impl Link {
-    async fn reopened(&self) -> anyhow::Result<SendRequest<Body>> {
+    async fn reopened(&self) -> anyhow::Result<Open> {
         let _turn = self.redial.lock().await;
         let current = self.current.lock().clone();
-        if !current.is_closed() {
+        if !current.has_ended() {
             return Ok(current);
         }
-        let sender = dial(&self.authority, self.tls.as_ref()).await?;
-        *self.current.lock() = sender.clone();
-        Ok(sender)
+        let open = dial(&self.authority, self.tls.as_ref()).await?;
+        *self.current.lock() = open.clone();
+        Ok(open)
     }
 }
 
 impl Service<Request<Body>> for Connection {
-    type Response = Response<Incoming>;
+    type Response = Response<Answer>;
     type Error = anyhow::Error;
     type Future = Responding;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<anyhow::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<anyhow::Result<()>> {
+        // A connection that has broken is opened again by the call.
+        self.open.sender.poll_ready(cx).map(|_| Ok(()))
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Responding {
@@ -157,14 +185,114 @@ impl Service<Request<Body>> for Connection {
         if let Some(token) = &self.token {
             request.headers_mut().insert(TOKEN, token.clone());
         }
-        if self.sender.is_closed() {
-            self.sender = self.link.current.lock().clone();
+        if self.open.has_ended() {
+            self.open = self.link.current.lock().clone();
         }
-        if self.sender.is_closed() {
+        if self.open.has_ended() {
             let link = self.link.clone();
-            return Box::pin(async move { Ok(link.reopened().await?.send_request(request).await?) });
+            return Box::pin(async move {
+                let mut sender = link.reopened().await?.sender.ready().await?;
+                answer(send(&mut sender, request)?).await
+            });
         }
-        let responding = self.sender.send_request(request);
-        Box::pin(async move { Ok(responding.await?) })
+        let sent = send(&mut self.open.sender, request);
+        Box::pin(async move { answer(sent?).await })
+    }
+}
+
+/// A request that has left, all of it or its beginning.
+struct Sent {
+    response: h2::client::ResponseFuture,
+    /// Dropped when nobody wants the answer any more: ends the task that sends the rest.
+    is_wanted: Option<oneshot::Sender<()>>,
+}
+
+/// Sends what there is of the request at once, which is all of a unary call's; the rest is sent by a task.
+fn send(sender: &mut SendRequest<Bytes>, request: Request<Body>) -> anyhow::Result<Sent> {
+    let (head, mut body) = request.into_parts();
+    let (response, mut stream) = sender.send_request(Request::from_parts(head, ()), false)?;
+    let mut last: Option<Bytes> = None;
+    let is_wanted = loop {
+        match Pin::new(&mut body).poll_frame(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Some(frame)) => {
+                // Clients send no trailers.
+                let data = frame?.into_data().unwrap_or_default();
+                if let Some(before) = last.replace(data) {
+                    stream.send_data(before, false)?;
+                }
+            }
+            Poll::Ready(None) => {
+                stream.send_data(last.take().unwrap_or_default(), true)?;
+                break None;
+            }
+            Poll::Pending => {
+                if let Some(before) = last.take() {
+                    stream.send_data(before, false)?;
+                }
+                let (wanted, unwanted) = oneshot::channel();
+                tokio::spawn(Rest { body, stream, unwanted });
+                break Some(wanted);
+            }
+        }
+    };
+    Ok(Sent { response, is_wanted })
+}
+
+async fn answer(sent: Sent) -> anyhow::Result<Response<Answer>> {
+    let Sent { response, is_wanted } = sent;
+    Ok(response.await?.map(|stream| Answer { stream, _is_wanted: is_wanted }))
+}
+
+/// Sends what a caller adds to a request, until it has no more or the call is over.
+struct Rest {
+    body: Body,
+    stream: SendStream<Bytes>,
+    unwanted: oneshot::Receiver<()>,
+}
+
+impl Future for Rest {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        if Pin::new(&mut this.unwanted).poll(cx).is_ready() || this.stream.poll_reset(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        loop {
+            let sent = match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+                Some(Ok(frame)) => this.stream.send_data(frame.into_data().unwrap_or_default(), false),
+                None | Some(Err(_)) => {
+                    _ = this.stream.send_data(Bytes::new(), true);
+                    return Poll::Ready(());
+                }
+            };
+            if sent.is_err() {
+                return Poll::Ready(());
+            }
+        }
+    }
+}
+
+/// The body of an answer. What is not read stays within the window of its stream.
+pub(crate) struct Answer {
+    stream: RecvStream,
+    _is_wanted: Option<oneshot::Sender<()>>,
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = h2::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        let Some(data) = ready!(self.stream.poll_data(cx)) else {
+            return self.stream.poll_trailers(cx).map(|trailers| trailers.transpose()).map_ok(Frame::trailers);
+        };
+        let data = data?;
+        self.stream.flow_control().release_capacity(data.len())?;
+        Poll::Ready(Some(Ok(Frame::data(data))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.stream.is_end_stream()
     }
 }

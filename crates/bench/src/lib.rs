@@ -10,6 +10,7 @@
 
 mod connection;
 mod drive;
+mod echo;
 mod lagging;
 mod load;
 mod report;
@@ -51,6 +52,8 @@ enum Command {
     Topology(tier::topology::Arguments),
     /// How cost grows with keys, history, watchers, fanouts and time; plotted.
     Growth(tier::growth::Arguments),
+    /// A server that answers puts, gets, transactions and keep-alives without doing anything: what the RPC layer costs.
+    Echo(echo::Arguments),
     /// Watch clients in a process of their own; used by the experiments above.
     #[command(hide = true)]
     Clients(tier::clients::Arguments),
@@ -81,6 +84,7 @@ pub async fn main() -> anyhow::Result<()> {
         Command::Lists(arguments) => tier::lists::run(arguments).await,
         Command::Topology(arguments) => tier::topology::run(arguments).await,
         Command::Growth(arguments) => tier::growth::run(arguments).await,
+        Command::Echo(arguments) => echo::run(arguments).await,
         Command::Clients(arguments) => tier::clients::run(arguments).await,
         Command::Follow { endpoint, start } => stalled::follow_process(&endpoint, start).await,
     }

@@ -20,6 +20,9 @@ pub(crate) struct Program {
     subcommand: Option<&'static str>,
 }
 
+/// The name of the server that only answers.
+pub(crate) const ECHO: &str = "bare echo";
+
 impl Program {
     /// Ours.
     pub(crate) fn tailwater(path: PathBuf) -> Self {
@@ -29,6 +32,14 @@ impl Program {
     /// The reference.
     pub(crate) fn etcd(path: PathBuf) -> Self {
         Self { name: "etcd", path, subcommand: None }
+    }
+
+    /// What the RPC layer alone does: this program itself.
+    ///
+    /// # Errors
+    /// The program's own path isn't known.
+    pub(crate) fn echo() -> anyhow::Result<Self> {
+        Ok(Self { name: ECHO, path: std::env::current_exe()?, subcommand: Some("echo") })
     }
 }
 
@@ -184,19 +195,20 @@ fn spawn(
     } else {
         Command::new(&program.path)
     };
-    command
-        .args(program.subcommand)
-        .args(["--name", &format!("m{at}"), "--log-level", "error"])
-        .arg("--data-dir")
-        .arg(data)
-        .args(["--listen-client-urls", &place.client, "--advertise-client-urls", &place.client])
-        .args(["--listen-peer-urls", &place.peer, "--initial-advertise-peer-urls", &place.peer])
-        .args(["--initial-cluster", group, "--quota-backend-bytes", "8589934592"])
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::inherit())
-        .kill_on_drop(true);
+    command.args(program.subcommand);
+    if program.name == ECHO {
+        command.args(["--listen", place.client.trim_start_matches("http://")]);
+    } else {
+        command
+            .args(["--name", &format!("m{at}"), "--log-level", "error"])
+            .arg("--data-dir")
+            .arg(data)
+            .args(["--listen-client-urls", &place.client, "--advertise-client-urls", &place.client])
+            .args(["--listen-peer-urls", &place.peer, "--initial-advertise-peer-urls", &place.peer])
+            .args(["--initial-cluster", group, "--quota-backend-bytes", "8589934592"])
+            .args(arguments);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit()).kill_on_drop(true);
     command.spawn().with_context(|| format!("starting {}", program.path.display()))
 }
 
@@ -207,7 +219,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) async fn wait_until_it_answers(program: &Program, endpoint: &str) -> anyhow::Result<bool> {
     let begin = Instant::now();
     loop {
-        match ask_for_leader(endpoint).await {
+        match ask_for_leader(program, endpoint).await {
             Ok(leads) => return Ok(leads),
             Err(error) if begin.elapsed() > PATIENCE => {
                 return Err(error.context(format!("{} did not begin to serve", program.name)));
@@ -217,10 +229,13 @@ pub(crate) async fn wait_until_it_answers(program: &Program, endpoint: &str) -> 
     }
 }
 
-async fn ask_for_leader(endpoint: &str) -> anyhow::Result<bool> {
+async fn ask_for_leader(program: &Program, endpoint: &str) -> anyhow::Result<bool> {
     // A read that needs a leader, so that none is missing when the load begins.
     let channel = crate::load::connect(endpoint, 1).await?.remove(0);
     crate::load::kv(&channel).range(pb::RangeRequest { key: "any".into(), ..Default::default() }).await?;
+    if program.name == ECHO {
+        return Ok(true);
+    }
     let mut maintenance = pb::maintenance_client::MaintenanceClient::new(channel);
     let status = maintenance.status(pb::StatusRequest {}).await?.into_inner();
     let own = status.header.context("an answer has a header")?.member_id;

@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::{Args, Parser};
 
 use crate::report::Report;
-use crate::server::{Program, Running, Usage, pin_self};
+use crate::server::{ECHO, Program, Running, Usage, pin_self};
 use crate::tier::figures::{Ratio, Series};
 use crate::workload::{self, Arguments as Load};
 
@@ -80,6 +80,8 @@ pub(crate) struct Row {
     target: Option<Target>,
     ours: Series,
     theirs: Series,
+    /// Of a server that only answers; empty where none can take the load.
+    echo: Series,
 }
 
 impl Row {
@@ -108,8 +110,9 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     let ours = arguments.tailwater.clone().map(Program::tailwater);
     let theirs = arguments.etcd.clone().map(Program::etcd);
-    let programs: Vec<Program> = ours.into_iter().chain(theirs).collect();
+    let mut programs: Vec<Program> = ours.into_iter().chain(theirs).collect();
     anyhow::ensure!(!programs.is_empty(), "name a server: --tailwater PATH, --etcd PATH or both");
+    programs.push(Program::echo()?);
     let rounds = arguments.rounds.unwrap_or(if arguments.size == rows::Size::Quick { 1 } else { 5 });
     let data = arguments.data.clone().unwrap_or_else(std::env::temp_dir);
     let syncs = output::syncs_per_second(&data)?;
@@ -130,14 +133,19 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
                 target,
                 ours: Series::default(),
                 theirs: Series::default(),
+                echo: Series::default(),
             })
             .collect();
         for round in 0..rounds {
-            for program in &programs {
+            for program in programs.iter().filter(|program| program.name != ECHO || experiment.has_echo) {
                 eprintln!("{} round {} of {rounds}: {}", experiment.id, round + 1, program.name);
                 let sample = measure(experiment, program, &data, arguments.pin).await?;
                 for row in &mut found {
-                    let series = if program.name == "etcd" { &mut row.theirs } else { &mut row.ours };
+                    let series = match program.name {
+                        "etcd" => &mut row.theirs,
+                        ECHO => &mut row.echo,
+                        _ => &mut row.ours,
+                    };
                     series.push(sample.figure(row.figure));
                 }
             }
@@ -157,7 +165,7 @@ async fn measure(
     pin: bool,
 ) -> anyhow::Result<Sample> {
     let mut running = Running::start_group(program, experiment.members, data, pin, &[]).await?;
-    if let Some(before) = experiment.before {
+    if let Some(before) = experiment.before.filter(|_| program.name != ECHO) {
         let report = load(before, &running.endpoint).await?;
         anyhow::ensure!(report.is_good(), "{}: {}", program.name, report.text());
     }

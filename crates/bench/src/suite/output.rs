@@ -29,6 +29,7 @@ struct Entry {
     target: Option<String>,
     ours: Option<f64>,
     etcd: Option<f64>,
+    echo: Option<f64>,
     ratio: Option<f64>,
     least: Option<f64>,
     greatest: Option<f64>,
@@ -47,6 +48,7 @@ fn entry(row: &Row) -> Entry {
         target: row.target.map(|target| target.to_string()),
         ours: known(row.ours.median()),
         etcd: known(row.theirs.median()),
+        echo: known(row.echo.median()),
         ratio: ratio.map(|ratio| ratio.median),
         least: ratio.map(|ratio| ratio.least),
         greatest: ratio.map(|ratio| ratio.greatest),
@@ -128,7 +130,7 @@ fn table(about: &About, rows: &[Row]) -> anyhow::Result<String> {
     )?;
     writeln!(
         text,
-        "| row | figure | tailwater | etcd | ratio | least-greatest | target | |\n|---|---|---|---|---|---|---|---|"
+        "| row | figure | tailwater | etcd | bare echo | ratio to etcd | least-greatest | target | |\n|---|---|---|---|---|---|---|---|---|"
     )?;
     for row in rows {
         let entry = entry(row);
@@ -143,11 +145,12 @@ fn table(about: &About, rows: &[Row]) -> anyhow::Result<String> {
         };
         writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {spread} | {} | {met} |",
+            "| {} | {} | {} | {} | {} | {} | {spread} | {} | {met} |",
             row.experiment.id,
             row.figure.what(),
             cell(entry.ours),
             cell(entry.etcd),
+            cell(entry.echo),
             cell(entry.ratio),
             entry.target.unwrap_or_default(),
         )?;

@@ -103,6 +103,8 @@ pub(crate) struct Experiment {
     /// Lines of `tailwater bench`.
     pub(crate) before: Option<&'static str>,
     pub(crate) measured: &'static str,
+    /// Whether a server that only answers can take the load, too: what the RPC layer costs.
+    pub(crate) has_echo: bool,
     pub(crate) figures: &'static [(Figure, Option<Target>)],
 }
 
@@ -137,6 +139,7 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
         members: 1,
         before: None,
         measured: "put --clients=1000 --conns=100 --val-size=256 --seconds=5",
+        has_echo: true,
         figures: WRITES,
     },
     Experiment {
@@ -146,6 +149,7 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
         members: 1,
         before: None,
         measured: "txn-put --clients=1000 --conns=100 --val-size=1024 --seconds=5",
+        has_echo: true,
         figures: WRITES,
     },
     Experiment {
@@ -155,6 +159,7 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
         members: 3,
         before: None,
         measured: "put --clients=1000 --conns=100 --val-size=256 --seconds=5",
+        has_echo: false,
         figures: WRITES,
     },
     Experiment {
@@ -164,6 +169,7 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
         members: 3,
         before: None,
         measured: "txn-put --clients=1000 --conns=100 --val-size=1024 --seconds=5",
+        has_echo: false,
         figures: WRITES,
     },
     Experiment {
@@ -173,6 +179,7 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
         members: 1,
         before: None,
         measured: "put --val-size=256 --seconds=5",
+        has_echo: true,
         figures: &[(P50, Some(AtMost(1.0))), (P99, None), (CpuPerOperation, None)],
     },
     Experiment {
@@ -182,6 +189,7 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
         members: 1,
         before: Some("put --total=1 --sequential --prefix=/bench/range/"),
         measured: "range --no-load --clients=1000 --conns=100 --seconds=5",
+        has_echo: true,
         figures: READS,
     },
     Experiment {
@@ -191,6 +199,7 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
         members: 1,
         before: Some("put --total=1 --sequential --prefix=/bench/range/"),
         measured: "range --serializable --no-load --clients=1000 --conns=100 --seconds=5",
+        has_echo: true,
         figures: READS,
     },
     Experiment {
@@ -200,6 +209,7 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
         members: 1,
         before: Some(LISTED_10K),
         measured: "list --no-load --clients=4 --conns=4 --seconds=5",
+        has_echo: false,
         figures: LISTS,
     },
     Experiment {
@@ -209,6 +219,7 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
         members: 1,
         before: Some(LISTED_10K),
         measured: "list --no-load --how=paged --clients=4 --conns=4 --seconds=5",
+        has_echo: false,
         figures: LISTS,
     },
     Experiment {
@@ -221,6 +232,7 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
              --prefix=/registry/pods/default/pod- --seconds=600",
         ),
         measured: "list --no-load --key-space=500000 --clients=2 --conns=2 --seconds=8",
+        has_echo: false,
         figures: LISTS,
     },
     Experiment {
@@ -230,6 +242,7 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
         members: 1,
         before: Some(LISTED_10K),
         measured: "list --no-load --how=keys-only --clients=4 --conns=4 --seconds=5",
+        has_echo: false,
         figures: LISTS,
     },
     Experiment {
@@ -239,6 +252,7 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
         members: 1,
         before: Some(LISTED_10K),
         measured: "list --no-load --how=count-only --clients=64 --conns=16 --seconds=5",
+        has_echo: false,
         figures: COUNTS,
     },
     Experiment {
@@ -248,6 +262,7 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
         members: 1,
         before: None,
         measured: "watch --streams=1000 --watch-conns=100 --clients=16 --conns=16 --val-size=1024 --seconds=5",
+        has_echo: false,
         figures: &[
             (CpuPerOperation, Some(AtMost(1.0 / 6.0))),
             (PerSecond, Some(AtLeast(5.0))),
@@ -262,6 +277,7 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
         members: 1,
         before: None,
         measured: "watch --streams=5000 --watch-conns=100 --clients=16 --conns=4 --rate=4 --val-size=1024 --seconds=10",
+        has_echo: false,
         figures: MODERATE,
     },
     Experiment {
@@ -271,6 +287,7 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
         members: 1,
         before: None,
         measured: "watch --streams=1000 --watch-conns=1000 --clients=16 --conns=4 --rate=20 --val-size=1024 --seconds=10",
+        has_echo: false,
         figures: MODERATE,
     },
     Experiment {
@@ -281,6 +298,7 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
         before: None,
         measured: "watch --streams=10 --watch-conns=10 --watches-per-stream=500 --ranges=1 --clients=16 --conns=4 --rate=4 \
                    --val-size=1024 --seconds=10",
+        has_echo: false,
         figures: FEW_STREAMS,
     },
     Experiment {
@@ -291,6 +309,7 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
         before: None,
         measured: "watch --streams=180 --watch-conns=3 --ranges=60 --prev-kv --clients=64 --conns=4 --rate=2000 \
                    --val-size=6144 --seconds=10",
+        has_echo: false,
         figures: FEW_STREAMS,
     },
     Experiment {
@@ -300,6 +319,7 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
         members: 1,
         before: None,
         measured: "keepalive --clients=100 --conns=10 --seconds=5",
+        has_echo: true,
         figures: &[(PerSecond, Some(AtLeast(3.0))), (CpuPerOperation, None)],
     },
     Experiment {
@@ -309,6 +329,7 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
         members: 1,
         before: None,
         measured: "lease-flood --nodes=20000 --clients=256 --conns=32 --rate=2000 --seconds=600",
+        has_echo: false,
         figures: &[(WrittenPerByte, Some(AtMost(1.0))), (CpuPerOperation, None), (P99, None), (MemoryMax, None)],
     },
 ];
