@@ -164,7 +164,9 @@ impl Member {
         let Ok(names) = self.disk.list() else { return false };
         let Some(newest) = names.iter().rfind(|name| name.ends_with(".log")) else { return false };
         let Some(mut content) = self.disk.read(newest) else { return false };
-        content.truncate(content.len().saturating_sub(bytes));
+        // Behind the room that was made ahead nothing can be lost.
+        let end = content.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        content.truncate(end.saturating_sub(bytes));
         let shortened = self.disk.kill();
         shortened.put(newest, &content);
         // Opening cuts, so it is tried on a copy.

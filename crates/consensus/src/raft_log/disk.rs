@@ -7,6 +7,9 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+
 /// One flat directory.
 ///
 /// What a call changed is *visible* when it returns and *durable* only later: the content of a file after
@@ -66,6 +69,12 @@ pub trait DiskFile: Send + Sync {
     /// # Errors
     /// What the device says. What was written before is then in an unknown state: the file must not be used again.
     fn sync(&self) -> io::Result<()>;
+    /// Makes room ahead, which reads as zeros, so that writes up to `len` bytes don't make the file longer; tells how long it
+    /// is now. It stays shorter where the device can't or is full: then a write makes it longer, or fails.
+    ///
+    /// # Errors
+    /// What else the device says.
+    fn reserve(&self, len: u64) -> io::Result<u64>;
     /// Cuts the file to `len` bytes.
     ///
     /// # Errors
@@ -144,6 +153,18 @@ impl DiskFile for File {
 
     fn sync(&self) -> io::Result<()> {
         self.sync_data()
+    }
+
+    fn reserve(&self, len: u64) -> io::Result<u64> {
+        let now = self.metadata()?.len();
+        if now >= len {
+            return Ok(now);
+        }
+        match fallocate(self, FallocateFlags::empty(), now, len - now) {
+            Ok(()) => Ok(len),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => Ok(now),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {

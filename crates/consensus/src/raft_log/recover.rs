@@ -163,20 +163,37 @@ fn replay_last(
             Err(reason) => reason,
         };
         let offset = at as u64;
+        if bytes[at..].iter().all(|byte| *byte == 0) {
+            // Room that was made ahead.
+            end_at(shared, header, segment, offset)?;
+            return Ok(None);
+        }
         if let Some(mark) = find_mark_above(bytes, at, at, header.salt) {
             let reason = format!("{reason}, in data that was synced (the mark at offset {mark} says)");
             return Err(RaftLogError::corrupt(&segment.name, offset, reason));
         }
         // Nothing rests on a mark, and its bytes are known: a part of it is no loss. Any other remainder,
         // however short, may be of a batch that was synced. One of no bytes can't be seen.
-        if !mark_at(offset, header.salt).starts_with(&bytes[at..]) {
+        if !mark_at(offset, header.salt).starts_with(without_room(&bytes[at..])) {
             note(disk, DOUBT)?;
         }
-        segment.file.truncate(offset).map_err(RaftLogError::io(&segment.name, "truncate"))?;
-        shared.segments.get_mut(&header.sequence).expect("opened before").bytes = offset;
+        end_at(shared, header, segment, offset)?;
         return Ok(Some(Cut { file: segment.name.clone(), offset, bytes: segment.bytes - offset, reason }));
     }
     Ok(None)
+}
+
+/// Cuts the newest segment.
+fn end_at(shared: &mut Shared, header: &SegmentHeader, segment: &Segment, offset: u64) -> Result<(), RaftLogError> {
+    segment.file.truncate(offset).map_err(RaftLogError::io(&segment.name, "truncate"))?;
+    shared.segments.get_mut(&header.sequence).expect("opened before").bytes = offset;
+    Ok(())
+}
+
+/// Without the zeros at the end, which may be room that was made ahead.
+fn without_room(bytes: &[u8]) -> &[u8] {
+    let len = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    &bytes[..len]
 }
 
 /// The mark that a sync of everything below `offset` leaves there.

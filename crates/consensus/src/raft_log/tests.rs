@@ -13,11 +13,16 @@ use super::*;
 
 /// Small segments, so that a few batches need several.
 fn small() -> RaftLogConfig {
-    RaftLogConfig { segment_bytes: 2000, recent_bytes_max: 500, sync_delay: Duration::ZERO, salt: 7 }
+    RaftLogConfig { segment_bytes: 2000, recent_bytes_max: 500, sync_delay: Duration::ZERO, reserved_bytes: 0, salt: 7 }
 }
 
 fn open(disk: &SimDisk) -> Result<(RaftLog, Recovered), RaftLogError> {
     RaftLog::open(Arc::new(disk.clone()), small())
+}
+
+/// With room made ahead.
+fn open_with_room(disk: &SimDisk) -> Result<(RaftLog, Recovered), RaftLogError> {
+    RaftLog::open(Arc::new(disk.clone()), RaftLogConfig { reserved_bytes: 900, ..small() })
 }
 
 fn entry(index: u64, term: u64) -> Entry {

@@ -34,11 +34,16 @@ struct Run {
     since_sync: Vec<Model>,
 }
 
+/// Every other seed makes room ahead.
+fn open_as(disk: &SimDisk, seed: u64) -> Result<(RaftLog, Recovered), RaftLogError> {
+    if seed.is_multiple_of(2) { open_with_room(disk) } else { open(disk) }
+}
+
 /// Works on the disk until it fails or `steps` are done.
 fn work(disk: &SimDisk, seed: u64, steps: usize) -> Run {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut run = Run { since_sync: vec![Model::default()] };
-    let Ok((mut log, _)) = open(disk) else { return run };
+    let Ok((mut log, _)) = open_as(disk, seed) else { return run };
     let mut term = 1;
     for _ in 0..steps {
         let mut model = run.since_sync.last().unwrap().clone();
@@ -122,16 +127,18 @@ fn the_same_cuts_lose_synced_entries_when_the_disk_ignores_syncs() {
 
 #[test]
 fn a_cut_at_every_operation_loses_nothing_synced() {
-    let whole = SimDisk::new(SyncMode::Honest);
-    work(&whole, 11, 60);
-    for last in 0..=whole.writes() {
-        let disk = SimDisk::new(SyncMode::Honest);
-        disk.fail_after(Some(last));
-        let run = work(&disk, 11, 60);
-        for seed in 0..5 {
-            check(&disk.cut(seed), &run).unwrap_or_else(|reason| panic!("operation {last}, seed {seed}: {reason}"));
+    for work_seed in [11, 12] {
+        let whole = SimDisk::new(SyncMode::Honest);
+        work(&whole, work_seed, 60);
+        for last in 0..=whole.writes() {
+            let disk = SimDisk::new(SyncMode::Honest);
+            disk.fail_after(Some(last));
+            let run = work(&disk, work_seed, 60);
+            for seed in 0..5 {
+                check(&disk.cut(seed), &run).unwrap_or_else(|reason| panic!("operation {last}, seed {seed}: {reason}"));
+            }
+            check(&disk.kill(), &run).unwrap_or_else(|reason| panic!("killed at operation {last}: {reason}"));
         }
-        check(&disk.kill(), &run).unwrap_or_else(|reason| panic!("killed at operation {last}: {reason}"));
     }
 }
 
@@ -141,7 +148,7 @@ fn a_log_that_was_cut_takes_entries_and_is_cut_again() {
         let mut disk = SimDisk::new(SyncMode::Honest);
         let mut expected = Vec::new();
         for round in 1..=8 {
-            let (mut log, recovered) = open(&disk).unwrap();
+            let (mut log, recovered) = open_as(&disk, seed).unwrap();
             let found = all(&log);
             assert!(
                 recovered.last_index >= expected.len() as u64 && found[..expected.len()] == expected,
@@ -177,5 +184,51 @@ fn the_unsynced_tail_may_end_at_every_byte() {
         if let Some(cut) = recovered.cut {
             assert_eq!((cut.file.as_str(), cut.offset + cut.bytes), (name.as_str(), end as u64));
         }
+    }
+}
+
+#[test]
+fn room_made_ahead_is_no_tail() {
+    let disk = SimDisk::new(SyncMode::Honest);
+    let (mut log, _) = open_with_room(&disk).unwrap();
+    put(&mut log, &entries(1..=3, 1), Some(&hard(1, 2)));
+    log.sync().unwrap();
+    let name = disk.list().unwrap().pop().unwrap();
+    let written = log.current.bytes;
+    let room = disk.read(&name).unwrap()[usize::try_from(written).unwrap()..].to_vec();
+    assert!(!room.is_empty() && room.iter().all(|byte| *byte == 0));
+    // A sync whose writes lie in it finds the length durable.
+    let length = len(&disk.open(&name).unwrap());
+    put(&mut log, &entries(4..=4, 1), None);
+    log.sync().unwrap();
+    assert_eq!(len(&disk.open(&name).unwrap()), length);
+    let (log, recovered) = open_with_room(&disk.kill()).unwrap();
+    assert_eq!((recovered.last_index, recovered.cut, recovered.doubtful), (4, None, false));
+    assert_eq!(all(&log), entries(1..=4, 1));
+    // A part of a record in front of it is a tail.
+    let torn = disk.kill();
+    torn.open(&name).unwrap().write_at(length - 100, b"torn").unwrap();
+    let (_, recovered) = open_with_room(&torn).unwrap();
+    assert!(recovered.cut.is_some() && recovered.doubtful && recovered.last_index == 4);
+    // Of the mark of the last sync, it is none that anybody doubts.
+    let end = usize::try_from(log.current.bytes).unwrap() - MARK_BYTES;
+    for left in 1..MARK_BYTES {
+        let torn = disk.kill();
+        let mut bytes = torn.read(&name).unwrap();
+        bytes[end - MARK_BYTES + left..].fill(0);
+        torn.put(&name, &bytes);
+        let (_, recovered) = open_with_room(&torn).unwrap();
+        assert!(recovered.last_index == 4 && !recovered.doubtful, "{left} bytes of it are left");
+    }
+    // Sealed and closed files have none.
+    let (mut log, _) = open_with_room(&disk).unwrap();
+    put(&mut log, &entries(5..=90, 1), None);
+    put(&mut log, &entries(91..=92, 1), None);
+    log.close().unwrap();
+    let names = disk.list().unwrap();
+    assert!(names.len() > 1, "a sealed one");
+    for name in names {
+        let bytes = disk.read(&name).unwrap();
+        assert!(bytes[bytes.len() - 30..].iter().any(|byte| *byte != 0), "{name}");
     }
 }
