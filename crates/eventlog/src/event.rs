@@ -255,6 +255,13 @@ impl Event {
         self.bytes.slice(layout::key_value_start(&self.bytes)..)
     }
 
+    /// The encoded `mvccpb.KeyValue` without its value: these two parts, one behind the other.
+    #[must_use]
+    pub fn key_value_without_value(&self) -> [&[u8]; 2] {
+        let (before, behind) = layout::around_value(&self.bytes);
+        [&self.bytes[before], &self.bytes[behind]]
+    }
+
     /// The key.
     #[must_use]
     pub fn key(&self) -> &[u8] {

@@ -259,24 +259,19 @@ impl RangeMessage {
 
 /// Bytes of a `KeyValue` without its value.
 fn key_only_len(event: &Event) -> usize {
-    let envelope = event.envelope();
-    wire::bytes_field_len(1, event.key().len())
-        + wire::int_field_len(2, envelope.create_revision.0)
-        + wire::int_field_len(3, envelope.revision.0)
-        + wire::int_field_len(4, envelope.version)
-        + wire::int_field_len(6, envelope.lease.0)
+    event.key_value_without_value().iter().map(|part| part.len()).sum()
 }
 
 /// Appends a `kvs` field without its value. The lease stays, as in etcd 3.6.
 fn write_key_only(event: &Event, out: &mut BytesMut) {
-    let envelope = event.envelope();
-    wire::put_bytes_header(out, FIELD_KVS, key_only_len(event));
-    wire::put_bytes_field(out, 1, event.key());
-    wire::put_int_field(out, 2, envelope.create_revision.0);
-    wire::put_int_field(out, 3, envelope.revision.0);
-    wire::put_int_field(out, 4, envelope.version);
-    wire::put_int_field(out, 6, envelope.lease.0);
+    let [before, behind] = event.key_value_without_value();
+    wire::put_bytes_header(out, FIELD_KVS, before.len() + behind.len());
+    out.put_slice(before);
+    out.put_slice(behind);
 }
+
+/// Room for the field that makes a piece full; one that is longer lets the buffer grow.
+const KEY_ONLY_BYTES: usize = 512;
 
 /// A list on its way to the client. Chunks are made when the transport asks for them, and what has left is let go.
 pub(crate) struct RangeChunks {
@@ -338,6 +333,9 @@ impl RangeChunks {
 
     /// What the next gathered chunk will hold at most, so that its buffer is allocated once.
     fn capacity(&self, left: &[Arc<Event>]) -> usize {
+        if self.message.keys_only {
+            return self.len.min(self.piece_bytes).saturating_add(KEY_ONLY_BYTES);
+        }
         let mut sum = 128;
         for event in left {
             if sum >= self.piece_bytes || self.is_shared(event) {

@@ -85,6 +85,19 @@ pub(super) fn key(bytes: &[u8]) -> Range<usize> {
     start..start + len
 }
 
+/// What stands before and behind the value (its tag and length with it) in the key-value, of checked bytes.
+pub(super) fn around_value(bytes: &[u8]) -> (Range<usize>, Range<usize>) {
+    let start = key_value_start(bytes);
+    let mut rest = Reader { bytes, at: start };
+    rest.bytes_field(KV_KEY).expect(CHECKED);
+    for field in [KV_CREATE_REVISION, KV_MOD_REVISION, KV_VERSION] {
+        rest.skip_uint_field(field);
+    }
+    let end = rest.at;
+    rest.bytes_field(KV_VALUE).expect(CHECKED);
+    (start..end, rest.at..bytes.len())
+}
+
 #[expect(clippy::cast_possible_wrap, reason = "int64 is encoded as its two's complement")]
 fn signed(value: u64) -> i64 {
     value as i64
@@ -129,6 +142,13 @@ impl Reader<'_> {
         match self.varint()? {
             0 => Err("a zero is written out"),
             value => Ok(value),
+        }
+    }
+
+    /// Steps over a varint field of checked bytes.
+    fn skip_uint_field(&mut self, field: u32) {
+        if self.tag(field, wire::VARINT) {
+            self.at += 1 + self.bytes[self.at..].iter().take_while(|byte| **byte >= 0x80).count();
         }
     }
 

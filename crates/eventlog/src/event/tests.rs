@@ -51,6 +51,10 @@ proptest! {
         prop_assert_eq!(event.key(), key.as_slice());
         prop_assert_eq!(event.value(), value.as_slice());
         prop_assert_eq!(event.envelope(), envelope);
+        let key_only = mvccpb::KeyValue { value: Bytes::new(), ..kv };
+        prop_assert_eq!(event.key_value_without_value().concat(), key_only.encode_to_vec());
+        let rest = event.without_value();
+        prop_assert_eq!(rest.key_value_without_value(), event.key_value_without_value());
     }
 
     #[test]
