@@ -16,11 +16,14 @@ use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Request, Response, Uri};
 use http_body::{Body as _, Frame};
 use parking_lot::Mutex;
+use prost::Message;
 use tailwater_api::etcdserverpb as pb;
 use tailwater_tls::{ClientTls, Protocol, TlsConfig};
 use tokio::sync::oneshot;
 use tonic::body::Body;
 use tower::Service;
+
+use crate::messages::{self, Messages};
 
 /// The header that etcd's own clients use.
 const TOKEN: &str = "token";
@@ -125,10 +128,41 @@ pub(crate) struct Connection {
     token: Option<HeaderValue>,
 }
 
+/// What gRPC wants of a request.
+fn head(uri: Uri, token: Option<&HeaderValue>) -> Request<()> {
+    let mut request = Request::post(uri)
+        .header(http::header::CONTENT_TYPE, "application/grpc")
+        .header(http::header::TE, "trailers")
+        .body(())
+        .expect("constant headers are valid");
+    if let Some(token) = token {
+        request.headers_mut().insert(TOKEN, token.clone());
+    }
+    request
+}
+
 /// A response may begin long after the request has left.
 type Responding = Pin<Box<dyn Future<Output = anyhow::Result<Response<Answer>>> + Send>>;
 
 impl Connection {
+    /// Calls the method at this path, with these requests to begin with.
+    ///
+    /// # Errors
+    /// The server refuses it, or the connection breaks.
+    pub(crate) async fn stream<T: Message>(&self, path: &str, requests: &[T]) -> anyhow::Result<Messages> {
+        let open = if self.open.has_ended() { self.link.reopened().await? } else { self.open.clone() };
+        let (scheme, authority) = (self.link.scheme.clone(), self.link.authority.clone());
+        let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query(path).build()?;
+        let mut sender = open.sender.ready().await?;
+        let (response, mut stream) = sender.send_request(head(uri, self.token.as_ref()), false)?;
+        stream.send_data(messages::framed(requests), false)?;
+        let (head, answers) = response.await?.into_parts();
+        if head.headers.contains_key("grpc-status") {
+            return Err(messages::ended(&head.headers));
+        }
+        Ok(Messages::new(answers, stream))
+    }
+
     async fn open(url: &str, tls: &ClientTls) -> anyhow::Result<Self> {
         let parts = url.parse::<Uri>()?.into_parts();
         let (scheme, authority) = parts.scheme.zip(parts.authority).context("an endpoint is http://HOST:PORT")?;

@@ -13,6 +13,7 @@ mod drive;
 mod echo;
 mod lagging;
 mod load;
+mod messages;
 mod report;
 mod server;
 mod stalled;

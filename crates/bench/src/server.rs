@@ -50,6 +50,8 @@ pub(crate) struct Usage {
     pub(crate) cpu_seconds: f64,
     /// High-water mark of resident memory, bytes.
     pub(crate) memory_bytes_max: u64,
+    /// What the high-water mark rose by, in a difference.
+    pub(crate) memory_bytes_added: u64,
     /// Bytes that reached the block layer.
     pub(crate) written_bytes: u64,
 }
@@ -60,6 +62,7 @@ impl Usage {
         Self {
             cpu_seconds: self.cpu_seconds - before.cpu_seconds,
             memory_bytes_max: self.memory_bytes_max,
+            memory_bytes_added: self.memory_bytes_max - before.memory_bytes_max,
             written_bytes: self.written_bytes - before.written_bytes,
         }
     }
@@ -149,11 +152,12 @@ impl Running {
 
     /// Of all members together, from /proc; the processes must live.
     pub(crate) fn usage(&self) -> anyhow::Result<Usage> {
-        let mut sum = Usage { cpu_seconds: 0.0, memory_bytes_max: 0, written_bytes: 0 };
+        let mut sum = Usage { cpu_seconds: 0.0, memory_bytes_max: 0, memory_bytes_added: 0, written_bytes: 0 };
         for child in &self.children {
             let one = usage_of(child)?;
             sum.cpu_seconds += one.cpu_seconds;
             sum.memory_bytes_max += one.memory_bytes_max;
+            sum.memory_bytes_added += one.memory_bytes_added;
             sum.written_bytes += one.written_bytes;
         }
         Ok(sum)
@@ -252,6 +256,7 @@ pub(crate) fn usage_of(child: &Child) -> anyhow::Result<Usage> {
         // USER_HZ is 100 on every Linux that Rust's standard targets run on.
         cpu_seconds: ticks / 100.0,
         memory_bytes_max: field(&format!("/proc/{id}/status"), "VmHWM:")? * 1024,
+        memory_bytes_added: 0,
         written_bytes: field(&format!("/proc/{id}/io"), "write_bytes:")?,
     })
 }

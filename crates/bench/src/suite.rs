@@ -68,6 +68,8 @@ impl Sample {
             Figure::P50 => latency.map_or(0.0, |at| at.p50),
             Figure::P99 => latency.map_or(0.0, |at| at.p99),
             Figure::MemoryMax => self.used.memory_bytes_max as f64 / f64::from(1 << 20),
+            // What is not above the noise of an allocator is as little as that.
+            Figure::MemoryAdded => (self.used.memory_bytes_added as f64 / f64::from(1 << 20)).max(1.0),
             Figure::WrittenPerByte => self.used.written_bytes as f64 / self.report.bytes.max(1) as f64,
         }
     }

@@ -12,12 +12,12 @@ use parking_lot::Mutex;
 use tailwater_api::etcdserverpb as pb;
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
-use tonic::Streaming;
 
 use super::{Common, conclude, measured};
 use crate::connection::Connection;
 use crate::drive::{Client, Measured, Pace, drive};
 use crate::load::{Kv, histogram, kv, micros};
+use crate::messages::Messages;
 use crate::report::Report;
 use crate::validate::{Mark, Validator, WatcherId};
 
@@ -113,13 +113,10 @@ impl Client for Writer {
     }
 }
 
+const WATCH: &str = "/etcdserverpb.Watch/Watch";
+
 /// A stream with a watch on each of these ranges; all of them are created.
-async fn open(
-    channel: &Connection,
-    ranges: &[u64],
-    start: i64,
-    prev_kv: bool,
-) -> anyhow::Result<Streaming<pb::WatchResponse>> {
+async fn open(channel: &Connection, ranges: &[u64], start: i64, prev_kv: bool) -> anyhow::Result<Messages> {
     let requests: Vec<_> = ranges
         .iter()
         .map(|&range| {
@@ -129,12 +126,10 @@ async fn open(
             pb::WatchRequest { request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)) }
         })
         .collect();
-    let requests = tokio_stream::iter(requests).chain(tokio_stream::pending());
-    let mut client = pb::watch_client::WatchClient::new(channel.clone()).max_decoding_message_size(1 << 30);
-    let mut stream = client.watch(requests).await?.into_inner();
+    let mut stream = channel.stream(WATCH, &requests).await?;
     // Watches that begin now are all created before there is an event; one that begins before is alone on its stream.
     for _ in ranges {
-        let created = stream.message().await?.context("the stream ended before the watch was created")?;
+        let created: pb::WatchResponse = stream.message().await?;
         anyhow::ensure!(created.created && !created.canceled, "a watch was refused: {}", created.cancel_reason);
     }
     Ok(stream)
@@ -225,7 +220,7 @@ impl Watch {
 }
 
 struct Reader {
-    stream: Streaming<pb::WatchResponse>,
+    stream: Messages,
     ranges: Vec<u64>,
     begin: Instant,
     written: Arc<Vec<AtomicU64>>,
@@ -241,6 +236,8 @@ impl Reader {
     async fn run(mut self) -> anyhow::Result<u64> {
         let (mut received, mut bytes) = (0, 0);
         let mut over_since = None;
+        // So that the end is noticed also where nothing comes.
+        let mut looking = tokio::time::interval(Duration::from_millis(500));
         loop {
             if self.is_over.load(Ordering::Acquire) {
                 let written =
@@ -255,11 +252,11 @@ impl Reader {
                 }
                 anyhow::ensure!(since.elapsed() < PATIENCE, "a watcher missed events");
             }
-            // So that the end is noticed also where nothing comes.
-            let Ok(next) = tokio::time::timeout(Duration::from_millis(500), self.stream.message()).await else {
-                continue;
+            let response: pb::WatchResponse = tokio::select! {
+                biased;
+                response = self.stream.message() => response?,
+                _ = looking.tick() => continue,
             };
-            let response = next?.context("a watch stream ended")?;
             anyhow::ensure!(!response.canceled, "a watch was cancelled: {}", response.cancel_reason);
             if let Some((validator, watcher)) = &self.watcher {
                 validator.received(*watcher, &response);

@@ -7,14 +7,12 @@ use anyhow::Context;
 use bytes::Bytes;
 use clap::Args;
 use tailwater_api::etcdserverpb as pb;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
 
 use super::{Common, conclude, measured};
 use crate::connection::Connection;
 use crate::drive::Client;
 use crate::load::{Kv, kv, micros, value};
+use crate::messages::Messages;
 use crate::report::Report;
 use crate::validate::{Mark, Validator};
 
@@ -225,9 +223,10 @@ impl Keepalive {
     }
 }
 
+const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
+
 struct Keeper {
-    requests: mpsc::Sender<pb::LeaseKeepAliveRequest>,
-    answers: Streaming<pb::LeaseKeepAliveResponse>,
+    stream: Messages,
     leases: Vec<i64>,
     next: usize,
 }
@@ -240,12 +239,10 @@ impl Keeper {
             let grant = pb::LeaseGrantRequest { ttl: arguments.ttl, id: 0 };
             leases.push(client.lease_grant(grant).await?.into_inner().id);
         }
-        let (requests, receiver) = mpsc::channel(1);
         // etcd answers the stream only with the first request.
-        requests.send(pb::LeaseKeepAliveRequest { id: leases[0] }).await?;
-        let mut answers = client.lease_keep_alive(ReceiverStream::new(receiver)).await?.into_inner();
-        answers.message().await?.context("the stream ended")?;
-        Ok(Self { requests, answers, leases, next: 0 })
+        let mut stream = channel.stream(KEEP_ALIVE, &[pb::LeaseKeepAliveRequest { id: leases[0] }]).await?;
+        stream.message::<pb::LeaseKeepAliveResponse>().await?;
+        Ok(Self { stream, leases, next: 0 })
     }
 }
 
@@ -253,9 +250,9 @@ impl Client for Keeper {
     async fn request(&mut self, _: u64) -> anyhow::Result<u64> {
         let id = self.leases[self.next % self.leases.len()];
         self.next += 1;
-        self.requests.send(pb::LeaseKeepAliveRequest { id }).await.context("the stream ended")?;
-        let answer = tokio::time::timeout(Duration::from_secs(10), self.answers.message()).await;
-        let answer = answer.context("no answer for 10 s")??.context("the stream ended")?;
+        self.stream.send(&pb::LeaseKeepAliveRequest { id })?;
+        let answer = tokio::time::timeout(Duration::from_secs(10), self.stream.message()).await;
+        let answer: pb::LeaseKeepAliveResponse = answer.context("no answer for 10 s")??;
         anyhow::ensure!(answer.id == id && answer.ttl > 0, "lease {id:x} has expired");
         Ok(0)
     }
