@@ -310,6 +310,16 @@ pub(crate) const EXPERIMENTS: &[Experiment] = &[
         figures: FEW_STREAMS,
     },
     Experiment {
+        id: "fan-out-prefixes-0",
+        what: "the same puts with nobody watching: what is left of the row below are deliveries",
+        size: Size::Full,
+        members: 1,
+        before: None,
+        measured: "put --clients=64 --conns=4 --rate=2000 --val-size=6144 --key-space=6000 --seconds=10",
+        has_echo: true,
+        figures: &[(CpuPerOperation, None), (P99, None)],
+    },
+    Experiment {
         id: "fan-out-prefixes",
         what: "180 prefix streams, 6 KiB with previous versions",
         size: Size::Full,
