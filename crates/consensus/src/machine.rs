@@ -15,6 +15,7 @@ mod encode;
 pub mod fuzzing;
 mod kv;
 mod lease;
+pub mod measuring;
 mod members;
 pub(crate) mod quota;
 mod range;
@@ -344,8 +345,7 @@ impl Machine {
     /// An event that the index says exists: of this batch, else stored.
     fn event(&self, values: &dyn Values, key: &[u8], revision: Revision, sub: u32) -> Result<Arc<Event>, StorageError> {
         let fresh = &self.output.write.events;
-        let found =
-            fresh.binary_search_by_key(&(revision, sub), |event| (event.envelope().revision, event.envelope().sub));
+        let found = fresh.binary_search_by_key(&(revision, sub), |event| (event.revision(), event.sub()));
         match found {
             Ok(at) => Ok(Arc::clone(&fresh[at])),
             Err(_) => values.event(key, revision, sub)?.ok_or_else(|| {

@@ -179,18 +179,23 @@ impl KeyNode {
     }
 
     /// Its versions from a place on, up to and including revision `to`, newest first, behind those in `versions`. A key
-    /// without a chain has none in the window.
-    pub(crate) fn collect(&self, from: HistoryPoint, to: Revision, versions: &mut Vec<Arc<Version>>) {
+    /// without a chain has none in the window. Takes from `left` how many it looks at; `None` when they are more.
+    pub(crate) fn collect(
+        &self,
+        from: HistoryPoint,
+        to: Revision,
+        left: &mut usize,
+        versions: &mut Vec<Arc<Version>>,
+    ) -> Option<()> {
         let mut version = self.head.load_full();
-        while let Some(current) = version {
-            if point(&current) < from {
-                return;
-            }
+        while let Some(current) = version.filter(|current| point(current) >= from) {
+            *left = left.checked_sub(1)?;
             version = current.older.load_full();
             if current.revision() <= to {
                 versions.push(current);
             }
         }
+        Some(())
     }
 
     /// The put visible at `at`.

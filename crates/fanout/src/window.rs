@@ -149,19 +149,19 @@ impl Window {
         piece.filter(|_| self.floor() < query.from.revision)
     }
 
-    /// The versions of the keys in the ranges, in order; `None` when to look at every event is about as cheap. Whoever
-    /// comes back after a minute watches a few of the keys that were written meanwhile.
+    /// The versions of the keys in the ranges, in order; `None` when to look at every event, or at as many as in one step of
+    /// a scan, is about as cheap. Whoever comes back after a minute watches a few of the keys that were written meanwhile.
+    /// But where a piece is full before they all are in it, each would begin with all that are left.
     fn collect(&self, keys: &KeyTree, query: &WindowQuery<'_>) -> Option<Vec<Arc<Version>>> {
-        let mut left = self.events_from(query.from.revision) / EVENTS_PER_KEY;
+        let mut left = self.events_from(query.from.revision).min(SCAN_EVENTS_MAX) / EVENTS_PER_KEY;
         let live: usize = query.ranges.iter().map(|range| keys.count(range)).sum();
         if live >= left {
             return None;
         }
         let mut versions = Vec::new();
         for node in query.ranges.iter().flat_map(|range| keys.range_after(range, None)) {
-            let before = versions.len();
-            node.collect(query.from, query.to, &mut versions);
-            left = left.checked_sub(1 + versions.len() - before)?;
+            left = left.checked_sub(1)?;
+            node.collect(query.from, query.to, &mut left, &mut versions)?;
         }
         versions.sort_unstable_by_key(|version| point(version));
         // Ranges may overlap.
@@ -271,8 +271,8 @@ fn pick(keys: &KeyTree, versions: Vec<Arc<Version>>, query: &WindowQuery<'_>) ->
 }
 
 pub(crate) fn point(version: &Version) -> HistoryPoint {
-    let envelope = version.event().envelope();
-    HistoryPoint { revision: envelope.revision, sub: envelope.sub }
+    let event = version.event();
+    HistoryPoint { revision: event.revision(), sub: event.sub() }
 }
 
 #[cfg(test)]
@@ -283,8 +283,8 @@ mod tests {
     use crate::store::Store;
     use crate::version::UnreadValues;
 
-    /// A store and a window after so many revisions of a busy range and, seldom, of rare keys that come and go.
-    fn written(revisions: i64, window_bytes: usize) -> (Store, Window) {
+    /// A store and a window after so many revisions of a busy range of so many keys and, seldom, of rare keys that come and go.
+    fn written(revisions: i64, busy: i64, window_bytes: usize) -> (Store, Window) {
         let (mut store, window) = (Store::at(Cursor::default(), &[], None, UnreadValues::default()), Window::default());
         for number in 2..revisions {
             let revision = Revision(number);
@@ -305,7 +305,7 @@ mod tests {
                 };
                 Arc::new(Event::put(envelope, key.as_bytes(), b"value"))
             };
-            let mut events = vec![put(&key("busy", 150), 0)];
+            let mut events = vec![put(&key("busy", busy), 0)];
             if number % 40 == 0 {
                 events.push(put(&key("rare", 5), 1));
             } else if number % 40 == 20 {
@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn few_keys_are_found_without_a_scan_as_a_scan_finds_them() {
-        let (store, window) = written(6000, 800_000);
+        let (store, window) = written(6000, 150, 800_000);
         let keys = store.publish().keys;
         assert!(window.floor() > Revision(100), "some was evicted");
         let few = [KeyRange::Span("rare/001".into(), "rare/004".into()), KeyRange::Key("rare/002".into())];
@@ -368,5 +368,30 @@ mod tests {
             bytes_max: 1,
         };
         assert!(window.collect(&keys, &all).is_none(), "many are scanned for");
+    }
+
+    #[test]
+    fn more_versions_than_a_step_looks_at_are_scanned_for() {
+        let (store, window) = written(10_000, 8, usize::MAX);
+        let keys = store.publish().keys;
+        let ranges = [KeyRange::Key("busy/000".into())];
+        let query = |from| WindowQuery {
+            ranges: &ranges,
+            filter: WatchFilter::default(),
+            from,
+            to: Revision(9999),
+            with_prev: false,
+            bytes_max: 1000,
+        };
+        let (mut found, mut next) = (0, Some(HistoryPoint { revision: Revision(2), sub: 0 }));
+        while let Some(from) = next {
+            // Else each piece would cost as much as all that are left.
+            let few = window.collect(&keys, &query(from)).is_some();
+            assert!(few || from.revision.0 < 5000, "625 of 5000 are few: {from:?}");
+            assert!(!few || from.revision.0 > 1800, "1025 are not, of however many: {from:?}");
+            let piece = window.read(&keys, &query(from)).expect("all is in memory");
+            (found, next) = (found + piece.events.len(), piece.next);
+        }
+        assert_eq!(found, 1249);
     }
 }

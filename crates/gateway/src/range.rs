@@ -148,7 +148,7 @@ fn sort(events: &mut [Arc<Event>], by: SortBy) {
         SortBy::Key => {}
         SortBy::Version => events.sort_by_key(|event| event.envelope().version),
         SortBy::Create => events.sort_by_key(|event| event.envelope().create_revision),
-        SortBy::Mod => events.sort_by_key(|event| event.envelope().revision),
+        SortBy::Mod => events.sort_by_key(|event| event.revision()),
         SortBy::Value => events.sort_by(|one, other| one.value().cmp(other.value())),
     }
 }
