@@ -1,19 +1,40 @@
 #!/usr/bin/env bash
-# Instructions that it takes to find the watchers of one event, among 10 and among 100,000 disjoint ones: the second must
-# be within twice the first. Needs valgrind.
+# Instructions of one round of each core (crates/micro): no more than a tenth above what scripts/instructions.txt says, and
+# for the watchers of an event among 100,000 disjoint ones at most twice those among 10. Needs valgrind. After an
+# improvement, UPDATE=1 writes the file anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if ! command -v valgrind >/dev/null; then
   echo 'LEFT OUT: counting instructions (valgrind is not installed)'
   exit 0
 fi
-binary=$(cargo test --release -p tailwater-fanout --lib --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\))/\1/p')
+cargo build -q --release -p tailwater-micro
+binary=${CARGO_TARGET_DIR:-target}/release/tailwater-micro
+rounds=1000
 count() {
   local log
-  log=$(MATCH_WATCHERS=$1 valgrind --tool=callgrind --callgrind-out-file=/dev/null --toggle-collect='*registry::Registry::find' \
-    "$binary" --exact registry::tests::matching_a_thousand_events_among_disjoint_watchers 2>&1)
+  log=$(valgrind --tool=callgrind --callgrind-out-file=/dev/null --toggle-collect='*tailwater_micro::counted*' "$binary" "$1" "$rounds" 2>&1)
   sed -n 's/.*Collected : \([0-9]*\).*/\1/p' <<<"$log"
 }
-few=$(count 10) many=$(count 100000)
-echo "instructions per matched event: $((few / 1000)) among 10 watchers, $((many / 1000)) among 100,000"
-[ "$few" -gt 0 ] && [ "$many" -le $((2 * few)) ] || { echo 'matching grows with the number of watchers' >&2; exit 1; }
+declare -A counted
+failed=0
+for name in $("$binary"); do
+  counted[$name]=$(($(count "$name") / rounds))
+  before=$(sed -n "s/^$name //p" scripts/instructions.txt)
+  echo "$name: ${counted[$name]} instructions, $before in scripts/instructions.txt"
+  if [ "${counted[$name]}" -eq 0 ]; then
+    echo "$name: nothing was counted" >&2
+    failed=1
+  elif [ -z "${UPDATE:-}" ] && [ "${counted[$name]}" -gt $((before * 110 / 100)) ]; then
+    echo "$name takes more instructions than a tenth above what it did" >&2
+    failed=1
+  fi
+done
+if [ "${counted[match-100000]}" -gt $((2 * counted[match-10])) ]; then
+  echo 'matching grows with the number of watchers' >&2
+  failed=1
+fi
+if [ -n "${UPDATE:-}" ]; then
+  for name in $("$binary"); do echo "$name ${counted[$name]}"; done >scripts/instructions.txt
+fi
+exit $failed

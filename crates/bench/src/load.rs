@@ -9,6 +9,7 @@ use tailwater_api::etcdserverpb as pb;
 use tokio_stream::StreamExt;
 
 use crate::connection::{Access, Connection};
+use crate::messages::Messages;
 
 /// A client of the KV service.
 pub(crate) type Kv = pb::kv_client::KvClient<Connection>;
@@ -26,6 +27,26 @@ pub(crate) fn value(length: usize) -> Bytes {
 /// Opens `count` connections to a server without TLS or users.
 pub(crate) async fn connect(endpoint: &str, count: usize) -> anyhow::Result<Vec<Connection>> {
     Access::default().connect(&[endpoint.to_owned()], count).await
+}
+
+const WATCH: &str = "/etcdserverpb.Watch/Watch";
+
+/// A stream with these watches; all of them are created.
+///
+/// # Errors
+/// One is refused, or the stream ends.
+pub(crate) async fn watch(channel: &Connection, creates: Vec<pb::WatchCreateRequest>) -> anyhow::Result<Messages> {
+    let requests: Vec<_> = creates
+        .into_iter()
+        .map(|create| pb::WatchRequest { request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)) })
+        .collect();
+    let mut stream = channel.stream(WATCH, &requests).await?;
+    // Watches that begin now are all created before there is an event; one that begins before is alone on its stream.
+    for _ in requests {
+        let created: pb::WatchResponse = stream.message().await?;
+        anyhow::ensure!(created.created && !created.canceled, "a watch was refused: {}", created.cancel_reason);
+    }
+    Ok(stream)
 }
 
 /// A watch of the prefix that the writers use, from `start_revision` on (0: from now); `created` has been read.

@@ -1,6 +1,7 @@
 //! A server process under measurement.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Mutex;
@@ -78,8 +79,21 @@ pub(crate) struct Running {
     pub(crate) peers: Vec<String>,
     /// The leader first.
     children: Vec<Child>,
-    _data: TempDir,
+    start: Start,
+    data: TempDir,
 }
+
+/// How the only member of a group was started.
+struct Start {
+    program: Program,
+    pin: bool,
+    place: Place,
+    group: String,
+    arguments: Vec<String>,
+}
+
+/// What servers that have nothing to do use in a second.
+const QUIET_CPU_SECONDS: f64 = 0.1;
 
 /// Keeps this process on CPU 1.
 pub(crate) fn pin_self() -> anyhow::Result<()> {
@@ -146,8 +160,57 @@ impl Running {
             endpoints: places.iter().map(|place| place.client.clone()).collect(),
             peers: places.iter().map(|place| place.peer.clone()).collect(),
             children,
-            _data: dir,
+            start: Start {
+                program: program.clone(),
+                pin,
+                place: places.swap_remove(0),
+                group: group.join(","),
+                arguments: arguments.to_vec(),
+            },
+            data: dir,
         })
+    }
+
+    /// Kills the only member and starts it on what it left; returns how long it took until it answered a linearizable read.
+    pub(crate) async fn restart(&mut self) -> anyhow::Result<Duration> {
+        anyhow::ensure!(self.children.len() == 1, "only a group of one is restarted");
+        self.children[0].kill().await?;
+        let begin = Instant::now();
+        let Start { program, pin, place, group, arguments } = &self.start;
+        self.children[0] = spawn(program, *pin, &self.data.path().join("m0"), 0, place, group, arguments)?;
+        wait_until_it_answers(program, &self.endpoint).await?;
+        Ok(begin.elapsed())
+    }
+
+    /// Waits, for a minute at most, until the members have finished what earlier load left to do: merging files above all.
+    pub(crate) async fn settle(&self) -> anyhow::Result<()> {
+        for _ in 0..60 {
+            let before = self.usage()?.cpu_seconds;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if self.usage()?.cpu_seconds - before <= QUIET_CPU_SECONDS {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes that the data take on the disk.
+    pub(crate) fn disk_bytes(&self) -> anyhow::Result<u64> {
+        fn below(dir: &Path) -> std::io::Result<u64> {
+            let mut bytes = 0;
+            for entry in std::fs::read_dir(dir)? {
+                let entry = entry?;
+                bytes += match entry.metadata() {
+                    Ok(about) if about.is_dir() => below(&entry.path())?,
+                    Ok(about) => about.blocks() * 512,
+                    // Removed since it was listed.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+                    Err(error) => return Err(error),
+                };
+            }
+            Ok(bytes)
+        }
+        Ok(below(self.data.path())?)
     }
 
     /// Of all members together, from /proc; the processes must live.

@@ -3,6 +3,7 @@
 //! An experiment is a command line of `tailwater bench`, so that anybody can run it by hand on a server of their own. What
 //! it is judged by are ratios to etcd in the same round; the median over the rounds counts.
 
+mod long;
 mod output;
 mod rows;
 
@@ -16,7 +17,7 @@ use crate::server::{ECHO, Program, Running, Usage, pin_self};
 use crate::tier::figures::{Ratio, Series};
 use crate::workload::{self, Arguments as Load};
 
-use rows::{Experiment, Figure, Target};
+use rows::{Experiment, Figure, Run, Target};
 
 /// Arguments of `tailwater-bench suite`.
 #[derive(Args, Clone, Debug)]
@@ -33,7 +34,7 @@ pub(crate) struct Arguments {
     /// Only experiments whose name contains this.
     #[arg(long)]
     only: Option<String>,
-    /// Rounds of each server [default: 1 with quick, else 5]
+    /// Rounds of each server [default: 5 with full, else 1]
     #[arg(long)]
     rounds: Option<usize>,
     /// Directory for the servers' data; its disk is the one that is measured.
@@ -70,6 +71,7 @@ impl Sample {
             Figure::MemoryMax => self.used.memory_bytes_max as f64 / f64::from(1 << 20),
             // What is not above the noise of an allocator is as little as that.
             Figure::MemoryAdded => (self.used.memory_bytes_added as f64 / f64::from(1 << 20)).max(1.0),
+            Figure::Told(told) => self.report.figures.get(told.name).copied().unwrap_or_default(),
             Figure::WrittenPerByte => self.used.written_bytes as f64 / self.report.bytes.max(1) as f64,
         }
     }
@@ -94,7 +96,12 @@ impl Row {
 
     /// Whether the target is met; `None` when it can't be said.
     fn is_met(&self) -> Option<bool> {
-        Some(self.target?.is_met(self.ratio()?.median))
+        let ours = Some(self.ours.median()).filter(|ours| *ours > 0.0);
+        Some(match self.target? {
+            Target::AtMost(limit) => self.ratio()?.median <= limit,
+            Target::AtLeast(limit) => self.ratio()?.median >= limit,
+            Target::Itself(limit) => ours? <= limit,
+        })
     }
 }
 
@@ -115,12 +122,12 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut programs: Vec<Program> = ours.into_iter().chain(theirs).collect();
     anyhow::ensure!(!programs.is_empty(), "name a server: --tailwater PATH, --etcd PATH or both");
     programs.push(Program::echo()?);
-    let rounds = arguments.rounds.unwrap_or(if arguments.size == rows::Size::Quick { 1 } else { 5 });
+    let rounds = arguments.rounds.unwrap_or(if arguments.size == rows::Size::Full { 5 } else { 1 });
     let data = arguments.data.clone().unwrap_or_else(std::env::temp_dir);
     let syncs = output::syncs_per_second(&data)?;
     let chosen: Vec<&'static Experiment> = rows::EXPERIMENTS
         .iter()
-        .filter(|experiment| experiment.size <= arguments.size)
+        .filter(|experiment| arguments.size.has(experiment.size))
         .filter(|experiment| arguments.only.as_ref().is_none_or(|only| experiment.id.contains(only.as_str())))
         .collect();
     anyhow::ensure!(!chosen.is_empty(), "no experiment is named so; there are: {}", rows::names());
@@ -139,7 +146,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
             })
             .collect();
         for round in 0..rounds {
-            for program in programs.iter().filter(|program| program.name != ECHO || experiment.has_echo) {
+            for program in programs.iter().filter(|program| experiment.who.has(program.name)) {
                 eprintln!("{} round {} of {rounds}: {}", experiment.id, round + 1, program.name);
                 let sample = measure(experiment, program, &data, arguments.pin).await?;
                 for row in &mut found {
@@ -166,13 +173,19 @@ async fn measure(
     data: &std::path::Path,
     pin: bool,
 ) -> anyhow::Result<Sample> {
+    let line = match experiment.measured {
+        Run::Line(line) => line,
+        Run::Restart => return long::restart(program, data, pin).await,
+        Run::Large => return long::large(program, data, pin).await,
+        Run::MostNodes => return long::most_nodes(program, data, pin).await,
+    };
     let mut running = Running::start_group(program, experiment.members, data, pin, &[]).await?;
     if let Some(before) = experiment.before.filter(|_| program.name != ECHO) {
         let report = load(before, &running.endpoint).await?;
         anyhow::ensure!(report.is_good(), "{}: {}", program.name, report.text());
     }
     let before = running.usage()?;
-    let report = load(experiment.measured, &running.endpoint).await?;
+    let report = load(line, &running.endpoint).await?;
     let used = running.usage()?.since(&before);
     running.stop().await?;
     anyhow::ensure!(report.is_good(), "{}: {}", program.name, report.text());
@@ -191,7 +204,11 @@ mod tests {
     #[test]
     fn every_row_is_a_command_that_is_understood() {
         for experiment in rows::EXPERIMENTS {
-            for line in experiment.before.iter().chain([&experiment.measured]) {
+            let measured = match &experiment.measured {
+                Run::Line(line) => Some(line),
+                Run::Restart | Run::Large | Run::MostNodes => None,
+            };
+            for line in experiment.before.iter().chain(measured) {
                 assert!(Line::try_parse_from(line.split_whitespace()).is_ok(), "{}: {line}", experiment.id);
             }
             assert!(!experiment.figures.is_empty());

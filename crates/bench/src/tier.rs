@@ -13,7 +13,7 @@ pub(crate) mod growth;
 pub(crate) mod isolation;
 pub(crate) mod lists;
 pub(crate) mod memory;
-mod puts;
+pub(crate) mod puts;
 pub(crate) mod topology;
 
 use std::path::PathBuf;

@@ -33,7 +33,7 @@ pub use answer::{Answer, Applied, ApplyError, ProposeError};
 pub use auth::{Auth, AuthError, LeaseKeys, ROOT, Right};
 pub use handle::{Consensus, ConsensusConfig, ConsensusStatus, InstallError, LeaseInfo, StartError};
 #[doc(hidden)]
-pub use machine::fuzzing;
+pub use machine::{fuzzing, measuring};
 pub use peers::{NoPeers, PeerTransport};
 pub use replica::CatchUp;
 pub use start::{Chosen, Parts, SourceReady, assemble};

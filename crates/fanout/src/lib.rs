@@ -20,6 +20,7 @@ mod interval;
 mod keys;
 mod list;
 mod load;
+pub mod measuring;
 pub mod metrics;
 mod range;
 mod read;

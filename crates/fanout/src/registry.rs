@@ -158,7 +158,7 @@ impl Registry {
     }
 
     /// Appends the slots whose range contains `key`; returns how many places were looked at.
-    fn find(&self, key: &[u8], hits: &mut Vec<usize>) -> usize {
+    pub(crate) fn find(&self, key: &[u8], hits: &mut Vec<usize>) -> usize {
         let begin = hits.len();
         let mut looked = 1;
         self.find_written(Kind::Exact, key, hits);

@@ -11,7 +11,7 @@ use plotters::prelude::*;
 use serde::Serialize;
 
 use super::Row;
-use super::rows::Size;
+use super::rows::{Run, Size};
 
 /// How the rows came about.
 pub(crate) struct About {
@@ -161,7 +161,13 @@ fn table(about: &About, rows: &[Row]) -> anyhow::Result<String> {
         if !told.contains(&row.experiment.id) {
             told.push(row.experiment.id);
             let before = row.experiment.before.map_or_else(String::new, |before| format!(" (before: `{before}`)"));
-            writeln!(text, "- {}, {}: `{}`{before}", row.experiment.id, row.experiment.what, row.experiment.measured)?;
+            let how = match row.experiment.measured {
+                Run::Line(line) => format!("`{line}`{before}"),
+                Run::Restart | Run::Large | Run::MostNodes => {
+                    format!("`tailwater-bench suite --only {}`", row.experiment.id)
+                }
+            };
+            writeln!(text, "- {}, {}: {how}", row.experiment.id, row.experiment.what)?;
         }
     }
     Ok(text)

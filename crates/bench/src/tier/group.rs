@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
 
 use anyhow::Context;
 use tokio::process::{Child, Command};
@@ -13,8 +12,6 @@ use crate::server::{Program, Running, Usage, field, free_port, usage_of, wait_un
 /// Of fanouts where they share a CPU with the generator: so many of their threads may be busy that at priorities nearer to
 /// its own it would be late itself.
 const FANOUT_NICE: u32 = 15;
-/// What members that have nothing to do use in a second.
-const QUIET_CPU_SECONDS: f64 = 0.1;
 
 /// A fanout process.
 pub(crate) struct Fanout {
@@ -106,16 +103,9 @@ impl Group {
         self.fanouts.iter().map(|fanout| fanout.endpoint.clone()).collect()
     }
 
-    /// Waits, for a minute at most, until the members have finished what earlier load left to do: merging files above all.
+    /// See [`Running::settle`].
     pub(crate) async fn settle(&self) -> anyhow::Result<()> {
-        for _ in 0..60 {
-            let before = self.cpu_seconds()?.0;
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            if self.cpu_seconds()?.0 - before <= QUIET_CPU_SECONDS {
-                break;
-            }
-        }
-        Ok(())
+        self.members.settle().await
     }
 
     /// CPU seconds of all members, and of all fanouts.

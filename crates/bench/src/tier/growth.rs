@@ -10,13 +10,13 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser};
 use tailwater_api::etcdserverpb as pb;
-use tonic::Streaming;
 
 use super::Common;
 use super::group::{Fanout, Group};
 use super::puts::Target;
 use crate::connection::Connection;
-use crate::load::connect;
+use crate::load::{connect, watch};
+use crate::messages::Messages;
 use crate::server::{Program, Running};
 use crate::stalled::millis;
 use crate::workload;
@@ -141,7 +141,7 @@ async fn cost(arguments: &Arguments, program: &Program, axis: Axis, step: u64) -
 }
 
 /// So many streams, each with a watch of a range of its own.
-async fn idle_watches(endpoint: &str, count: u64) -> anyhow::Result<Vec<Streaming<pb::WatchResponse>>> {
+async fn idle_watches(endpoint: &str, count: u64) -> anyhow::Result<Vec<Messages>> {
     let connections = connect(endpoint, WATCH_CONNECTIONS).await?;
     let mut streams = Vec::new();
     for (number, connection) in (0..count).zip(connections.iter().cycle()) {
@@ -150,19 +150,13 @@ async fn idle_watches(endpoint: &str, count: u64) -> anyhow::Result<Vec<Streamin
     Ok(streams)
 }
 
-async fn idle_watch(connection: &Connection, number: u64) -> anyhow::Result<Streaming<pb::WatchResponse>> {
+async fn idle_watch(connection: &Connection, number: u64) -> anyhow::Result<Messages> {
     let create = pb::WatchCreateRequest {
         key: format!("/idle/{number:06}/").into(),
         range_end: format!("/idle/{number:06}0").into(),
         ..Default::default()
     };
-    let request = pb::WatchRequest { request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)) };
-    let requests = tokio_stream::StreamExt::chain(tokio_stream::iter([request]), tokio_stream::pending());
-    let mut client = pb::watch_client::WatchClient::new(connection.clone());
-    let mut stream = client.watch(requests).await?.into_inner();
-    let created = stream.message().await?.context("the stream ended before the watch was created")?;
-    anyhow::ensure!(created.created, "the first answer of a watch stream is `created`");
-    Ok(stream)
+    watch(connection, vec![create]).await
 }
 
 fn table(text: &mut String, what: &str, costs: &[(&'static str, u64, Cost)]) -> anyhow::Result<()> {

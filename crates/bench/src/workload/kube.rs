@@ -16,14 +16,13 @@ use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use tailwater_api::etcdserverpb as pb;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio_stream::StreamExt;
-use tonic::Streaming;
 
 use super::writes::compare_and_put;
 use super::{Common, conclude};
 use crate::connection::Connection;
 use crate::drive::{Client, Measured, Pace, drive};
 use crate::load::{Kv, histogram, kv, micros};
+use crate::messages::Messages;
 use crate::report::Report;
 use crate::validate::{Mark, Validator, WatcherId};
 
@@ -232,11 +231,12 @@ struct Watched {
 }
 
 async fn watch(
-    mut stream: Streaming<pb::WatchResponse>,
+    mut stream: Messages,
     watched: Arc<Watched>,
     validator: Option<(Arc<Validator>, WatcherId)>,
 ) -> anyhow::Result<()> {
-    while let Some(response) = stream.message().await? {
+    loop {
+        let response: pb::WatchResponse = stream.message().await?;
         anyhow::ensure!(!response.canceled, "a watch was cancelled: {}", response.cancel_reason);
         if let Some((validator, watcher)) = &validator {
             validator.received(*watcher, &response);
@@ -253,19 +253,12 @@ async fn watch(
             }
         }
     }
-    anyhow::bail!("a watch stream ended")
 }
 
-async fn open(channel: &Connection, number: usize) -> anyhow::Result<Streaming<pb::WatchResponse>> {
+async fn open(channel: &Connection, number: usize) -> anyhow::Result<Messages> {
     let (key, range_end) = prefix(number);
     let create = pb::WatchCreateRequest { key, range_end, prev_kv: true, progress_notify: true, ..Default::default() };
-    let create = pb::WatchRequest { request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)) };
-    let requests = tokio_stream::iter([create]).chain(tokio_stream::pending());
-    let client = pb::watch_client::WatchClient::new(channel.clone());
-    let mut stream = client.max_decoding_message_size(1 << 30).watch(requests).await?.into_inner();
-    let created = stream.message().await?.context("the stream ended before the watch was created")?;
-    anyhow::ensure!(created.created && !created.canceled, "a watch was refused: {}", created.cancel_reason);
-    Ok(stream)
+    crate::load::watch(channel, vec![create]).await
 }
 
 /// Pages through all pods again and again.

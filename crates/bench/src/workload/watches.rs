@@ -11,12 +11,11 @@ use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use tailwater_api::etcdserverpb as pb;
 use tokio::task::JoinSet;
-use tokio_stream::StreamExt;
 
 use super::{Common, conclude, measured};
 use crate::connection::Connection;
 use crate::drive::{Client, Measured, Pace, drive};
-use crate::load::{Kv, histogram, kv, micros};
+use crate::load::{Kv, histogram, kv, micros, watch};
 use crate::messages::Messages;
 use crate::report::Report;
 use crate::validate::{Mark, Validator, WatcherId};
@@ -113,26 +112,13 @@ impl Client for Writer {
     }
 }
 
-const WATCH: &str = "/etcdserverpb.Watch/Watch";
-
 /// A stream with a watch on each of these ranges; all of them are created.
 async fn open(channel: &Connection, ranges: &[u64], start: i64, prev_kv: bool) -> anyhow::Result<Messages> {
-    let requests: Vec<_> = ranges
-        .iter()
-        .map(|&range| {
-            let (key, range_end) = Keys::range(range);
-            let create =
-                pb::WatchCreateRequest { key, range_end, prev_kv, start_revision: start, ..Default::default() };
-            pb::WatchRequest { request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)) }
-        })
-        .collect();
-    let mut stream = channel.stream(WATCH, &requests).await?;
-    // Watches that begin now are all created before there is an event; one that begins before is alone on its stream.
-    for _ in ranges {
-        let created: pb::WatchResponse = stream.message().await?;
-        anyhow::ensure!(created.created && !created.canceled, "a watch was refused: {}", created.cancel_reason);
-    }
-    Ok(stream)
+    let creates = ranges.iter().map(|&range| {
+        let (key, range_end) = Keys::range(range);
+        pb::WatchCreateRequest { key, range_end, prev_kv, start_revision: start, ..Default::default() }
+    });
+    watch(channel, creates.collect()).await
 }
 
 /// Watchers and writers.
@@ -326,9 +312,12 @@ impl Stalled {
             let range = stream as u64 % self.keys.ranges;
             streams.push(open(&watch_channels[stream % watch_channels.len()], &[range], 0, false).await?);
         }
+        // What fits into the windows and buffers on their way is still delivered.
+        let filling = phase(common, &writer, &channels, rate).await?;
         let with = phase(common, &writer, &channels, rate).await?;
         let figures = [
             ("rate puts/s", rate as f64),
+            ("put p99 ms while the streams' windows fill", p99(&filling)),
             ("put p99 ms, none stalled", p99(&without)),
             ("put p99 ms, none stalled, again", p99(&again)),
             ("put p99 with / without", p99(&with) / p99(&without)),
@@ -374,13 +363,10 @@ impl Lagging {
                 start_revision: first + 1,
                 ..Default::default()
             };
-            let create =
-                pb::WatchRequest { request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)) };
-            let requests = tokio_stream::iter([create]).chain(tokio_stream::pending());
-            let client = pb::watch_client::WatchClient::new(watch_channels[0].clone());
-            let mut stream = client.max_decoding_message_size(1 << 30).watch(requests).await?.into_inner();
+            let mut stream = watch(&watch_channels[0], vec![create]).await?;
             let (mut events, mut live) = (0, None);
-            while let Some(response) = stream.message().await? {
+            while live.is_none() {
+                let response: pb::WatchResponse = stream.message().await?;
                 anyhow::ensure!(!response.canceled, "the watch was cancelled: {}", response.cancel_reason);
                 events += response.events.len() as u64;
                 let reached = response.header.as_ref().map_or(0, |header| header.revision);
@@ -388,7 +374,6 @@ impl Lagging {
                 // At the server's newest revision, after most of what lay behind it.
                 if events >= goal && last + 100 >= reached {
                     live = Some(begin.elapsed());
-                    break;
                 }
             }
             anyhow::Ok((events, live.context("the watch ended before it had caught up")?))

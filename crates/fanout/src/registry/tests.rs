@@ -113,22 +113,3 @@ fn matching_costs_the_same_at_10_and_at_100_000_disjoint_watchers() {
     let odd = |i| KeyRange::Span(format!("/k/{i:06}/a").into(), format!("/k/{i:06}/z").into());
     assert!(looked(100_000, odd) < 100, "{}", looked(100_000, odd));
 }
-
-/// Run by itself under an instruction counter that watches `Registry::find`: `scripts/instructions.sh`. MATCH_WATCHERS
-/// sets how many disjoint watchers there are: half of them of a prefix, half of one key.
-#[test]
-fn matching_a_thousand_events_among_disjoint_watchers() {
-    let count = std::env::var("MATCH_WATCHERS").map_or(10, |count| count.parse().unwrap());
-    let mut registry = Registry::default();
-    for i in 0..count / 2 {
-        acquire(&mut registry, &KeyRange::Span(format!("/k/{i:06}/").into(), format!("/k/{i:06}0").into()));
-        acquire(&mut registry, &KeyRange::Key(format!("/e/{i:06}").into()));
-    }
-    let mut hits = Vec::new();
-    for event in 0..500 {
-        let i = event * 7 % (count / 2);
-        registry.find(format!("/k/{i:06}/x").as_bytes(), &mut hits);
-        registry.find(format!("/e/{i:06}").as_bytes(), &mut hits);
-    }
-    assert_eq!(hits.len(), 1000);
-}
