@@ -27,6 +27,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     // Checks of what the others decode.
     ("fuzz", &["api", "http2", "tls", "snapshot", "eventlog", "consensus", "transport", "gateway", "server", "fuzz"]),
     // The program beside the library is of the same name.
+    ("micro", &["consensus", "eventlog", "fanout"]),
     ("sim", &["api", "eventlog", "consensus", "fanout", "sim"]),
 ];
 
