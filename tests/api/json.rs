@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use tailwater_tests::{Kind, Options, Server, left_out, program};
+use tailwater_tests::{Kind, Options, Server, free_port, left_out, program};
 
 /// Requests in order, each with its body; of a stream what comes within a second is taken.
 const REQUESTS: &[(&str, &str)] = &[
@@ -223,7 +223,7 @@ async fn grpc_and_the_rest_may_have_their_own_ports() {
     if let Err(error) = program(Kind::Tailwater) {
         return left_out("ports apart", &format!("{error:#}"));
     }
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let flags = vec![format!("--listen-client-http-urls=http://127.0.0.1:{port}")];
     let server = Server::start(Kind::Tailwater, &Options { flags, ..Options::default() }).await.unwrap();
     let status = |url: &str| curl(url, &[]).lines().next().unwrap_or_default().to_owned();

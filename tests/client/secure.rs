@@ -1,12 +1,11 @@
 //! TLS, with certificates on both sides.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use tailwater_client::{Client, Phase, TlsFiles};
-use tailwater_tests::{Kind, program};
+use tailwater_tests::{Kind, free_port, program};
 use tempfile::TempDir;
 
 use crate::kinds;
@@ -48,10 +47,8 @@ impl Drop for Secure {
 
 impl Secure {
     fn start(kind: Kind, files: &TlsFiles) -> anyhow::Result<Self> {
-        let listeners = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
-        let url = format!("https://{}", listeners[0].local_addr()?);
-        let peer = format!("http://{}", listeners[1].local_addr()?);
-        drop(listeners);
+        let url = format!("https://127.0.0.1:{}", free_port());
+        let peer = format!("http://127.0.0.1:{}", free_port());
         let data = tempfile::tempdir()?;
         let mut command = Command::new(program(kind)?);
         if kind == Kind::Tailwater {

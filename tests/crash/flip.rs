@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::load::Load;
-use tailwater_tests::{Node, copy_tree};
+use tailwater_tests::{Node, copy_tree, written_end};
 
 /// The kind of a file: its name without digits, below its directory.
 fn kind(path: &Path) -> String {
@@ -66,8 +66,8 @@ pub(crate) async fn every_kind_of_file(seed: u64) -> anyhow::Result<()> {
     let kept = node.root().with_file_name("kept");
     copy_tree(&node.root(), &kept)?;
     for path in newest.values() {
-        let length = path.metadata()?.len();
-        for at in [random.random_range(0..length.min(16)), length / 2, length - 1] {
+        let (length, written) = (path.metadata()?.len(), written_end(path)?);
+        for at in [random.random_range(0..written.min(16)), written / 2, written - 1, length - 1] {
             std::fs::remove_dir_all(node.root())?;
             copy_tree(&kept, &node.root())?;
             flip(path, at, random.random_range(0..8))?;

@@ -1,7 +1,7 @@
 //! The storage layer of `dropsync.c`, from the test's side.
 
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -99,7 +99,7 @@ impl SyncedDisk {
 }
 
 impl Cut<'_> {
-    /// Appends to some synced files a part of what was written behind their end; in the raft log, whose records carry
+    /// Writes to some synced files a part of what was written behind what was synced; in the raft log, whose records carry
     /// checksums for it, perhaps with wrong bytes.
     fn tear(&mut self, written: &Path, synced: &Path) -> anyhow::Result<()> {
         for entry in std::fs::read_dir(synced)? {
@@ -110,20 +110,36 @@ impl Cut<'_> {
                 continue;
             }
             let Ok(mut file) = std::fs::File::open(&original) else { continue };
-            let (have, all) = (entry.metadata()?.len(), file.metadata()?.len());
-            if all <= have || self.random.random_bool(0.5) {
-                continue;
-            }
+            let is_raft_log = original.parent().is_some_and(|parent| parent.ends_with("raft"));
+            let have = match is_raft_log {
+                // Room made ahead is zeros in both: what was not synced lies before the end.
+                true => first_difference(&std::fs::read(entry.path())?, &std::fs::read(&original)?),
+                false => Some(entry.metadata()?.len()),
+            };
+            let all = if is_raft_log { written_end(&original)? } else { file.metadata()?.len() };
+            let Some(have) = have.filter(|have| all > *have && self.random.random_bool(0.5)) else { continue };
             let count = usize::try_from(self.random.random_range(1..=all - have))?;
             let mut bytes = vec![0; count];
             file.seek(SeekFrom::Start(have))?;
             file.read_exact(&mut bytes)?;
-            if original.parent().is_some_and(|parent| parent.ends_with("raft")) && self.random.random_bool(0.3) {
+            if is_raft_log && self.random.random_bool(0.3) {
                 let at = self.random.random_range(0..count);
                 bytes[at..].fill_with(|| self.random.random());
             }
-            std::fs::OpenOptions::new().append(true).open(entry.path())?.write_all(&bytes)?;
+            std::fs::OpenOptions::new().write(true).open(entry.path())?.write_all_at(&bytes, have)?;
         }
         Ok(())
     }
+}
+
+/// Where two files begin to differ; `None`: they don't.
+fn first_difference(one: &[u8], other: &[u8]) -> Option<u64> {
+    let differs = one.iter().zip(other).position(|(one, other)| one != other);
+    let at = differs.or_else(|| (one.len() != other.len()).then(|| one.len().min(other.len())))?;
+    u64::try_from(at).ok()
+}
+
+/// The end of what was written to a file: the zeros behind it may be room that was made ahead.
+pub fn written_end(path: &Path) -> std::io::Result<u64> {
+    Ok(std::fs::read(path)?.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1))
 }

@@ -15,7 +15,7 @@ mod process;
 pub mod proxy;
 mod raw;
 
-pub use disk::{Cut, SyncedDisk};
+pub use disk::{Cut, SyncedDisk, written_end};
 pub use node::{Node, copy_tree};
-pub use process::{Kind, Options, Server, left_out, program, tool};
+pub use process::{Kind, Options, Server, free_port, left_out, program, tool};
 pub use raw::{BytesCodec, Failure, RawClient};

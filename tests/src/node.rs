@@ -24,7 +24,7 @@ impl Node {
     pub fn new() -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("tailwater-crash-").tempdir()?;
         std::fs::create_dir(dir.path().join("root"))?;
-        let [client, peer] = free_urls()?;
+        let [client, peer] = free_urls();
         Ok(Self { dir, client, peer, arguments: Vec::new(), child: None })
     }
 

@@ -6,6 +6,8 @@ use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -79,7 +81,7 @@ impl Server {
         prepare: impl FnOnce(&Path, &str) -> anyhow::Result<()>,
     ) -> anyhow::Result<Self> {
         let dir = TempDir::new()?;
-        let [client, peer] = free_urls()?;
+        let [client, peer] = free_urls();
         prepare(&dir.path().join("data"), &peer)?;
         let mut command = command(kind, &dir.path().join("data"), &client, &peer, &dir.path().join("log"))?;
         command.args(&options.flags);
@@ -250,9 +252,19 @@ fn on_path(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file: &PathBuf| Path::is_file(file))
 }
 
-/// Two loopback URLs whose ports were free a moment ago, held together so that they differ.
-pub(crate) fn free_urls() -> anyhow::Result<[String; 2]> {
-    let listeners = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
-    let url = |listener: &TcpListener| anyhow::Ok(format!("http://{}", listener.local_addr()?));
-    Ok([url(&listeners[0])?, url(&listeners[1])?])
+/// A loopback port that was free a moment ago. It lies below those that connections get at their own end, so that none takes
+/// it before a server does.
+///
+/// # Panics
+/// There is none.
+#[must_use]
+pub fn free_port() -> u16 {
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(rand::random()));
+    let mut tries = (0..1000).map(|_| 15_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 17_000);
+    tries.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port among 1000")
+}
+
+/// Two loopback URLs whose ports were free a moment ago.
+pub(crate) fn free_urls() -> [String; 2] {
+    [(); 2].map(|()| format!("http://127.0.0.1:{}", free_port()))
 }

@@ -26,7 +26,7 @@ struct Relay {
 
 /// A port that nobody has now.
 fn port() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    ([127, 0, 0, 1], tailwater_tests::free_port()).into()
 }
 
 fn url(address: SocketAddr) -> String {
