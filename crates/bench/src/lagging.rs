@@ -102,7 +102,7 @@ async fn fill(endpoint: &str, revisions: u64) -> anyhow::Result<()> {
         tasks.spawn(async move {
             for index in (worker..revisions).step_by(256) {
                 let key = format!("/watch/{:04}", index % 1000).into();
-                kv.put(pb::PutRequest { key, value: value(1024), ..Default::default() }).await?;
+                kv.put(pb::PutRequest { key, value: value(1024, index), ..Default::default() }).await?;
             }
             anyhow::Ok(())
         });

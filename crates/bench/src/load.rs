@@ -1,5 +1,6 @@
 //! Connections and calls that the workloads share.
 
+use std::sync::LazyLock;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -19,9 +20,34 @@ pub(crate) fn kv(channel: &Connection) -> Kv {
     Kv::new(channel.clone()).max_decoding_message_size(1 << 30)
 }
 
-/// A value of this length.
-pub(crate) fn value(length: usize) -> Bytes {
-    Bytes::from(vec![b'v'; length])
+/// A value of this length, another for each number.
+pub(crate) fn value(length: usize, number: u64) -> Bytes {
+    let mut value = Vec::with_capacity(length);
+    fill(&mut value, length, number);
+    value.into()
+}
+
+/// Lengthens a value to `length` with bytes that don't compress: what a server compresses would cost it less than it will.
+pub(crate) fn fill(value: &mut Vec<u8>, length: usize, number: u64) {
+    const NOISE_BYTES: usize = 1 << 20;
+    static NOISE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        // xorshift64 (Marsaglia 2003).
+        let mut state = 0x9e37_79b9_7f4a_7c15u64;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()
+        };
+        (0..NOISE_BYTES / 8).flat_map(|_| next()).collect()
+    });
+    // A prime, so that neighbours differ.
+    let mut begin = usize::try_from(number.wrapping_mul(4099) % NOISE_BYTES as u64).unwrap_or_default();
+    while value.len() < length {
+        let end = NOISE_BYTES.min(begin + length - value.len());
+        value.extend_from_slice(&NOISE[begin..end]);
+        begin = 0;
+    }
 }
 
 /// Opens `count` connections to a server without TLS or users.

@@ -195,7 +195,7 @@ async fn greatest_rate(endpoint: &str) -> anyhow::Result<u64> {
             let mut puts = 0u64;
             while Instant::now() < end {
                 let key = format!("/watch/{:04}", (puts * SENDERS + sender) % KEYS).into();
-                kv.put(pb::PutRequest { key, value: value(1024), ..Default::default() }).await?;
+                kv.put(pb::PutRequest { key, value: value(1024, puts), ..Default::default() }).await?;
                 puts += 1;
             }
             anyhow::Ok(puts)
@@ -250,7 +250,7 @@ async fn send(
     for index in (sender..events).step_by(usize::try_from(SENDERS).expect("few")) {
         let due = begin + Duration::from_nanos(1_000_000_000 / rate * index);
         tokio::time::sleep_until(due.into()).await;
-        let mut bytes = value(1024).to_vec();
+        let mut bytes = value(1024, index).to_vec();
         let due_micros = u64::try_from((due - begin).as_micros()).expect("a short run");
         bytes[..8].copy_from_slice(&due_micros.to_be_bytes());
         let key = format!("/watch/{:04}", index % KEYS).into();

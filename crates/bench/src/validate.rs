@@ -29,7 +29,7 @@ impl Mark {
         let mut value = Vec::with_capacity(length.max(MARK_BYTES));
         value.extend(self.number.to_be_bytes());
         value.extend(self.sent.to_be_bytes());
-        value.resize(length.max(MARK_BYTES), b'v');
+        crate::load::fill(&mut value, length, self.number);
         value.into()
     }
 

@@ -152,23 +152,24 @@ pub(super) struct Updater {
     kv: Kv,
     keys: Vec<(Bytes, i64)>,
     next: usize,
-    value: Bytes,
+    value_bytes: usize,
 }
 
 impl Updater {
     pub(super) fn new(channel: &Connection, keys: impl Iterator<Item = String>, val_size: usize) -> Self {
         let keys = keys.map(|key| (key.into(), 0)).collect();
-        Self { kv: kv(channel), keys, next: 0, value: value(val_size) }
+        Self { kv: kv(channel), keys, next: 0, value_bytes: val_size }
     }
 }
 
 impl Client for Updater {
-    async fn request(&mut self, _: u64) -> anyhow::Result<u64> {
+    async fn request(&mut self, number: u64) -> anyhow::Result<u64> {
         let count = self.keys.len();
         let (key, revision) = &mut self.keys[self.next % count];
         self.next += 1;
-        let bytes = (key.len() + self.value.len()) as u64;
-        let answer = self.kv.txn(compare_and_put(key.clone(), *revision, self.value.clone())).await?.into_inner();
+        let bytes = (key.len() + self.value_bytes) as u64;
+        let value = value(self.value_bytes, number);
+        let answer = self.kv.txn(compare_and_put(key.clone(), *revision, value)).await?.into_inner();
         if answer.succeeded {
             *revision = answer.header.context("an answer has a header")?.revision;
             return Ok(bytes);
