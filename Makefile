@@ -54,7 +54,7 @@ fuzz: prepare ## Every decoder under libFuzzer: SECONDS=60 for each of them, TAR
 reference: ## The real etcd and etcdctl that the tests compare with (needs Go).
 	@tests/etcd/build.sh "$(TARGET)/reference"
 
-bench: build reference ## Rows with targets beside a real etcd (server on CPU 0, load on CPU 1), tables and plots in target/bench: 50 minutes; bench-quick: three; bench-long (restart, 12 GiB, most nodes, ten minutes of leases): 50.
+bench: build reference ## Rows with targets beside a real etcd (server on CPU 0, load on CPU 1), tables and plots in target/bench; bench-quick takes a few minutes; bench-long has the rows that take minutes each.
 	$(MAKE) bench-full
 
 bench-quick bench-full bench-long: bench-%: build reference
