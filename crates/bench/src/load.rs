@@ -3,11 +3,9 @@
 use std::sync::LazyLock;
 use std::time::Instant;
 
-use anyhow::Context;
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use tailwater_api::etcdserverpb as pb;
-use tokio_stream::StreamExt;
 
 use crate::connection::{Access, Connection};
 use crate::messages::Messages;
@@ -76,23 +74,9 @@ pub(crate) async fn watch(channel: &Connection, creates: Vec<pb::WatchCreateRequ
 }
 
 /// A watch of the prefix that the writers use, from `start_revision` on (0: from now); `created` has been read.
-pub(crate) async fn open_watch(
-    channel: &Connection,
-    start_revision: i64,
-) -> anyhow::Result<tonic::Streaming<pb::WatchResponse>> {
-    let create = pb::WatchCreateRequest {
-        key: "/watch/".into(),
-        range_end: "/watch0".into(),
-        start_revision,
-        ..Default::default()
-    };
-    let request = pb::WatchRequest { request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)) };
-    let requests = tokio_stream::iter([request]).chain(tokio_stream::pending());
-    let mut client = pb::watch_client::WatchClient::new(channel.clone()).max_decoding_message_size(1 << 30);
-    let mut stream = client.watch(requests).await?.into_inner();
-    let created = stream.next().await.context("the stream ended before the watch was created")??;
-    anyhow::ensure!(created.created, "the first answer of a watch stream is `created`");
-    Ok(stream)
+pub(crate) async fn open_watch(channel: &Connection, start_revision: i64) -> anyhow::Result<Messages> {
+    let (key, range_end) = ("/watch/".into(), "/watch0".into());
+    watch(channel, vec![pb::WatchCreateRequest { key, range_end, start_revision, ..Default::default() }]).await
 }
 
 /// Microseconds, three digits.

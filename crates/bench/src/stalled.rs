@@ -18,10 +18,10 @@ use parking_lot::Mutex;
 use tailwater_api::etcdserverpb as pb;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
-use tokio_stream::StreamExt;
 
 use crate::connection::Connection;
 use crate::load::{connect, histogram, kv, micros, open_watch, value};
+use crate::messages::Messages;
 use crate::server::{Program, Running};
 
 const KEYS: u64 = 1000;
@@ -186,7 +186,7 @@ async fn sample_stream_bytes(endpoint: String, most: Arc<AtomicU64>) -> anyhow::
 async fn greatest_rate(endpoint: &str) -> anyhow::Result<u64> {
     let channels = connect(endpoint, 16).await?;
     let mut watch = open_watch(&connect(endpoint, 1).await?[0], 0).await?;
-    let observer = tokio::spawn(async move { while let Some(Ok(_)) = watch.next().await {} });
+    let observer = tokio::spawn(async move { while watch.message::<pb::WatchResponse>().await.is_ok() {} });
     let end = Instant::now() + CALIBRATION;
     let mut senders = JoinSet::new();
     for sender in 0..SENDERS {
@@ -260,14 +260,10 @@ async fn send(
     Ok(())
 }
 
-async fn observe(
-    mut stream: tonic::Streaming<pb::WatchResponse>,
-    begin: Instant,
-    events: u64,
-) -> anyhow::Result<Histogram<u64>> {
+async fn observe(mut stream: Messages, begin: Instant, events: u64) -> anyhow::Result<Histogram<u64>> {
     let mut lag = histogram();
     while lag.len() < events {
-        let response = stream.next().await.context("the healthy watch ended")??;
+        let response: pb::WatchResponse = stream.message().await.context("the healthy watch ended")?;
         let now = micros(begin);
         for event in response.events {
             let kv = event.kv.context("an event has a key")?;
@@ -280,7 +276,7 @@ async fn observe(
 
 /// A watch client that does not read.
 enum Stalled {
-    Flow(Box<tonic::Streaming<pb::WatchResponse>>, i64),
+    Flow(Box<Messages>, i64),
     Process(std::process::Child),
 }
 
@@ -324,15 +320,12 @@ fn signal(name: &str, id: u32) -> anyhow::Result<()> {
 }
 
 /// Every revision from `start` to `last` in order, once; or the compacted cancel.
-pub(crate) async fn follow(
-    mut stream: tonic::Streaming<pb::WatchResponse>,
-    start: i64,
-    last: i64,
-) -> anyhow::Result<()> {
+pub(crate) async fn follow(mut stream: Messages, start: i64, last: i64) -> anyhow::Result<()> {
     let mut next = start;
     while next <= last {
-        let response = tokio::time::timeout(Duration::from_secs(120), stream.next()).await;
-        let response = response.context("nothing came for 120 s")?.context("the stalled watch ended")??;
+        let response = tokio::time::timeout(Duration::from_secs(120), stream.message()).await;
+        let response: pb::WatchResponse =
+            response.context("nothing came for 120 s")?.context("the stalled watch ended")?;
         if response.canceled && response.compact_revision > 0 {
             return Ok(());
         }
