@@ -21,6 +21,8 @@
 //! bytes at places that follow from their one encoding, so it is not stored twice. A reader refuses a row whose bytes
 //! are not exactly what [`Event::put`] or [`Event::delete`] writes.
 
+use std::ops::Range;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use tailwater_api::wire;
 
@@ -301,12 +303,24 @@ impl Event {
     /// # Errors
     /// See [`RowError`]; nothing is returned of a row that is not whole.
     pub fn from_row(row: Bytes) -> Result<Self, RowError> {
+        Self::from_row_with(&row, |body| row.slice(body))
+    }
+
+    /// As [`Event::from_row`], of a row that is about to go: the event has bytes of its own.
+    ///
+    /// # Errors
+    /// The same.
+    pub(crate) fn copied_from_row(row: &[u8]) -> Result<Self, RowError> {
+        Self::from_row_with(row, |body| Bytes::copy_from_slice(&row[body]))
+    }
+
+    fn from_row_with(row: &[u8], take: impl FnOnce(Range<usize>) -> Bytes) -> Result<Self, RowError> {
         let body_len = row
             .len()
             .checked_sub(ROW_CHECKSUM_BYTES)
             .filter(|len| *len >= ROW_HEAD_BYTES)
             .ok_or(RowError::Malformed("shorter than head and checksum"))?;
-        let stored = u32::from_le_bytes(array_at(&row, body_len));
+        let stored = u32::from_le_bytes(array_at(row, body_len));
         let computed = crc32c::crc32c(&row[..body_len]);
         if stored != computed {
             return Err(RowError::Checksum { stored, computed });
@@ -314,11 +328,11 @@ impl Event {
         if row[0] != ROW_FORMAT {
             return Err(RowError::Format(row[0]));
         }
-        let sub = u32::from_le_bytes(array_at(&row, 2));
-        let prev_revision = Revision(i64::from_le_bytes(array_at(&row, 6)));
-        let prev_sub = u32::from_le_bytes(array_at(&row, 14));
+        let sub = u32::from_le_bytes(array_at(row, 2));
+        let prev_revision = Revision(i64::from_le_bytes(array_at(row, 6)));
+        let prev_sub = u32::from_le_bytes(array_at(row, 14));
         let prev = (prev_revision != Revision(0)).then_some((prev_revision, prev_sub));
-        let event = Self::from_encoded(row.slice(ROW_HEAD_BYTES..body_len), sub, prev)?;
+        let event = Self::from_encoded(take(ROW_HEAD_BYTES..body_len), sub, prev)?;
         match (row[1], event.kind()) {
             (0, EventKind::Put) | (1, EventKind::Delete) => Ok(event),
             _ => Err(RowError::Malformed("kind differs from the event's type")),

@@ -70,8 +70,12 @@ impl KeyHistory {
 
     /// The newest version at or below `at`, when it is a put.
     pub(crate) fn live_at(&self, at: Revision) -> Option<&Version> {
-        let version = if self.newest.revision <= at { Some(&self.newest) } else { self.older_at(at) };
-        version.filter(|version| version.kind == EventKind::Put)
+        self.newest_at(at).filter(|version| version.kind == EventKind::Put)
+    }
+
+    /// The newest version at or below `at`.
+    pub(crate) fn newest_at(&self, at: Revision) -> Option<&Version> {
+        if self.newest.revision <= at { Some(&self.newest) } else { self.older_at(at) }
     }
 
     fn older(&self) -> &[Version] {

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::copy::{CopyError, stored_fold_point};
-use super::{CopyPoint, EventLog, FoldHold, LogState, StorageError, format, generations};
+use super::copy::{CopyError, stored_point};
+use super::{EventLog, FoldHold, LogState, StorageError, format, generations};
 use crate::Event;
 
 mod sorted;
@@ -153,8 +153,8 @@ impl BackupEvents<'_> {
             events.push(event);
         }
         // Asked after the rows were read: had any of them been folded, it would show.
-        let point = CopyPoint { history: current.state().history, fold_point: stored_fold_point(&current.engine)? };
-        if point == hold.point() { Ok(events) } else { Err(CopyError::Moved(point)) }
+        let point = stored_point(&current)?;
+        if point.is_at(hold.point()) { Ok(events) } else { Err(CopyError::Moved(point)) }
     }
 }
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::engine::{Engine, Family};
-use super::{EventLog, FoldHold, LogState, StorageError, format};
+use super::engine::Family;
+use super::{EventLog, FoldHold, Generation, LogState, StorageError, format};
 use crate::{HistoryId, Revision};
 
 /// What the base of a copy belongs to.
@@ -21,6 +21,15 @@ pub struct CopyPoint {
     pub history: HistoryId,
     /// Base holds what is live here; the log begins above.
     pub fold_point: Revision,
+    /// Base may lack what was superseded below: a copy that has rows of it must not end at a lower compacted revision.
+    pub compacted: Revision,
+}
+
+impl CopyPoint {
+    /// Whether base and log are those of `other`.
+    pub(super) fn is_at(self, other: Self) -> bool {
+        (self.history, self.fold_point) == (other.history, other.fold_point)
+    }
 }
 
 /// A piece of the log of a copy.
@@ -89,8 +98,8 @@ impl EventLog {
             rows.push(row);
         }
         // Asked after the rows were read: had the fold point moved before, it would show here.
-        let now = CopyPoint { history: current.state().history, fold_point: stored_fold_point(&current.engine)? };
-        if now == point { Ok(rows) } else { Err(CopyError::Moved(now)) }
+        let now = stored_point(&current)?;
+        if now.is_at(point) { Ok(rows) } else { Err(CopyError::Moved(now)) }
     }
 
     /// Log rows behind the place `after` (with the greatest sub-revision: behind that whole record), about `bytes_max`
@@ -120,7 +129,7 @@ impl EventLog {
         }
         // A batch is written whole, so that the end of the log is the end of a record; elsewhere it may go on.
         copy.complete = if copy.is_end { last.0.max(reached) } else { Revision(last.0.0 - 1) };
-        let now = CopyPoint { history: current.state().history, fold_point: stored_fold_point(&current.engine)? };
+        let now = stored_point(&current)?;
         let is_there = now.fold_point < start.0;
         if now.history == history && is_there { Ok(copy) } else { Err(CopyError::Moved(now)) }
     }
@@ -168,13 +177,16 @@ impl EventLog {
 }
 
 fn point_of(state: &LogState) -> CopyPoint {
-    CopyPoint { history: state.history, fold_point: state.fold_point }
+    CopyPoint { history: state.history, fold_point: state.fold_point, compacted: state.compacted }
 }
 
-/// As rows read before show it; the number in memory follows a fold's batch a moment later.
-pub(super) fn stored_fold_point(engine: &Engine) -> Result<Revision, StorageError> {
-    let Some(value) = engine.get(Family::State, format::FOLD_KEY)? else { return Ok(Revision(0)) };
-    format::decode_fold_point(&format::unsealed(format::FOLD_KEY, value)?)
+/// As rows read before show it; the fold point in memory follows a fold's batch a moment later.
+pub(super) fn stored_point(generation: &Generation) -> Result<CopyPoint, StorageError> {
+    let fold_point = match generation.engine.get(Family::State, format::FOLD_KEY)? {
+        Some(value) => format::decode_fold_point(&format::unsealed(format::FOLD_KEY, value)?)?,
+        None => Revision(0),
+    };
+    Ok(CopyPoint { fold_point, ..point_of(&generation.state()) })
 }
 
 #[cfg(test)]

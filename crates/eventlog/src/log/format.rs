@@ -19,7 +19,7 @@
 //!     applied position, term of the entry applied.
 //!   * `\0fold`: byte 1 (version), then the fold point, 8 bytes little endian.
 //!   * `\0staging`: byte 1 (version), then how far a copy of another member's state got, 8 bytes little endian each:
-//!     history id, fold point, whether base is whole (0 or 1), revision and sub-revision of the last log row (0: none),
+//!     history id, fold point and compacted revision of its source, whether base is whole (0 or 1), revision and sub-revision of the last log row (0: none),
 //!     the revision up to which records are whole; and then the last key in base. It means nothing once the copy is whole.
 //!
 //!   Each value in `state` ends with 4 bytes, little endian: the CRC-32C of key and value, so that a value which
@@ -74,7 +74,16 @@ pub(super) fn place_of_log(revision: Revision, sub: u32) -> String {
 }
 
 pub(super) fn read_log_row(revision: Revision, sub: u32, row: Bytes) -> Result<Event, StorageError> {
-    let found = Event::from_row(row).and_then(|event| {
+    check_log_row(revision, sub, Event::from_row(row))
+}
+
+/// As [`read_log_row`]; the event has bytes of its own.
+pub(super) fn copy_log_row(revision: Revision, sub: u32, row: &[u8]) -> Result<Event, StorageError> {
+    check_log_row(revision, sub, Event::copied_from_row(row))
+}
+
+fn check_log_row(revision: Revision, sub: u32, found: Result<Event, RowError>) -> Result<Event, StorageError> {
+    let found = found.and_then(|event| {
         let own = (event.revision(), event.sub()) == (revision, sub);
         if own { Ok(event) } else { Err(RowError::Malformed("row of another event")) }
     });
@@ -82,7 +91,16 @@ pub(super) fn read_log_row(revision: Revision, sub: u32, row: Bytes) -> Result<E
 }
 
 pub(super) fn read_base_row(key: &[u8], row: Bytes) -> Result<Event, StorageError> {
-    let found = Event::from_row(row).and_then(|event| match event.kind() {
+    check_base_row(key, Event::from_row(row))
+}
+
+/// As [`read_base_row`]; the event has bytes of its own.
+pub(super) fn copy_base_row(key: &[u8], row: &[u8]) -> Result<Event, StorageError> {
+    check_base_row(key, Event::copied_from_row(row))
+}
+
+fn check_base_row(key: &[u8], found: Result<Event, RowError>) -> Result<Event, StorageError> {
+    let found = found.and_then(|event| match event.kind() {
         EventKind::Put if event.key() == key => Ok(event),
         EventKind::Put => Err(RowError::Malformed("row of another key")),
         EventKind::Delete => Err(RowError::Malformed("a delete")),
@@ -150,6 +168,7 @@ pub(super) fn encode_progress(progress: &Progress) -> Vec<u8> {
     let (revision, sub) = progress.log_last.unwrap_or_default();
     value.extend_from_slice(&progress.point.history.0.to_le_bytes());
     value.extend_from_slice(&progress.point.fold_point.0.to_le_bytes());
+    value.extend_from_slice(&progress.point.compacted.0.to_le_bytes());
     value.extend_from_slice(&u64::from(progress.base_done).to_le_bytes());
     value.extend_from_slice(&revision.0.to_le_bytes());
     value.extend_from_slice(&u64::from(sub).to_le_bytes());
@@ -159,15 +178,16 @@ pub(super) fn encode_progress(progress: &Progress) -> Vec<u8> {
 }
 
 pub(super) fn decode_progress(value: &Bytes) -> Result<Progress, StorageError> {
-    const NUMBERS_BYTES: usize = 1 + 6 * 8;
+    const NUMBERS_BYTES: usize = 1 + 7 * 8;
     let (numbers, key) = (value.slice(..value.len().min(NUMBERS_BYTES)), value.slice(value.len().min(NUMBERS_BYTES)..));
-    let [history, fold_point, base_done, revision, sub, complete] = words(STAGING_KEY, &numbers)?;
+    let [history, fold_point, compacted, base_done, revision, sub, complete] = words(STAGING_KEY, &numbers)?;
     let revision = Revision(i64::from_le_bytes(revision));
     let sub = u32::try_from(u64::from_le_bytes(sub)).unwrap_or(u32::MAX);
     Ok(Progress {
         point: CopyPoint {
             history: HistoryId(u64::from_le_bytes(history)),
             fold_point: Revision(i64::from_le_bytes(fold_point)),
+            compacted: Revision(i64::from_le_bytes(compacted)),
         },
         base_last: (!key.is_empty()).then_some(key),
         base_done: u64::from_le_bytes(base_done) != 0,

@@ -98,7 +98,7 @@ pub fn state_value_seeds() -> Vec<Vec<u8>> {
         applied_term: crate::Term(3),
     };
     let progress = super::staging::Progress {
-        point: CopyPoint { history: state.history, fold_point: state.fold_point },
+        point: CopyPoint { history: state.history, fold_point: state.fold_point, compacted: state.compacted },
         base_last: Some(Bytes::from_static(b"last")),
         base_done: false,
         log_last: Some((Revision(12), 1)),

@@ -53,8 +53,8 @@ impl Generation {
     /// See [`super::EventLog::event`].
     pub(crate) fn event(&self, key: &[u8], revision: Revision, sub: u32) -> Result<Option<Arc<Event>>, StorageError> {
         // The log first: a fold moves rows from log to base in one batch, never back.
-        let engine = &self.engine;
-        if let Some(row) = engine.get(Family::Log, &format::log_key(revision, sub))? {
+        let (engine, is_folded) = (&self.engine, revision <= self.state().fold_point);
+        if !is_folded && let Some(row) = engine.get(Family::Log, &format::log_key(revision, sub))? {
             let event = format::read_log_row(revision, sub, row)?;
             if event.key() != key {
                 let found = format::place_of_log(revision, sub);

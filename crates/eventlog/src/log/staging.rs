@@ -39,6 +39,7 @@ impl CopyStep {
     #[must_use]
     pub fn goes_on_at(&self, own: CopyPoint, source: CopyPoint) -> bool {
         own.history == source.history
+            && own.compacted <= source.compacted
             && match self {
                 Self::Base { .. } => own.fold_point == source.fold_point,
                 Self::Log { after: (revision, u32::MAX) } => source.fold_point <= *revision,
@@ -285,7 +286,7 @@ impl Staging {
     pub fn begin_state(&mut self, state: LogState) -> Result<(), StorageError> {
         let point = self.progress.point;
         let fits =
-            state.history == point.history && point.fold_point <= state.compacted && state.compacted <= state.revision;
+            state.history == point.history && point.compacted <= state.compacted && state.compacted <= state.revision;
         if !fits {
             return Err(StorageError::Inconsistent(format!("a copy based at {point:?} can't end at {state:?}")));
         }

@@ -252,6 +252,34 @@ fn fold_interrupted_at_every_step_goes_on() {
 }
 
 #[test]
+fn a_version_that_is_superseded_below_the_compacted_revision_is_never_written_to_base() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::open(dir.path());
+    writer.record(&[("lease", Some("first")), ("other", Some("stays"))], None);
+    writer.record(&[], Some(2));
+    assert_eq!(writer.log.fold_step(1000).unwrap(), FoldProgress::Done);
+    (0..20).for_each(|n| writer.record(&[("lease", Some(&format!("renewed {n}")))], None));
+    writer.record(&[("other", Some("newer"))], None);
+    writer.record(&[], Some(writer.log.state().revision.0));
+    let based = |log: &EventLog| log.current().engine.get(Family::Base, b"lease").unwrap();
+    assert!(based(&writer.log).is_none(), "revision 2 is not folded yet");
+    let mut steps = 0;
+    while writer.log.fold_step(1).unwrap() == FoldProgress::More {
+        steps += 1;
+        assert!(based(&writer.log).is_none(), "at {:?}", writer.log.state());
+        check(&writer.log, &writer.index, &writer);
+        writer.log.flush().unwrap();
+        let copy = crash_copy(dir.path());
+        let (log, index) = EventLog::open(&config(copy.path())).unwrap();
+        check(&log, &index, &writer);
+    }
+    assert!(steps > 10, "{steps} steps");
+    let row = format::read_base_row(b"lease", based(&writer.log).unwrap()).unwrap();
+    assert_eq!(row.revision(), Revision(22), "the newest below the compacted revision");
+    check(&writer.log, &writer.index, &writer);
+}
+
+#[test]
 fn hundred_thousand_events_fold() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = Writer::open(dir.path());
@@ -474,7 +502,7 @@ fn state_values_equal_the_golden_file() {
     let at = Installed { applied: Position(12345), term: Term(6) };
     let installed = Marker { number: 4, installed: Some(at) };
     let progress = Progress {
-        point: CopyPoint { history: state.history, fold_point: Revision(899) },
+        point: CopyPoint { history: state.history, fold_point: Revision(899), compacted: state.compacted },
         base_last: Some(Bytes::from_static(b"key")),
         base_done: true,
         log_last: Some((Revision(1000), 3)),

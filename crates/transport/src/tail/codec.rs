@@ -173,11 +173,19 @@ pub(super) fn member_in(member: wire::Member) -> Member {
 }
 
 pub(super) fn point_out(point: CopyPoint) -> wire::CopyPoint {
-    wire::CopyPoint { history_id: point.history.0, fold_point: point.fold_point.0 }
+    wire::CopyPoint {
+        history_id: point.history.0,
+        fold_point: point.fold_point.0,
+        compacted_revision: point.compacted.0,
+    }
 }
 
 pub(super) fn point_in(point: &wire::CopyPoint) -> CopyPoint {
-    CopyPoint { history: HistoryId(point.history_id), fold_point: Revision(point.fold_point) }
+    CopyPoint {
+        history: HistoryId(point.history_id),
+        fold_point: Revision(point.fold_point),
+        compacted: Revision(point.compacted_revision),
+    }
 }
 
 pub(super) fn numbers_out(state: &LogState) -> wire::CopyNumbers {

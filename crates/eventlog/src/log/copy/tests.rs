@@ -327,8 +327,13 @@ fn a_copy_that_is_not_whole_does_not_end() {
     assert!(error.contains("can't end"), "{error}");
     // Numbers of another history, or of a source that has compacted less than base is folded.
     let mut staging = target.staging().unwrap();
-    let point = CopyPoint { fold_point: Revision(30), ..writer.log.copy_begin(HOLD).point() };
-    staging.begin(point).unwrap();
+    let point = CopyPoint { compacted: Revision(30), ..writer.log.copy_begin(HOLD).point() };
+    let step = staging.begin(point).unwrap();
+    assert!(step.goes_on_at(point, CopyPoint { compacted: Revision(31), ..point }));
+    assert!(
+        !step.goes_on_at(point, CopyPoint { compacted: Revision(29), ..point }),
+        "what base lacks may be read there"
+    );
     assert!(staging.begin_state(writer.log.state()).is_err());
     let other = LogState { history: HistoryId(3), compacted: Revision(40), ..writer.log.state() };
     assert!(staging.begin_state(other).is_err());

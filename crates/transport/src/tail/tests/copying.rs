@@ -72,7 +72,8 @@ async fn a_copy_whose_source_dies_goes_on_at_another_and_one_that_is_dropped_lat
     let first = Node::start(&writer, slow);
     let (target, _dir) = receiver();
     let staging = target.staging().unwrap();
-    let point = CopyPoint { history: HISTORY, fold_point: writer.log.state().fold_point };
+    let state = writer.log.state();
+    let point = CopyPoint { history: HISTORY, fold_point: state.fold_point, compacted: state.compacted };
     {
         let urls = [first.url()];
         let config = copy_config();

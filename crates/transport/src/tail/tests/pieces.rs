@@ -115,7 +115,7 @@ proptest! {
     fn numbers_come_back_as_they_were(n in any::<[u64; 4]>(), r in any::<[i64; 3]>()) {
         let cursor = Cursor { history: HistoryId(n[0]), revision: Revision(r[0]), position: Position(n[1]) };
         prop_assert_eq!(codec::cursor_in(&codec::cursor_out(cursor)), cursor);
-        let point = CopyPoint { history: HistoryId(n[0]), fold_point: Revision(r[1]) };
+        let point = CopyPoint { history: HistoryId(n[0]), fold_point: Revision(r[1]), compacted: Revision(r[2]) };
         prop_assert_eq!(codec::point_in(&codec::point_out(point)), point);
         let state = LogState {
             history: HistoryId(n[0]),
