@@ -37,6 +37,8 @@ pub struct FanoutConfig {
     /// somebody asks: the first read goes to the source, as does the first watch that wants them as previous values. For a
     /// fanout beside its source's storage, whose memory then grows with what is read. `None`: all are held. Default `None`.
     pub unread_value_bytes_min: Option<usize>,
+    /// Whether this process also writes the log: then streams that are far behind take what writes leave. Default no.
+    pub is_beside_writes: bool,
     /// Bytes of history that was read from the source and is kept for others who want the same. Default 16 MiB.
     pub history_bytes_max: usize,
 }
@@ -56,6 +58,7 @@ impl Default for FanoutConfig {
             ranges: Vec::new(),
             relay_bytes_max: 0,
             unread_value_bytes_min: None,
+            is_beside_writes: false,
             history_bytes_max: 16 << 20,
         }
     }

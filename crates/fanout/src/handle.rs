@@ -74,10 +74,14 @@ impl Fanout {
         });
         let shared = core.clone();
         spawn("fanout-census", move || shared.census.run(&shared));
+        let priority = match core.config.is_beside_writes {
+            true => Background::HistoryBesideWrites,
+            false => Background::History,
+        };
         for _ in 0..HISTORY_THREADS {
             let shared = core.clone();
             spawn("fanout-history", move || {
-                Background::History.lower_this_thread();
+                priority.lower_this_thread();
                 shared.history.run(&shared);
             });
         }

@@ -79,8 +79,11 @@ impl MemberNode {
         let read = config.roles.serves_clients().then(|| {
             let _inside = host.clients.enter();
             // What nobody asks for lies in the log beside it; docs/design/0010.
-            let fanout =
-                FanoutConfig { unread_value_bytes_min: Some(UNREAD_VALUE_BYTES_MIN), ..config.fanout(identity) };
+            let fanout = FanoutConfig {
+                unread_value_bytes_min: Some(UNREAD_VALUE_BYTES_MIN),
+                is_beside_writes: true,
+                ..config.fanout(identity)
+            };
             let fanout = Fanout::start(fanout, Arc::new(source.clone()));
             peer.tell_load_of(fanout.clone());
             let storage = Some(consensus.event_log());
