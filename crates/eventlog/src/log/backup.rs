@@ -2,7 +2,7 @@
 //!
 //! Base is ordered by key and a backup by revision, so base is sorted first, with bounded memory and, beyond it, a file
 //! ([`Sorted`]). The log above the fold point is in order already and is read where it stands. Both stay as they are
-//! meanwhile, since folding is held; whoever reads for longer than a hold may last is told so, and never given less.
+//! meanwhile, since folding is held, between two folds; whoever reads for longer than a hold may last is told so, and never given less.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::copy::{CopyError, stored_point};
-use super::{EventLog, FoldHold, LogState, StorageError, format, generations};
+use super::{EventLog, FoldHold, LogState, StorageError, fold, format, generations};
 use crate::Event;
 
 mod sorted;
@@ -54,7 +54,8 @@ impl EventLog {
     /// The storage failed or a row is corrupt; base does not fit beside what must stay free; or the state was replaced
     /// by another member's meanwhile: try again.
     pub fn backup(&self, config: &BackupConfig) -> Result<Backup, CopyError> {
-        let hold = self.copy_begin(HOLD);
+        // Who restores it may count a key's versions, so none may be missing between two that are there.
+        let hold = fold::hold_exact(self, HOLD)?;
         let (mut numbers, mut state) = (LogState::default(), Vec::new());
         self.copy_state(PIECE_BYTES, |now, rows| {
             numbers = *now;

@@ -176,7 +176,7 @@ impl EventLog {
     }
 }
 
-fn point_of(state: &LogState) -> CopyPoint {
+pub(super) fn point_of(state: &LogState) -> CopyPoint {
     CopyPoint { history: state.history, fold_point: state.fold_point, compacted: state.compacted }
 }
 

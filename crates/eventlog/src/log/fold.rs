@@ -6,20 +6,28 @@
 //! A put that a later event below the compacted revision supersedes is not written: a key that was put 30 times between
 //! two compactions, as a lease of Kubernetes is, costs one row. So between two steps base may lack such a version, or have
 //! one older still, while the event that superseded it is in the log. No read at or above the compacted revision looks
-//! for it, and a copy never ends below the compacted revision of where its base came from ([`super::CopyPoint`]).
+//! for it, and a copy never ends below the compacted revision of where its base came from ([`super::CopyPoint`]). A backup, which
+//! others read, is made where nothing is missing ([`hold_exact`]).
+
+use std::time::Duration;
 
 use rocksdb::WriteBatch;
 
+use super::copy::point_of;
 use super::engine::{Engine, Family};
 use super::hold::Holds;
-use super::{FoldProgress, Generation, StorageError, format};
+use super::{EventLog, FoldHold, FoldProgress, Generation, StorageError, format};
 use crate::{Event, EventKind, Revision};
 
 /// A step's batch in bytes, the last record aside: it stays in memory until it is written.
 const BATCH_BYTES_MAX: usize = 8 << 20;
+/// Events of a step that a reader waits for.
+const EVENTS_PER_STEP: usize = 1000;
+/// Between two looks whether folding may go on.
+const HELD_WAIT: Duration = Duration::from_millis(50);
 
 pub(super) fn step(log: &Generation, holds: &Holds, events_max: usize) -> Result<FoldProgress, StorageError> {
-    let _one_at_a_time = log.folding.lock();
+    let mut folding = log.folding.lock();
     let state = log.state();
     let target = Revision(state.compacted.0 - 1);
     if state.fold_point >= target {
@@ -29,6 +37,7 @@ pub(super) fn step(log: &Generation, holds: &Holds, events_max: usize) -> Result
     if holds.is_held() {
         return Ok(FoldProgress::Held);
     }
+    *folding = target;
     let engine = &log.engine;
     // Whole up to the target, which was written before. A snapshot, since this thread may be put off while it looks.
     let tree = log.tree.lock().clone();
@@ -71,6 +80,22 @@ fn add(engine: &Engine, batch: &mut WriteBatch, event: &Event) {
     match event.kind() {
         EventKind::Put => batch.put_cf(base, event.key(), event.to_row()),
         EventKind::Delete => batch.delete_cf(base, event.key()),
+    }
+}
+
+/// Holds folding where base is exactly what was live at the fold point; folds on until it is. Waits while another hold keeps it
+/// from that, which was taken between two steps.
+pub(super) fn hold_exact(log: &EventLog, lifetime: Duration) -> Result<FoldHold, StorageError> {
+    loop {
+        let current = log.current();
+        let folding = current.folding.lock();
+        if current.state().fold_point >= *folding {
+            return Ok(FoldHold::new(&log.home.holds, point_of(&current.state()), lifetime));
+        }
+        drop(folding);
+        if log.fold_step(EVENTS_PER_STEP)? == FoldProgress::Held {
+            std::thread::sleep(HELD_WAIT);
+        }
     }
 }
 

@@ -19,8 +19,9 @@ pub(crate) struct Generation {
     pub(super) state: Mutex<LogState>,
     /// The key index's tree; see the documentation of `log.rs`.
     pub(super) tree: SharedTree,
-    /// Held during a fold step, so that the fold point has one writer.
-    pub(super) folding: Mutex<()>,
+    /// Held during a fold step, so that the fold point has one writer. Where the last step was going: with the fold point
+    /// there or above, base is exactly what was live at it.
+    pub(super) folding: Mutex<Revision>,
     /// Held while all files are merged.
     pub(super) defragmenting: Mutex<()>,
     /// Held during a flush, so that its marker has one writer.

@@ -37,7 +37,8 @@ pub(super) fn open_generation(config: &EventLogConfig) -> Result<(Generation, Ke
         engine,
         state: Mutex::new(state),
         tree: index.shared_tree(),
-        folding: Mutex::new(()),
+        // Nobody noted it; no step goes further.
+        folding: Mutex::new(Revision(state.compacted.0 - 1)),
         defragmenting: Mutex::new(()),
         flushing: Mutex::new(()),
         directory: Directory::new(config.path.clone()),

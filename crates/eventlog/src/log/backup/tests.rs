@@ -31,13 +31,20 @@ fn filled(directory: &Path) -> Writer {
 #[test]
 fn a_backup_is_what_was_live_at_the_fold_point_and_all_above_in_order() {
     let directory = tempfile::tempdir().unwrap();
-    let writer = filled(&directory.path().join("state"));
+    let mut writer = filled(&directory.path().join("state"));
+    check(&writer, Revision(199));
+    // Between two steps of a fold base lacks versions that the next steps supersede.
+    writer.record(&[("later", Some("y"))], Some(290));
+    assert_eq!(writer.log.fold_step(10).unwrap(), FoldProgress::More);
+    check(&writer, Revision(289));
+}
+
+fn check(writer: &Writer, fold_point: Revision) {
     let backup = writer.log.backup(&BackupConfig::default()).unwrap();
     let found = all(&backup);
     assert_eq!(*backup.numbers(), writer.log.state());
     assert!(found.is_sorted_by_key(|event| (event.revision(), event.sub())));
-    let fold_point = writer.log.state().fold_point;
-    assert_eq!(fold_point, Revision(199));
+    assert_eq!(writer.log.state().fold_point, fold_point);
     let mut live = std::collections::BTreeMap::new();
     for event in writer.events.iter().filter(|event| event.revision() <= fold_point) {
         match event.kind() {
