@@ -51,7 +51,7 @@ async fn next<M>(stream: &mut Streaming<M>) -> Result<Option<M>, Status> {
 /// Metrics follow at intervals.
 async fn until(server: &Server, metric: &str, value: f64) {
     for _ in 0..400 {
-        if server.metric(metric) == value {
+        if server.find_metric(metric) == Some(value) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -164,10 +164,14 @@ impl Server {
 
     /// The value of a metric whose line begins with `prefix`.
     pub(crate) fn metric(&self, prefix: &str) -> f64 {
+        self.find_metric(prefix).unwrap_or_else(|| panic!("no {prefix} in the metrics"))
+    }
+
+    /// The same, `None` while nothing has been told yet: a thread that reports once a second may not have had its first turn.
+    pub(crate) fn find_metric(&self, prefix: &str) -> Option<f64> {
         let text = get(self.port, "/metrics").body;
-        let line = text.lines().find(|line| line.starts_with(prefix));
-        let line = line.unwrap_or_else(|| panic!("no {prefix} in {text}"));
-        line.rsplit(' ').next().unwrap().parse().unwrap()
+        let line = text.lines().find(|line| line.starts_with(prefix))?;
+        Some(line.rsplit(' ').next().unwrap().parse().unwrap())
     }
 }
 
