@@ -9,6 +9,8 @@ use bytes::BufMut;
 pub const VARINT: u32 = 0;
 /// Wire type of a length-delimited field.
 pub const BYTES: u32 = 2;
+/// Bytes of the greatest varint.
+const VARINT_BYTES_MAX: usize = 10;
 
 /// Bytes that `value` takes as a varint: 1 to 10.
 #[must_use]
@@ -18,15 +20,29 @@ pub fn varint_len(value: u64) -> usize {
 }
 
 /// Appends `value` as a varint.
-pub fn put_varint(out: &mut impl BufMut, mut value: u64) {
+#[inline]
+pub fn put_varint(out: &mut impl BufMut, value: u64) {
+    // At once: room in `out` is looked for with each call.
+    let mut bytes = [0; VARINT_BYTES_MAX];
+    let len = write_varint(&mut bytes, value);
+    out.put_slice(&bytes[..len]);
+}
+
+/// Returns how many bytes it takes.
+#[inline]
+fn write_varint(bytes: &mut [u8], mut value: u64) -> usize {
+    let mut len = 0;
     while value >= 0x80 {
-        out.put_u8((value & 0x7f) as u8 | 0x80);
+        bytes[len] = (value & 0x7f) as u8 | 0x80;
         value >>= 7;
+        len += 1;
     }
-    out.put_u8((value & 0x7f) as u8);
+    bytes[len] = (value & 0x7f) as u8;
+    len + 1
 }
 
 /// Appends the tag of `field` with `wire_type`.
+#[inline]
 pub fn put_tag(out: &mut impl BufMut, field: u32, wire_type: u32) {
     put_varint(out, u64::from(field << 3 | wire_type));
 }
@@ -38,11 +54,20 @@ pub fn uint_field_len(field: u32, value: u64) -> usize {
 }
 
 /// Appends a varint field unless it is 0.
+#[inline]
 pub fn put_uint_field(out: &mut impl BufMut, field: u32, value: u64) {
     if value != 0 {
-        put_tag(out, field, VARINT);
-        put_varint(out, value);
+        put_two(out, u64::from(field << 3 | VARINT), value);
     }
+}
+
+/// Two varints at once.
+#[inline]
+fn put_two(out: &mut impl BufMut, first: u64, second: u64) {
+    let mut bytes = [0; 2 * VARINT_BYTES_MAX];
+    let len = write_varint(&mut bytes, first);
+    let len = len + write_varint(&mut bytes[len..], second);
+    out.put_slice(&bytes[..len]);
 }
 
 /// As [`uint_field_len`] for an `int64`, which travels as its two's complement.
@@ -54,6 +79,7 @@ pub fn int_field_len(field: u32, value: i64) -> usize {
 
 /// As [`put_uint_field`] for an `int64`.
 #[expect(clippy::cast_sign_loss, reason = "int64 is encoded as its two's complement")]
+#[inline]
 pub fn put_int_field(out: &mut impl BufMut, field: u32, value: i64) {
     put_uint_field(out, field, value as u64);
 }
@@ -65,12 +91,13 @@ pub fn bytes_field_len(field: u32, len: usize) -> usize {
 }
 
 /// Appends tag and length of a length-delimited field; the caller appends the payload.
+#[inline]
 pub fn put_bytes_header(out: &mut impl BufMut, field: u32, len: usize) {
-    put_tag(out, field, BYTES);
-    put_varint(out, len as u64);
+    put_two(out, u64::from(field << 3 | BYTES), len as u64);
 }
 
 /// Appends a length-delimited field unless it is empty.
+#[inline]
 pub fn put_bytes_field(out: &mut impl BufMut, field: u32, payload: &[u8]) {
     if !payload.is_empty() {
         put_bytes_header(out, field, payload.len());
