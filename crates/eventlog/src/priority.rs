@@ -3,9 +3,7 @@
 //! What somebody's write waits for runs at the process's own priority. A flush comes next: while none gets its turn,
 //! memtables fill until writes must wait. Then come the state for a reader that begins and what catches up on history,
 //! of which few may run at a time, since there may be thousands of such readers; then compactions, which can wait long.
-//! What catches up in the process that also writes comes last and takes what is left: with one core, and puts at half of its
-//! greatest rate, a watch that begins 200,000 revisions back made p99 of the puts 2.8 to 8.6 times as long when it came
-//! before compactions, and makes it 1.3 to 2.7 times as long so, at four fifths of the speed.
+//! What catches up in the process that also writes comes last and takes what is left (*watch-lag* in docs/BENCHMARKS.md).
 
 use rustix::process::nice;
 

@@ -191,6 +191,10 @@ impl Staging {
         if !self.next_step().goes_on_at(self.point(), point) {
             self.start_over(point)?;
         }
+        if !self.progress.base_done {
+            // Rows of this source's base follow, which may lack more; noted with the first of them.
+            self.progress.point.compacted = point.compacted;
+        }
         Ok(self.next_step())
     }
 

@@ -334,6 +334,9 @@ fn a_copy_that_is_not_whole_does_not_end() {
         !step.goes_on_at(point, CopyPoint { compacted: Revision(29), ..point }),
         "what base lacks may be read there"
     );
+    staging.begin(CopyPoint { compacted: Revision(35), ..point }).unwrap();
+    assert_eq!(staging.point().compacted, Revision(35), "rows of the second source's base follow");
+    assert!(!step.goes_on_at(staging.point(), CopyPoint { compacted: Revision(31), ..point }));
     assert!(staging.begin_state(writer.log.state()).is_err());
     let other = LogState { history: HistoryId(3), compacted: Revision(40), ..writer.log.state() };
     assert!(staging.begin_state(other).is_err());
