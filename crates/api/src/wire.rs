@@ -19,16 +19,7 @@ pub fn varint_len(value: u64) -> usize {
     (((value | 1).leading_zeros() as usize ^ 63) * 9 + 73) / 64
 }
 
-/// Appends `value` as a varint.
-#[inline]
-pub fn put_varint(out: &mut impl BufMut, value: u64) {
-    // At once: room in `out` is looked for with each call.
-    let mut bytes = [0; VARINT_BYTES_MAX];
-    let len = write_varint(&mut bytes, value);
-    out.put_slice(&bytes[..len]);
-}
-
-/// Returns how many bytes it takes.
+/// Writes `value` as a varint; returns how many bytes it takes.
 #[inline]
 fn write_varint(bytes: &mut [u8], mut value: u64) -> usize {
     let mut len = 0;
@@ -39,12 +30,6 @@ fn write_varint(bytes: &mut [u8], mut value: u64) -> usize {
     }
     bytes[len] = (value & 0x7f) as u8;
     len + 1
-}
-
-/// Appends the tag of `field` with `wire_type`.
-#[inline]
-pub fn put_tag(out: &mut impl BufMut, field: u32, wire_type: u32) {
-    put_varint(out, u64::from(field << 3 | wire_type));
 }
 
 /// Bytes of a varint field with its tag; 0 when the value is 0, which proto3 leaves out.
@@ -61,7 +46,7 @@ pub fn put_uint_field(out: &mut impl BufMut, field: u32, value: u64) {
     }
 }
 
-/// Two varints at once.
+/// Two varints at once: room in `out` is looked for with each call.
 #[inline]
 fn put_two(out: &mut impl BufMut, first: u64, second: u64) {
     let mut bytes = [0; 2 * VARINT_BYTES_MAX];
@@ -113,9 +98,8 @@ mod tests {
     fn varint_length_equals_what_is_written() {
         for shift in 0..64 {
             for value in [1u64 << shift, (1u64 << shift) - 1, u64::MAX >> shift] {
-                let mut out = Vec::new();
-                put_varint(&mut out, value);
-                assert_eq!(out.len(), varint_len(value), "value {value}");
+                let mut out = [0; VARINT_BYTES_MAX];
+                assert_eq!(write_varint(&mut out, value), varint_len(value), "value {value}");
                 assert_eq!(prost::encoding::decode_varint(&mut out.as_slice()).expect("a whole varint"), value);
             }
         }
