@@ -3,7 +3,7 @@
 //! Of sizes, raft's numbers and hashes, only what must hold on each side by itself is looked at.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
@@ -26,6 +26,8 @@ const VERSIONS: [&str; 10] = ["3.5", "3.5.0", "3.5.9", "3.4.0", "3.6", "3.7.0", 
 const KEYS: [&str; 3] = ["a", "b", "c"];
 /// A snapshot is looked into once in so many steps of a run.
 const SNAPSHOT_STEPS: usize = 100;
+/// How long a change of versions that was decided on takes until it is in force.
+const DECIDED: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -194,13 +196,15 @@ impl Side {
             for _ in 0..2 {
                 told.push(self.downgrade(DowngradeAction::Cancel, "").await);
             }
+            // What etcd decided before it was called off can still arrive.
+            tokio::time::sleep(DECIDED).await;
             if self.versions().await? == before {
                 return Ok(format!("{told:?}").replace(&self.names.member.to_string(), "OWN"));
             }
             let begin = Instant::now();
             while self.versions().await? != before {
                 ensure!(begin.elapsed() < ANSWER * 6, "the versions stay lowered");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }

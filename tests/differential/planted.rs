@@ -9,17 +9,17 @@ use crate::{auth, endpoint, http, is_full, json, maintenance, missing, operation
 /// Within so many seeds each is found.
 const SEEDS_MAX: u64 = 50;
 
-/// Runs seeds against `subject`; how many until a difference was found.
+/// Runs seeds against `subject`; how many until a difference was found, and which.
 async fn seeds_until_found(
     reference: &str,
     subject: &str,
     seeds_max: u64,
     run: impl AsyncFn(&str, &str, u64, usize) -> anyhow::Result<()>,
-) -> Option<u64> {
+) -> Option<(u64, Difference)> {
     for seed in 0..seeds_max {
         let Err(error) = run(reference, subject, seed, operations()).await else { continue };
         match error.downcast::<Difference>() {
-            Ok(_) => return Some(seed + 1),
+            Ok(difference) => return Some((seed + 1, difference)),
             Err(error) => panic!("{error:#}"),
         }
     }
@@ -38,7 +38,7 @@ async fn each_is_found(
     let (upstream, _b) = endpoint("DIFF_UPSTREAM", Kind::Etcd).await.unwrap();
     let proxy = Proxy::start(&upstream, Deviation::Nothing).await.unwrap();
     let untouched = seeds_until_found(&reference, proxy.url(), if is_full() { 5 } else { 1 }, run).await;
-    assert_eq!(untouched, None, "the proxy alone makes a difference");
+    nothing_is_found(untouched);
     for deviation in deviations {
         let proxy = Proxy::start(&upstream, *deviation).await.unwrap();
         let found = seeds_until_found(&reference, proxy.url(), SEEDS_MAX, run).await;
@@ -46,8 +46,15 @@ async fn each_is_found(
     }
 }
 
+fn nothing_is_found(found: Option<(u64, Difference)>) {
+    if let Some((_, difference)) = found {
+        panic!("the proxy alone makes a difference: {difference}");
+    }
+}
+
 #[expect(clippy::print_stdout, reason = "how soon each is found tells how strong the test is")]
-fn tell(deviation: &str, found: Option<u64>) {
+fn tell(deviation: &str, found: Option<(u64, Difference)>) {
+    let found = found.map(|(seeds, _)| seeds);
     println!("{deviation} found after {found:?} seeds");
     assert!(found.is_some(), "{deviation} was not found within {SEEDS_MAX} seeds");
 }
@@ -95,7 +102,7 @@ async fn planted_deviations_of_json_are_found() {
         seeds_until_found(&reference, &upstream, seeds_max, run).await
     };
     let untouched = http::proxy(&upstream, |body| body).await.unwrap();
-    assert_eq!(run(&untouched.url, 1).await, None, "the proxy alone makes a difference");
+    nothing_is_found(run(&untouched.url, 1).await);
     let planted = http::proxy(&upstream, json::count_as_number).await.unwrap();
     tell("a count that is a number", run(&planted.url, SEEDS_MAX).await);
 }
