@@ -112,7 +112,8 @@ struct Line {
     load: Load,
 }
 
-/// Runs all experiments and writes what they found.
+/// Runs all experiments and writes what they found, after each of them: one that fails does not take the others with it.
+#[expect(clippy::print_stdout, reason = "the result of the command")]
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     if arguments.pin {
         pin_self().context("pinning this process; leave out --pin where taskset is missing")?;
@@ -131,7 +132,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         .filter(|experiment| arguments.only.as_ref().is_none_or(|only| experiment.id.contains(only.as_str())))
         .collect();
     anyhow::ensure!(!chosen.is_empty(), "no experiment is named so; there are: {}", rows::names());
-    let mut rows: Vec<Row> = Vec::new();
+    let about = output::About { rounds, syncs, commit: arguments.commit, pinned: arguments.pin };
+    let (mut rows, mut told): (Vec<Row>, _) = (Vec::new(), String::new());
     for experiment in &chosen {
         let mut found: Vec<Row> = experiment
             .figures
@@ -161,9 +163,10 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         found.iter().for_each(|row| eprintln!("  {}", output::line(row)));
         rows.extend(found);
+        told = output::write(&arguments.out, arguments.size, &about, &rows)?;
     }
-    let about = output::About { rounds, syncs, commit: arguments.commit, pinned: arguments.pin };
-    output::write(&arguments.out, arguments.size, &about, &rows)
+    println!("{told}");
+    Ok(())
 }
 
 /// A fresh server, what it needs before, and the measured part.

@@ -74,7 +74,7 @@ pub struct ConsensusConfig {
     /// Bytes of raft log beyond which it is trimmed, to half of that: what is left serves peers that were briefly away. A
     /// peer that is slow holds up to four times as much.
     pub raft_log_bytes: u64,
-    /// Newest raft entries kept in memory, in bytes that they take there.
+    /// Raft entries kept in memory until they are applied and all live peers hold them, in bytes that they take there.
     pub raft_recent_bytes_max: usize,
     /// Bytes of frames kept in memory for tail readers.
     pub tail_hot_bytes_max: usize,

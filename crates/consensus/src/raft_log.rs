@@ -89,7 +89,8 @@ use view::{Place, Segment};
 pub struct RaftLogConfig {
     /// A segment that has reached this many bytes is followed by another. Default 64 MiB.
     pub segment_bytes: u64,
-    /// Newest entries kept in memory, in bytes that they take there; entries not yet written come on top. Default 64 MiB.
+    /// Newest entries kept in memory until they are [released](RaftLogView::release), in bytes that they take there; entries
+    /// not yet written come on top. Default 64 MiB.
     pub recent_bytes_max: usize,
     /// Slept in each sync; only tests and experiments set it. Default 0.
     pub sync_delay: Duration,

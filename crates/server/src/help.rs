@@ -100,6 +100,7 @@ const HELP: &[(&str, &str)] = &[
     ("tailwater_gateway_replicas", "Replicas that it knows"),
     ("tailwater_peer_queue_bytes", "Waiting for a peer or on the way, B"),
     ("tailwater_raft_log_entries_per_sync", "Entries made durable by one sync"),
+    ("tailwater_raft_log_recent_bytes", "Raft entries in memory, B"),
     ("tailwater_raft_log_written_bytes_total", "Bytes written to the raft log"),
     ("tailwater_ready", "1: as far as is known without a read, /readyz is 200"),
     ("tailwater_tail_core_age_seconds", "Age of the leader's last word, s; grows while nothing comes"),

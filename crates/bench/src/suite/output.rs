@@ -91,9 +91,8 @@ pub(crate) fn line(row: &Row) -> String {
     format!("{}: tailwater {ours}, etcd {etcd}, ratio {ratio} {target} {met}", entry.id)
 }
 
-/// Writes `quick`, `full` or `long` as `.json`, `.md` and `.svg`.
-#[expect(clippy::print_stdout, reason = "the result of the command")]
-pub(crate) fn write(dir: &Path, size: Size, about: &About, rows: &[Row]) -> anyhow::Result<()> {
+/// Writes `quick`, `full` or `long` as `.json`, `.md` and `.svg`; the text of the second, and where they are.
+pub(crate) fn write(dir: &Path, size: Size, about: &About, rows: &[Row]) -> anyhow::Result<String> {
     fs::create_dir_all(dir).with_context(|| format!("{} can't be made", dir.display()))?;
     let entries: Vec<Entry> = rows.iter().map(entry).collect();
     let json = dir.join(format!("{}.json", size.name()));
@@ -102,8 +101,7 @@ pub(crate) fn write(dir: &Path, size: Size, about: &About, rows: &[Row]) -> anyh
     fs::write(json.with_extension("md"), &markdown)?;
     let svg = json.with_extension("svg");
     plot(&svg, &entries).map_err(|error| anyhow::anyhow!("the plot can't be drawn: {error}"))?;
-    println!("{markdown}\nWritten: {0}.json, {0}.md and {0}.svg", json.with_extension("").display());
-    Ok(())
+    Ok(format!("{markdown}\nWritten: {0}.json, {0}.md and {0}.svg", json.with_extension("").display()))
 }
 
 /// The machine as /proc tells it.

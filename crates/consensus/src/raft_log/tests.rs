@@ -114,6 +114,32 @@ fn a_read_is_bounded_in_bytes_but_returns_at_least_one_entry() {
 }
 
 #[test]
+fn released_entries_are_read_from_the_files() {
+    let disk = SimDisk::new(SyncMode::Honest);
+    let config = RaftLogConfig { recent_bytes_max: usize::MAX, ..small() };
+    let (mut log, _) = RaftLog::open(Arc::new(disk.clone()), config).unwrap();
+    let view = log.view();
+    let held = || view.shared.lock().recent_bytes;
+    put(&mut log, &entries(1..=20, 1), None);
+    let twenty = held();
+    put(&mut log, &entries(21..=30, 1), None);
+    let thirty = held();
+    view.release(20);
+    assert_eq!(held(), thirty - twenty);
+    view.stage(&entries(31..=40, 1));
+    let staged = held() - (thirty - twenty);
+    view.release(40);
+    assert!(staged > 0 && held() == staged, "what is not written stays");
+    assert_eq!(view.entries(1, 41, None).unwrap(), entries(1..=40, 1));
+    log.append(&entries(31..=40, 1), None).unwrap();
+    assert_eq!(held(), 0);
+    assert_eq!(view.entries(1, 41, None).unwrap(), entries(1..=40, 1));
+    put(&mut log, &entries(41..=50, 2), None);
+    assert!(held() > 0);
+    assert_eq!(all(&log), [entries(1..=40, 1), entries(41..=50, 2)].concat());
+}
+
+#[test]
 fn staged_entries_are_visible_before_they_are_written_and_win_over_what_is_in_the_files() {
     let disk = SimDisk::new(SyncMode::Honest);
     let (mut log, _) = open(&disk).unwrap();

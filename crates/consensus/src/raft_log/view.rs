@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use metrics::gauge;
 use parking_lot::Mutex;
 use raft::eraftpb::{Entry, HardState};
 
 use super::RaftLogError;
 use super::disk::DiskFile;
 use super::format::{LogPoint, Record, check_record, decode_record, entry_bytes};
+use super::metrics::RECENT_BYTES;
 
 /// Records closer together than this share one place, found again by walking over them.
 const PLACE_BYTES: u64 = 64 << 10;
@@ -53,8 +55,10 @@ pub(super) struct Shared {
     /// The newest entries, up to `last`, contiguous.
     recent: VecDeque<Entry>,
     /// What `recent` takes in memory. Small entries are mostly overhead, so their bytes alone would not bound it.
-    recent_bytes: usize,
+    pub(super) recent_bytes: usize,
     recent_bytes_max: usize,
+    /// Entries up to here are asked for no more, or seldom.
+    released: u64,
 }
 
 impl Shared {
@@ -71,6 +75,7 @@ impl Shared {
             recent: VecDeque::new(),
             recent_bytes: 0,
             recent_bytes_max,
+            released: 0,
         }
     }
 
@@ -146,7 +151,7 @@ impl Shared {
     fn evict(&mut self) {
         while let Some(oldest) = self.recent.front() {
             let needed = oldest.index > self.written
-                || (oldest.index > self.trim.index && self.recent_bytes <= self.recent_bytes_max);
+                || (oldest.index > self.trim.index.max(self.released) && self.recent_bytes <= self.recent_bytes_max);
             if needed {
                 break;
             }
@@ -261,6 +266,16 @@ impl RaftLogView {
     /// [`reset_to_snapshot`](super::RaftLog::reset_to_snapshot), in its order among the appends.
     pub fn stage_snapshot(&self, point: LogPoint) {
         self.shared.lock().reset(point);
+    }
+
+    /// Entries up to `index`, where they are written, need not stay in memory: whoever still asks for them gets them from
+    /// the files.
+    pub fn release(&self, index: u64) {
+        let mut shared = self.shared.lock();
+        shared.released = shared.released.max(index);
+        shared.evict();
+        #[expect(clippy::cast_precision_loss, reason = "a gauge's value")]
+        gauge!(RECENT_BYTES).set(shared.recent_bytes as f64);
     }
 
     /// The first index that can be read; one above the last when the log is empty.

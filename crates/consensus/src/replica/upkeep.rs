@@ -1,4 +1,5 @@
-//! The upkeep thread: flushes the state, trims the raft log below it, folds compacted history.
+//! The upkeep thread: flushes the state, lets entries go from memory and trims the raft log below it, folds compacted
+//! history.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -53,6 +54,8 @@ impl Upkeep {
             events.measure_disk();
         }
         self.rounds = self.rounds.wrapping_add(1);
+        // What is applied here and held by all peers that are heard from is read again only by one that comes back.
+        view.release(shared.applied.get().min(shared.replicated.load(Ordering::Relaxed)));
         let log_is_long = view.held_bytes() > shared.config.raft_log_bytes;
         if events.unflushed_bytes() >= shared.config.memtable_bytes || log_is_long && trimmable(shared, view) {
             let durable = events.flush().map_err(|error| error.to_string())?;
