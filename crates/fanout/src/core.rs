@@ -13,7 +13,9 @@ use crate::census::Census;
 use crate::commit_times::CommitTimes;
 use crate::delivery::{UNAVAILABLE, text};
 use crate::encode::NodeIds;
-use crate::history::HistoryQueue;
+use crate::history::shared::SharedReads;
+use crate::history::{HistoryQueue, HistoryRequest, HistorySlot};
+use crate::inbox::Inbox;
 use crate::metrics::Flow;
 use crate::registry::Registry;
 use crate::store::Published;
@@ -35,7 +37,12 @@ pub(crate) struct Core {
     /// Locked by the tail thread while it matches, by streams while a watcher comes or goes.
     pub(crate) registry: Mutex<Registry>,
     pub(crate) wakeups: Wakeups,
+    /// Reads for streams that are behind the window.
     pub(crate) history: HistoryQueue,
+    /// Reads for streams within it, which lack no more than previous values.
+    pub(crate) recent: HistoryQueue,
+    /// What both have read.
+    pub(crate) reads: SharedReads,
     pub(crate) memory: StreamMemory,
     pub(crate) flow: Flow,
     /// Noted by the tail thread.
@@ -59,7 +66,9 @@ pub type Clock = Box<dyn Fn() -> Instant + Send + Sync>;
 impl Core {
     pub(crate) fn new(config: FanoutConfig, source: Arc<dyn Source>, clock: Clock) -> Self {
         Self {
-            history: HistoryQueue::new(config.history_bytes_max),
+            history: HistoryQueue::default(),
+            recent: HistoryQueue::default(),
+            reads: SharedReads::new(config.history_bytes_max),
             scope: Scope::new(&config.ranges),
             ring: ArcSwapOption::empty(),
             awaited: AtomicU64::new(0),
@@ -101,12 +110,18 @@ impl Core {
         self.published.load().serves && !self.is_stopped()
     }
 
+    /// Queues a read of history; see [`HistoryQueue::submit`].
+    pub(crate) fn read_history(&self, request: HistoryRequest, inbox: &Arc<Inbox>) -> Arc<HistorySlot> {
+        if request.is_recent { self.recent.submit(request, inbox) } else { self.history.submit(request, inbox) }
+    }
+
     /// Ends every stream and thread.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::SeqCst);
         self.wakeups.end(StreamEnd::Status(UNAVAILABLE, text::STOPPED.into()));
         self.wakeups.stop();
         self.history.stop();
+        self.recent.stop();
         if let Some(ring) = &*self.ring.load() {
             ring.close();
         }

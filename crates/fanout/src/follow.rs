@@ -226,7 +226,7 @@ impl Follower {
         let groups: Vec<SharedGroup> = registry.all().cloned().collect();
         drop(registry);
         if !core.published.load().serves {
-            core.history.shared.forget();
+            core.reads.forget();
         }
         core.published.store(Arc::new(self.store.publish()));
         self.start_ring();

@@ -78,6 +78,11 @@ impl Fanout {
             true => Background::HistoryBesideWrites,
             false => Background::History,
         };
+        if core.config.unread_value_bytes_min.is_some() {
+            // At the process's own priority: live watches wait for it.
+            let shared = core.clone();
+            spawn("fanout-values", move || shared.recent.run(&shared));
+        }
         for _ in 0..HISTORY_THREADS {
             let shared = core.clone();
             spawn("fanout-history", move || {
@@ -275,7 +280,7 @@ impl FanoutParts {
 
     /// A turn of a history thread: one read. `false` when none waits.
     pub fn step_history(&self) -> bool {
-        self.core.history.step(&self.core)
+        self.core.recent.step(&self.core) || self.core.history.step(&self.core)
     }
 }
 

@@ -1,4 +1,5 @@
-//! Threads that read history from the source, for watchers that are behind the window.
+//! Threads that read history from the source: for watchers that are behind the window, and for those within it that want
+//! previous values which are not in memory.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use crate::inbox::Inbox;
 
 pub(crate) mod shared;
 
-use shared::{ReadKey, ReadSpan, SharedReads};
+use shared::{ReadKey, ReadSpan};
 
 /// Below so many queued reads none is looked for that could go.
 const PURGE_MIN: usize = 64;
@@ -27,6 +28,8 @@ pub(crate) struct HistoryRequest {
     pub(crate) to: Revision,
     pub(crate) with_prev: bool,
     pub(crate) bytes_max: usize,
+    /// Whether all of it lies in the window, and only previous values are missing.
+    pub(crate) is_recent: bool,
 }
 
 /// Where the answer arrives.
@@ -104,25 +107,19 @@ impl Queue {
 
 /// The queue that the threads serve: one bounded read per turn, for everybody who waits for what it brings; first come
 /// first served among those who want the same, and in turn among others.
+#[derive(Default)]
 pub(crate) struct HistoryQueue {
     queue: Mutex<Queue>,
     changed: Condvar,
-    /// Also for reads that need no queue.
-    pub(crate) shared: SharedReads,
 }
 
 impl HistoryQueue {
-    /// Keeps `bytes_max` bytes of what was read.
-    pub(crate) fn new(bytes_max: usize) -> Self {
-        Self { queue: Mutex::default(), changed: Condvar::new(), shared: SharedReads::new(bytes_max) }
-    }
-
     /// Queues a read; the inbox is woken when its answer is in the slot. Dropping the slot cancels a read that has
     /// not begun. A stream has at most one.
     pub(crate) fn submit(&self, request: HistoryRequest, inbox: &Arc<Inbox>) -> Arc<HistorySlot> {
         let slot = Arc::new(HistorySlot::default());
-        let HistoryRequest { range, from, to, with_prev, bytes_max } = request;
-        let key = Arc::new(ReadKey { ranges: vec![range], with_prev });
+        let HistoryRequest { range, from, to, with_prev, bytes_max, is_recent } = request;
+        let key = Arc::new(ReadKey { ranges: vec![range], with_prev, is_recent });
         let job = Job { span: ReadSpan { from, to, bytes_max }, slot: slot.clone(), inbox: inbox.clone() };
         let mut queue = self.queue.lock();
         if queue.count >= queue.purge_at {
@@ -153,7 +150,7 @@ impl HistoryQueue {
                         break taken;
                     }
                     if self.changed.wait_for(&mut queue, IDLE_MAX).timed_out() {
-                        self.shared.forget_idle();
+                        core.reads.forget_idle();
                     }
                 }
             };
@@ -177,7 +174,7 @@ impl HistoryQueue {
         jobs.retain(Job::is_wanted);
         let mut left = VecDeque::new();
         if let Some(first) = jobs.pop_front() {
-            let answer = self.shared.read(&*core.source, &key, first.span, compacted);
+            let answer = core.reads.read(&*core.source, &key, first.span, compacted);
             match &answer {
                 Err(HistoryError::Unavailable(reason)) => {
                     for job in jobs {
@@ -186,7 +183,7 @@ impl HistoryQueue {
                 }
                 _ => {
                     for job in jobs {
-                        match self.shared.kept(&key, job.span, compacted()) {
+                        match core.reads.kept(&key, job.span, compacted()) {
                             Some(answer) => job.answer(answer),
                             None => left.push_back(job),
                         }

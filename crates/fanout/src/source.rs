@@ -138,8 +138,8 @@ impl RelaySource {
         let filter = WatchFilter::default();
         let query = WindowQuery { ranges, filter, from, to, with_prev, bytes_max };
         let Some(piece) = core.window.read(&core.published.load().keys, &query) else {
-            let key = Arc::new(ReadKey { ranges: ranges.to_vec(), with_prev });
-            return core.history.shared.read(&*core.source, &key, ReadSpan { from, to, bytes_max }, compacted);
+            let key = Arc::new(ReadKey { ranges: ranges.to_vec(), with_prev, is_recent: false });
+            return core.reads.read(&*core.source, &key, ReadSpan { from, to, bytes_max }, compacted);
         };
         let compacted = compacted();
         if from.revision < compacted {

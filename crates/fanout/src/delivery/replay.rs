@@ -283,8 +283,9 @@ impl Delivery {
             }
         }
         metrics::history_read();
-        let request = HistoryRequest { range, from, to, with_prev, bytes_max };
-        let slot = self.core.history.submit(request, &self.inbox);
+        let is_recent = self.core.window.floor() < from.revision;
+        let request = HistoryRequest { range, from, to, with_prev, bytes_max, is_recent };
+        let slot = self.core.read_history(request, &self.inbox);
         self.job = Some(Job { watch_id, from, to, slot });
         Ok(Fetch::Waits)
     }

@@ -22,6 +22,9 @@ const EVENT_OVERHEAD_BYTES: usize = 192;
 pub(crate) struct ReadKey {
     pub(crate) ranges: Vec<KeyRange>,
     pub(crate) with_prev: bool,
+    /// See [`super::HistoryRequest`]. Reads of both kinds don't wait for each other: others are made by threads that
+    /// seldom get a turn.
+    pub(crate) is_recent: bool,
 }
 
 /// A piece of history that somebody wants.

@@ -89,7 +89,7 @@ impl Source for Log {
 }
 
 fn key() -> Arc<ReadKey> {
-    Arc::new(ReadKey { ranges: vec![KeyRange::all()], with_prev: false })
+    Arc::new(ReadKey { ranges: vec![KeyRange::all()], with_prev: false, is_recent: false })
 }
 
 fn none() -> Revision {
