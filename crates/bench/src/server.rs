@@ -94,6 +94,8 @@ struct Start {
 
 /// What servers that have nothing to do use in a second.
 const QUIET_CPU_SECONDS: f64 = 0.1;
+/// Nobody waits longer for that: the first compaction of 12 GiB takes minutes.
+const SETTLED_SECONDS_MAX: u32 = 900;
 
 /// Keeps this process on CPU 1.
 pub(crate) fn pin_self() -> anyhow::Result<()> {
@@ -182,9 +184,9 @@ impl Running {
         Ok(begin.elapsed())
     }
 
-    /// Waits, for a minute at most, until the members have finished what earlier load left to do: merging files above all.
+    /// Waits until the members have finished what earlier load left to do: merging files above all.
     pub(crate) async fn settle(&self) -> anyhow::Result<()> {
-        for _ in 0..60 {
+        for _ in 0..SETTLED_SECONDS_MAX {
             let before = self.usage()?.cpu_seconds;
             tokio::time::sleep(Duration::from_secs(1)).await;
             if self.usage()?.cpu_seconds - before <= QUIET_CPU_SECONDS {

@@ -177,8 +177,19 @@ impl Event {
     /// those of a put of an empty value. Whoever holds one must know it by [`Event::is_whole`].
     #[must_use]
     pub fn without_value(&self) -> Self {
-        let rest = Self::put(self.envelope(), self.key(), b"");
-        Self { sub: self.sub | WITHOUT_VALUE, ..rest }
+        Self::put_without_value(self.envelope(), self.key()).expect("its place was checked")
+    }
+
+    /// What [`Event::without_value`] leaves of a put.
+    ///
+    /// # Errors
+    /// [`RowError::Malformed`] when the sub-revision is out of range.
+    pub(crate) fn put_without_value(envelope: Envelope, key: &[u8]) -> Result<Self, RowError> {
+        if envelope.sub & WITHOUT_VALUE != 0 {
+            return Err(RowError::Malformed("sub-revision out of range"));
+        }
+        let rest = Self::put(envelope, key, b"");
+        Ok(Self { sub: envelope.sub | WITHOUT_VALUE, ..rest })
     }
 
     /// Whether [`Event::bytes`] are those of the event as it was stored.

@@ -3,6 +3,7 @@
 //! Column families:
 //! * `log`: (revision, sub), both big endian → the event's row; every event above the fold point.
 //! * `base`: user key → the row of the version live at the fold point.
+//! * `heads`: user key → the same without the value, which is what a start reads.
 //! * `state`: the apply machine's own keys (leases, members, alarms, …) and what [`LogState`] holds, each value
 //!   checksummed. The bytes are described in `log/format.rs`.
 //!
@@ -10,7 +11,7 @@
 //! that is found belongs to exactly the events and state that are found. The raft log replays the rest.
 //!
 //! Each part of the state has one writer: [`EventLog::write`] (the apply thread) everything but the fold point,
-//! [`EventLog::fold_step`] the fold point and `base`. A fold's batch moves the fold point, changes `base` and removes
+//! [`EventLog::fold_step`] the fold point, `base` and `heads`. A fold's batch moves the fold point, changes these and removes
 //! the folded log rows at once, so a reader that looks into `log` first and then into `base` misses nothing.
 //!
 //! Live keys are read in key order through the key index: its tree is shared with the apply thread, a reader takes a
@@ -32,6 +33,7 @@ use bytes::Bytes;
 use crate::{Event, HistoryId, KeyIndex, KeyRange, Position, Revision, Term};
 
 mod backup;
+mod base;
 mod copy;
 mod engine;
 mod files;
@@ -222,6 +224,9 @@ impl EventLog {
     /// Live keys of `range` after `resume_after`, about `bytes_max` bytes of them, as of the moment of the call or
     /// newer. The first call's `state()` is B; a reader is ready when its tail has passed the highest revision seen.
     ///
+    /// With `unread_bytes_min`, values of at least so many bytes that keys were created with may be left out
+    /// ([`Event::is_whole`]), where that saves reading them.
+    ///
     /// # Errors
     /// The storage failed or a row is corrupt.
     pub fn live(
@@ -229,8 +234,9 @@ impl EventLog {
         range: &KeyRange,
         resume_after: Option<&Bytes>,
         bytes_max: usize,
+        unread_bytes_min: Option<usize>,
     ) -> Result<LiveChunk, StorageError> {
-        live::read(&self.current.load(), range, resume_after, bytes_max)
+        live::read(&self.current.load(), range, resume_after, bytes_max, unread_bytes_min)
     }
 
     /// A value of the machine's own state.

@@ -78,12 +78,14 @@ pub struct LocalSource {
     pub tail: Tail,
     /// Number of the newest notice given out; only its reader's calls change it.
     noticed: AtomicU64,
+    unread_bytes_min: Option<usize>,
 }
 
 impl Clone for LocalSource {
     /// For a new reader, which begins with what the tail tells it.
     fn clone(&self) -> Self {
-        Self::new(self.log.clone(), self.tail.clone())
+        let Self { log, tail, unread_bytes_min, .. } = self;
+        Self { log: log.clone(), tail: tail.clone(), noticed: AtomicU64::new(0), unread_bytes_min: *unread_bytes_min }
     }
 }
 
@@ -96,7 +98,14 @@ impl LocalSource {
     /// For one reader of this storage and its hot end.
     #[must_use]
     pub fn new(log: EventLog, tail: Tail) -> Self {
-        Self { log, tail, noticed: AtomicU64::new(0) }
+        Self { log, tail, noticed: AtomicU64::new(0), unread_bytes_min: None }
+    }
+
+    /// The same for a reader that can do without values of at least `bytes_min` bytes that keys were created with, until
+    /// somebody asks for them: a transfer may leave them out, see [`EventLog::live`].
+    #[must_use]
+    pub fn leaving_values(self, bytes_min: usize) -> Self {
+        Self { unread_bytes_min: Some(bytes_min), ..self }
     }
 
     /// Where the tail ends, and the facts there: nothing up to it has to be noticed any more.
@@ -266,7 +275,7 @@ impl Source for LocalSource {
         resume_after: Option<&Bytes>,
         bytes_max: usize,
     ) -> Result<LiveChunk, SourceError> {
-        Ok(self.log.live(range, resume_after, bytes_max)?)
+        Ok(self.log.live(range, resume_after, bytes_max, self.unread_bytes_min)?)
     }
 
     fn follow(&self, cursor: Cursor, bytes_max: usize, timeout: Duration) -> Result<Vec<Arc<Frame>>, TailError> {

@@ -27,6 +27,16 @@ impl Version {
         }
     }
 
+    /// Whether it is the put that created the key.
+    pub(crate) fn is_first(&self) -> bool {
+        self.version == 1
+    }
+
+    /// Whether it is that of the event.
+    pub(crate) fn is_of(&self, event: &Event) -> bool {
+        (self.revision, self.sub) == (event.revision(), event.sub())
+    }
+
     pub(crate) fn meta(&self, key: Vec<u8>) -> KeyMeta {
         KeyMeta {
             key: key.into(),

@@ -1,4 +1,4 @@
-//! RocksDB as it is used here: three column families, no write-ahead log, atomic flushes.
+//! RocksDB as it is used here: four column families, no write-ahead log, atomic flushes.
 
 use bytes::Bytes;
 use rocksdb::{
@@ -35,16 +35,18 @@ const NO_FLUSH_AT_CLOSE: &str = "avoid_flush_during_shutdown=true";
 pub(super) enum Family {
     Log,
     Base,
+    Heads,
     State,
 }
 
 impl Family {
-    const ALL: [Self; 3] = [Self::Log, Self::Base, Self::State];
+    const ALL: [Self; 4] = [Self::Log, Self::Base, Self::Heads, Self::State];
 
     fn name(self) -> &'static str {
         match self {
             Self::Log => "log",
             Self::Base => "base",
+            Self::Heads => "heads",
             Self::State => "state",
         }
     }
@@ -162,6 +164,9 @@ impl Engine {
     }
 }
 
+/// Key and value.
+type Row<'a> = (&'a [u8], &'a [u8]);
+
 /// Rows in key order, of one moment.
 pub(super) struct Rows<'a> {
     iter: DBRawIterator<'a>,
@@ -170,13 +175,24 @@ pub(super) struct Rows<'a> {
 impl Rows<'_> {
     /// The next row. An error is never taken for the end.
     pub(super) fn next_row(&mut self) -> Result<Option<(Bytes, Bytes)>, StorageError> {
-        let Some((key, value)) = self.iter.item() else {
+        let row = self.row()?.map(|(key, value)| (Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+        if row.is_some() {
+            self.step();
+        }
+        Ok(row)
+    }
+
+    /// The row that is next, until the [`Rows::step`].
+    pub(super) fn row(&self) -> Result<Option<Row<'_>>, StorageError> {
+        let row = self.iter.item();
+        if row.is_none() {
             self.iter.status()?;
-            return Ok(None);
-        };
-        let row = (Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
+        }
+        Ok(row)
+    }
+
+    pub(super) fn step(&mut self) {
         self.iter.next();
-        Ok(Some(row))
     }
 
     /// The value at `key`, which must lie behind every key that was asked for before. Cheap when few rows lie between.
@@ -243,8 +259,9 @@ fn family_options(family: Family, memtable_bytes: usize, cache: &Cache) -> Optio
     // Index and filter blocks count against the cache's bound too.
     blocks.set_cache_index_and_filter_blocks(true);
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
-    if family != Family::Log {
-        // A miss in base or state is common and should cost no read; a row of the log is asked for when it is there.
+    if matches!(family, Family::Base | Family::State) {
+        // A miss there is common and should cost no read; a row of the log is asked for when it is there, and heads are
+        // read in order.
         blocks.set_bloom_filter(10.0, false);
     }
     let mut options = Options::default();
@@ -253,6 +270,8 @@ fn family_options(family: Family, memtable_bytes: usize, cache: &Cache) -> Optio
     options.set_write_buffer_size(memtable_bytes.saturating_mul(2).max(64 << 10));
     options.set_max_write_buffer_number(MEMTABLES_MAX);
     let (hot, cold) = (DBCompressionType::None, DBCompressionType::Lz4);
-    options.set_compression_per_level(&[hot, hot, cold, cold, cold, cold, cold]);
+    // Heads are mostly zeros.
+    let new = if family == Family::Heads { cold } else { hot };
+    options.set_compression_per_level(&[new, new, cold, cold, cold, cold, cold]);
     options
 }

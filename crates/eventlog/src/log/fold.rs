@@ -16,7 +16,7 @@ use rocksdb::WriteBatch;
 use super::copy::point_of;
 use super::engine::{Engine, Family};
 use super::hold::Holds;
-use super::{EventLog, FoldHold, FoldProgress, Generation, StorageError, format};
+use super::{EventLog, FoldHold, FoldProgress, Generation, StorageError, base, format};
 use crate::{Event, EventKind, Revision};
 
 /// A step's batch in bytes, the last record aside: it stays in memory until it is written.
@@ -58,7 +58,10 @@ pub(super) fn step(log: &Generation, holds: &Holds, events_max: usize) -> Result
         }
         fold_point = event.revision();
         if event.kind() == EventKind::Delete || !is_superseded(&event) {
-            add(engine, &mut batch, &event);
+            match event.kind() {
+                EventKind::Put => base::put(engine, &mut batch, &event, &event.to_row()),
+                EventKind::Delete => base::delete(engine, &mut batch, event.key()),
+            }
         }
         folded += 1;
     }
@@ -73,14 +76,6 @@ pub(super) fn step(log: &Generation, holds: &Holds, events_max: usize) -> Result
     let lag = u64::try_from(target.0 - reached.0).expect("a step does not go beyond its target");
     metrics::gauge!(crate::metrics::FOLD_LAG_REVISIONS).set(crate::metrics::gauge(lag));
     Ok(if reached == target { FoldProgress::Done } else { FoldProgress::More })
-}
-
-fn add(engine: &Engine, batch: &mut WriteBatch, event: &Event) {
-    let base = engine.family(Family::Base);
-    match event.kind() {
-        EventKind::Put => batch.put_cf(base, event.key(), event.to_row()),
-        EventKind::Delete => batch.delete_cf(base, event.key()),
-    }
 }
 
 /// Holds folding where base is exactly what was live at the fold point; folds on until it is. Waits while another hold keeps it

@@ -14,6 +14,9 @@
 //! * `log`: key = revision, 8 bytes big endian, then sub-revision, 4 bytes big endian. Value = an event's row (see
 //!   `event.rs`). Revisions and sub-revisions follow each other without a gap.
 //! * `base`: key = the user's key. Value = the row of a put at or below the fold point.
+//! * `heads`: key = the user's key, of each row in base. Value = what that row says, but for the value: byte 1 (version), then,
+//!   8 bytes little endian each: revision, sub-revision, create revision, version, lease, bytes of the value; and a checksum
+//!   as in `state`.
 //! * `state`: key = byte 1 and the machine's own key; or one of three keys that begin with byte 0:
 //!   * `\0numbers`: byte 1 (version), then, 8 bytes little endian each: history id, revision, compacted revision,
 //!     applied position, term of the entry applied.
@@ -30,7 +33,7 @@ use bytes::Bytes;
 use super::generations::Marker;
 use super::staging::Progress;
 use super::{CopyPoint, Installed, LogState, StorageError};
-use crate::{Event, EventKind, HistoryId, Position, Revision, RowError, Term};
+use crate::{Envelope, Event, EventKind, HistoryId, LeaseId, Position, Revision, RowError, Term};
 
 /// Of the directory.
 pub(super) const FORMAT: u32 = 1;
@@ -108,6 +111,38 @@ fn check_base_row(key: &[u8], found: Result<Event, RowError>) -> Result<Event, S
     found.map_err(|source| StorageError::Row { place: format!("base row of key {}", key.escape_ascii()), source })
 }
 
+/// What stands in `heads` beside the row of a put, whose value has so many bytes.
+pub(super) fn encode_head(event: &Event, value_bytes: usize) -> Vec<u8> {
+    let Envelope { revision, sub, create_revision, version, lease, .. } = event.envelope();
+    let mut head = vec![VALUE_VERSION];
+    for number in [revision.0, i64::from(sub), create_revision.0, version, lease.0] {
+        head.extend_from_slice(&number.to_le_bytes());
+    }
+    head.extend_from_slice(&(value_bytes as u64).to_le_bytes());
+    sealed(event.key(), head)
+}
+
+/// The put without its value, and how many bytes that has.
+pub(super) fn decode_head(key: &[u8], head: &[u8]) -> Result<(Event, usize), StorageError> {
+    let read = || {
+        let numbers: [[u8; 8]; 6] = numbers(body(key, head)?)?;
+        let [revision, sub, create_revision, version, lease, value_bytes] = numbers.map(i64::from_le_bytes);
+        let envelope = Envelope {
+            kind: EventKind::Put,
+            revision: Revision(revision),
+            sub: u32::try_from(sub).map_err(|_| RowError::Malformed("sub-revision out of range"))?,
+            create_revision: Revision(create_revision),
+            version,
+            lease: LeaseId(lease),
+            // Nobody asks for what came before a row of base.
+            prev: None,
+        };
+        let value_bytes = usize::try_from(value_bytes).map_err(|_| RowError::Malformed("length of the value"))?;
+        Ok((Event::put_without_value(envelope, key)?, value_bytes))
+    };
+    read().map_err(|source| StorageError::Row { place: format!("head of key {}", key.escape_ascii()), source })
+}
+
 pub(super) fn state_key(key: &[u8]) -> Vec<u8> {
     [STATE_PREFIX, key].concat()
 }
@@ -121,12 +156,19 @@ pub(super) fn sealed(key: &[u8], mut value: Vec<u8>) -> Vec<u8> {
 
 /// Checks and takes off the checksum.
 pub(super) fn unsealed(key: &[u8], value: Bytes) -> Result<Bytes, StorageError> {
-    let fail = |source| StorageError::Row { place: format!("state key {}", key.escape_ascii()), source };
-    let (body, stored) = value
-        .split_last_chunk::<CHECKSUM_BYTES>()
-        .ok_or_else(|| fail(RowError::Malformed("shorter than its checksum")))?;
+    let body = body(key, &value).map_err(|source| state_error(key, source))?;
+    Ok(value.slice_ref(body))
+}
+
+fn body<'a>(key: &[u8], value: &'a [u8]) -> Result<&'a [u8], RowError> {
+    let (body, stored) =
+        value.split_last_chunk::<CHECKSUM_BYTES>().ok_or(RowError::Malformed("shorter than its checksum"))?;
     let (stored, computed) = (u32::from_le_bytes(*stored), crc32c::crc32c_append(crc32c::crc32c(key), body));
-    if stored == computed { Ok(value.slice(..body.len())) } else { Err(fail(RowError::Checksum { stored, computed })) }
+    if stored == computed { Ok(body) } else { Err(RowError::Checksum { stored, computed }) }
+}
+
+fn state_error(key: &[u8], source: RowError) -> StorageError {
+    StorageError::Row { place: format!("state key {}", key.escape_ascii()), source }
 }
 
 pub(super) fn encode_numbers(state: &LogState) -> Vec<u8> {
@@ -197,14 +239,18 @@ pub(super) fn decode_progress(value: &Bytes) -> Result<Progress, StorageError> {
 }
 
 fn words<const N: usize>(key: &[u8], value: &[u8]) -> Result<[[u8; 8]; N], StorageError> {
-    let fail = |source| StorageError::Row { place: format!("state key {}", key.escape_ascii()), source };
+    numbers(value).map_err(|source| state_error(key, source))
+}
+
+/// Behind the version.
+fn numbers<const N: usize>(value: &[u8]) -> Result<[[u8; 8]; N], RowError> {
     match value.split_first() {
         Some((&VALUE_VERSION, rest)) => {
-            let (words, []) = rest.as_chunks::<8>() else { return Err(fail(RowError::Malformed("length"))) };
-            words.try_into().map_err(|_| fail(RowError::Malformed("length")))
+            let (numbers, []) = rest.as_chunks::<8>() else { return Err(RowError::Malformed("length")) };
+            numbers.try_into().map_err(|_| RowError::Malformed("length"))
         }
-        Some((&version, _)) => Err(fail(RowError::Format(version))),
-        None => Err(fail(RowError::Malformed("empty"))),
+        Some((&version, _)) => Err(RowError::Format(version)),
+        None => Err(RowError::Malformed("empty")),
     }
 }
 

@@ -14,7 +14,7 @@ use rocksdb::WriteBatch;
 use super::engine::{Engine, Family};
 use super::generations::{self, Marker};
 use super::open::open_generation;
-use super::{EventLogConfig, Installed, LogState, StorageError, files, format};
+use super::{EventLogConfig, Installed, LogState, StorageError, base, files, format};
 use crate::{Envelope, Event, EventKind, KeyIndex, LeaseId, Position, Revision, Term};
 
 /// A write batch is about this large.
@@ -161,9 +161,9 @@ impl Founder {
             }
             self.batch.put_cf(self.engine.family(Family::Log), format::log_key(place.0, place.1), event.to_row());
         } else if event.kind() == EventKind::Put {
-            self.batch.put_cf(self.engine.family(Family::Base), event.key(), event.to_row());
+            base::put(&self.engine, &mut self.batch, event, &event.to_row());
         } else {
-            self.batch.delete_cf(self.engine.family(Family::Base), event.key());
+            base::delete(&self.engine, &mut self.batch, event.key());
         }
         self.index.insert(event);
         self.last = place;

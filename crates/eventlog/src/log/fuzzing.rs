@@ -4,9 +4,9 @@
 use bytes::Bytes;
 
 use super::format::{
-    decode_fold_point, decode_numbers, decode_progress, encode_fold_point, encode_numbers, encode_progress,
-    flushed_line, format_line, generation_line, log_key, parse_flushed_line, parse_format_line, parse_generation_line,
-    parse_log_key, read_base_row, read_log_row, sealed, sealed_line, unsealed,
+    decode_fold_point, decode_head, decode_numbers, decode_progress, encode_fold_point, encode_head, encode_numbers,
+    encode_progress, flushed_line, format_line, generation_line, log_key, parse_flushed_line, parse_format_line,
+    parse_generation_line, parse_log_key, read_base_row, read_log_row, sealed, sealed_line, unsealed,
 };
 use super::{CopyPoint, LogState};
 use crate::{Position, Revision};
@@ -18,7 +18,7 @@ use crate::{Position, Revision};
 #[must_use]
 pub fn state_values(data: &[u8]) -> bool {
     let Some((&kind, rest)) = data.split_first() else { return false };
-    match kind % 7 {
+    match kind % 8 {
         0 => decode_numbers(rest).is_ok_and(|state| {
             assert_eq!(encode_numbers(&state), rest, "numbers have one encoding");
             true
@@ -38,7 +38,8 @@ pub fn state_values(data: &[u8]) -> bool {
         }),
         4 => seals(rest),
         5 => lines(rest),
-        _ => rows(rest),
+        6 => rows(rest),
+        _ => heads(rest),
     }
 }
 
@@ -73,6 +74,16 @@ fn lines(data: &[u8]) -> bool {
     known
 }
 
+fn heads(data: &[u8]) -> bool {
+    // As it is, and with the checksum that belongs to it.
+    [data.to_vec(), sealed(b"key", data.to_vec())].iter().any(|head| {
+        decode_head(b"key", head).is_ok_and(|(event, value_bytes)| {
+            assert_eq!(&encode_head(&event, value_bytes), head, "a head has one encoding");
+            true
+        })
+    })
+}
+
 fn rows(data: &[u8]) -> bool {
     let row = Bytes::copy_from_slice(data);
     let Ok(event) = crate::Event::from_row(row.clone()) else { return false };
@@ -105,12 +116,23 @@ pub fn state_value_seeds() -> Vec<Vec<u8>> {
         complete: Revision(11),
     };
     let marker = super::generations::Marker { number: 4, installed: None };
+    let envelope = crate::Envelope {
+        kind: crate::EventKind::Put,
+        revision: Revision(9),
+        sub: 1,
+        create_revision: Revision(7),
+        version: 2,
+        lease: crate::LeaseId(6),
+        prev: None,
+    };
+    let head = crate::Event::put(envelope, b"key", b"").without_value();
     let seed = |kind: u8, value: &[u8]| [&[kind][..], value].concat();
     vec![
         seed(0, &encode_numbers(&state)),
         seed(1, &encode_fold_point(state.fold_point)),
         seed(2, &encode_progress(&progress)),
         seed(3, &log_key(Revision(300), 2)),
+        seed(7, &encode_head(&head, 5)),
         seed(4, &sealed(b"key!", b"value".to_vec())),
         seed(5, format_line(1).as_bytes()),
         seed(5, flushed_line(&state).as_bytes()),

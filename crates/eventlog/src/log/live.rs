@@ -9,28 +9,30 @@ use bytes::Bytes;
 
 use super::engine::Rows;
 use super::{Family, Generation, LiveChunk, StorageError, format};
+use crate::index::Version;
 use crate::{Event, KeyRange, Revision, StateChunk, StateQuery, TreeKey};
 
 /// Keys looked up at once; with values of the largest size they are about 50 MB.
 const KEYS_PER_LOOKUP: usize = 32;
 
-/// A key and where its version stands.
-type Wanted<'a> = (TreeKey<'a>, Revision, u32);
+/// A key and its version.
+type Wanted<'a> = (TreeKey<'a>, Version);
 
 pub(super) fn read(
     log: &Generation,
     range: &KeyRange,
     resume_after: Option<&Bytes>,
     bytes_max: usize,
+    unread_bytes_min: Option<usize>,
 ) -> Result<LiveChunk, StorageError> {
     // In this order: the tree may know events above `at` that are not written yet, but none up to `at` is missing.
     let at = log.state().revision;
     let tree = log.tree.lock().clone();
     let mut versions = tree
         .range_after(range, resume_after.map(Bytes::as_ref))
-        .filter_map(|(key, history, _)| history.live_at(at).map(|version| (key, version.revision, version.sub)));
+        .filter_map(|(key, history, _)| history.live_at(at).map(|version| (key, *version)));
     let mut chunk = LiveChunk::default();
-    let (mut bytes, mut lookup) = (0, Lookup::new(log));
+    let (mut bytes, mut lookup) = (0, Lookup { unread_bytes_min, ..Lookup::new(log) });
     loop {
         let wanted: Vec<Wanted<'_>> = versions.by_ref().take(KEYS_PER_LOOKUP).collect();
         let Some((last, ..)) = wanted.last() else { return Ok(chunk) };
@@ -50,7 +52,7 @@ pub(super) fn read_at(log: &Generation, query: &StateQuery) -> Result<StateChunk
     let tree = log.tree.lock().clone();
     let mut versions = tree
         .range_after(&query.range, query.after.as_ref().map(Bytes::as_ref))
-        .filter_map(|(key, history, _)| history.live_at(query.at).map(|version| (key, version.revision, version.sub)))
+        .filter_map(|(key, history, _)| history.live_at(query.at).map(|version| (key, *version)))
         .peekable();
     let mut chunk = StateChunk::default();
     let (mut bytes, mut keys, mut per_lookup) = (0, 0, 1);
@@ -80,50 +82,66 @@ struct Lookup<'a> {
     fold_point: Revision,
     /// Open from the first row that it is asked for: one after the other costs a fraction of each by itself.
     base: Option<Rows<'a>>,
+    /// The same, for what is wanted without its value.
+    heads: Option<Rows<'a>>,
+    unread_bytes_min: Option<usize>,
 }
 
 impl<'a> Lookup<'a> {
     fn new(log: &'a Generation) -> Self {
-        Self { log, fold_point: log.state().fold_point, base: None }
+        Self { log, fold_point: log.state().fold_point, base: None, heads: None, unread_bytes_min: None }
     }
 
     /// The events of `wanted`, whose keys lie behind those of the call before; without those that are gone.
     fn read(&mut self, wanted: &[Wanted<'_>]) -> Result<Vec<Arc<Event>>, StorageError> {
         let fold_point = self.fold_point;
         let is_folded = |revision: Revision| revision <= fold_point;
-        let above = wanted.iter().filter(|(_, revision, _)| !is_folded(*revision));
-        let above: Vec<_> = above.map(|(_, revision, sub)| format::log_key(*revision, *sub)).collect();
+        let above = wanted.iter().filter(|(_, version)| !is_folded(version.revision));
+        let above: Vec<_> = above.map(|(_, version)| format::log_key(version.revision, version.sub)).collect();
         let mut above = self.log.engine.multi_get(Family::Log, &above)?.into_iter();
         // A few rows may be asked for again: these are looked up, and stay in the block cache.
         let scans_base = self.base.is_some() || wanted.len() >= KEYS_PER_LOOKUP;
         let mut events = Vec::with_capacity(wanted.len());
-        for &(key, revision, sub) in wanted {
+        for (key, version) in wanted {
+            let (key, Version { revision, sub, .. }) = (key.to_vec(), *version);
             let found = if !is_folded(revision) {
                 let row = above.next().flatten();
                 row.map(|row| format::copy_log_row(revision, sub, &row)).transpose()?.map(Arc::new)
             } else if scans_base {
-                self.find_in_base(&key.to_vec(), revision, sub)?
+                match self.find_head(&key, version)? {
+                    Some(head) => Some(head),
+                    None => self.find_in_base(&key, version)?,
+                }
             } else {
                 None
             };
             let event = match found {
                 Some(event) => Some(event),
                 // Folded meanwhile.
-                None => self.log.event(&key.to_vec(), revision, sub)?,
+                None => self.log.event(&key, revision, sub)?,
             };
             if event.is_none() {
-                check_superseded(self.log, &key.to_vec(), revision, sub)?;
+                check_superseded(self.log, &key, revision, sub)?;
             }
             events.extend(event);
         }
         Ok(events)
     }
 
-    fn find_in_base(&mut self, key: &[u8], revision: Revision, sub: u32) -> Result<Option<Arc<Event>>, StorageError> {
+    /// The put without its value, where that is enough.
+    fn find_head(&mut self, key: &[u8], version: &Version) -> Result<Option<Arc<Event>>, StorageError> {
+        let Some(bytes_min) = self.unread_bytes_min.filter(|_| version.is_first()) else { return Ok(None) };
+        let heads = self.heads.get_or_insert_with(|| self.log.engine.rows(Family::Heads, key, None));
+        let Some(head) = heads.find(key)? else { return Ok(None) };
+        let (event, value_bytes) = format::decode_head(key, head)?;
+        Ok((value_bytes >= bytes_min && version.is_of(&event)).then(|| Arc::new(event)))
+    }
+
+    fn find_in_base(&mut self, key: &[u8], version: &Version) -> Result<Option<Arc<Event>>, StorageError> {
         let base = self.base.get_or_insert_with(|| self.log.engine.rows(Family::Base, key, None));
         let Some(row) = base.find(key)? else { return Ok(None) };
         let event = format::copy_base_row(key, row)?;
-        Ok((event.revision() == revision && event.sub() == sub).then(|| Arc::new(event)))
+        Ok(version.is_of(&event).then(|| Arc::new(event)))
     }
 }
 

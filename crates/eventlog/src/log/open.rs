@@ -1,4 +1,4 @@
-//! Opening: the format, the numbers, and the index from base and log.
+//! Opening: the format, the numbers, and the index from heads and log.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use super::engine::{Engine, Family};
 use super::generation::Directory;
 use super::generations::{self, Home};
-use super::{EventLog, EventLogConfig, Generation, LogState, Scan, StorageError, files, format};
+use super::{EventLog, EventLogConfig, Generation, LogState, Scan, StorageError, base, files, format};
 use crate::{KeyIndex, Revision};
 
 pub(super) fn open(config: &EventLogConfig) -> Result<(EventLog, KeyIndex), StorageError> {
@@ -30,7 +30,7 @@ pub(super) fn open_generation(config: &EventLogConfig) -> Result<(Generation, Ke
     files::check_flushed(&config.path, &state)?;
     check_state(&engine)?;
     let mut index = KeyIndex::default();
-    load_base(&engine, &state, &mut index)?;
+    base::load(&engine, &state, &mut index)?;
     load_log(&engine, &state, &mut index)?;
     while !index.compact_step(state.compacted, usize::MAX) {}
     let generation = Generation {
@@ -79,21 +79,6 @@ fn check_state(engine: &Engine) -> Result<(), StorageError> {
     let mut rows = engine.rows(Family::State, &[], None);
     while let Some((key, value)) = rows.next_row()? {
         format::unsealed(&key, value)?;
-    }
-    Ok(())
-}
-
-fn load_base(engine: &Engine, state: &LogState, index: &mut KeyIndex) -> Result<(), StorageError> {
-    let mut rows = engine.rows(Family::Base, &[], None);
-    while let Some((key, row)) = rows.next_row()? {
-        let event = format::read_base_row(&key, row)?;
-        if event.revision() > state.fold_point {
-            let (key, fold_point) = (key.escape_ascii(), state.fold_point);
-            return Err(StorageError::Inconsistent(format!(
-                "base row of key {key} lies above fold point {fold_point}"
-            )));
-        }
-        index.insert(&event);
     }
     Ok(())
 }

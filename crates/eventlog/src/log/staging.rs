@@ -16,7 +16,7 @@ use super::copy::{CopyPoint, StateRow};
 use super::engine::{Engine, Family};
 use super::generations::{self, Marker};
 use super::open::open_generation;
-use super::{EventLog, EventLogConfig, Generation, Installed, LogState, StorageError, files, format};
+use super::{EventLog, EventLogConfig, Generation, Installed, LogState, StorageError, base, files, format};
 use crate::{Event, KeyIndex, Revision, RowError};
 
 /// What a copy needs next.
@@ -241,7 +241,7 @@ impl Staging {
             if event.revision() > progress.point.fold_point {
                 return Err(row_error(place(), RowError::Malformed("above the fold point")));
             }
-            batch.put_cf(self.engine.family(Family::Base), event.key(), row);
+            base::put(&self.engine, &mut batch, &event, row);
             progress.base_last = Some(Bytes::copy_from_slice(event.key()));
         }
         progress.base_done |= is_end;
@@ -362,11 +362,7 @@ impl Staging {
         batch.delete_range_cf(self.engine.family(Family::Log), start, end);
         let state = self.engine.family(Family::State);
         batch.delete_range_cf(state, &[][..], &[format::STATE_PREFIX[0] + 1][..]);
-        if let Some(last) = self.engine.last_key(Family::Base)? {
-            let base = self.engine.family(Family::Base);
-            batch.delete_range_cf(base, &[][..], &last);
-            batch.delete_cf(base, &last);
-        }
+        base::clear(&self.engine, &mut batch)?;
         self.state = None;
         self.write(batch, Progress { point, ..Progress::default() })
     }

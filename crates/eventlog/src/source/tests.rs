@@ -173,7 +173,7 @@ fn transfer_then_tail_gives_the_state() {
             EventKind::Delete => drop(store.remove(&key)),
         }
     }
-    let live = world.writer.log.live(&KeyRange::all(), None, usize::MAX).unwrap().events;
+    let live = world.writer.log.live(&KeyRange::all(), None, usize::MAX, None).unwrap().events;
     assert_eq!(store.into_values().collect::<Vec<_>>(), live);
 }
 
@@ -327,7 +327,7 @@ fn transfers_race_writes_compaction_and_folding() {
         done.store(true, Ordering::SeqCst);
         readers.into_iter().map(|reader| reader.join().unwrap()).collect()
     });
-    let live = world.writer.log.live(&KeyRange::all(), None, usize::MAX).unwrap().events;
+    let live = world.writer.log.live(&KeyRange::all(), None, usize::MAX, None).unwrap().events;
     for (store, transfers) in readers {
         assert!(transfers > 1, "the reader began once only");
         assert_eq!(store, live);

@@ -142,8 +142,10 @@ impl World {
                 next = chunk.next;
             }
             truth.compare(index, from, &stored)?;
-            let live =
-                source.log.live(&KeyRange::all(), None, usize::MAX).map_err(|error| unreadable(error.to_string()))?;
+            let live = source
+                .log
+                .live(&KeyRange::all(), None, usize::MAX, None)
+                .map_err(|error| unreadable(error.to_string()))?;
             self.same_keys(&format!("member {index} stores"), &KeyRange::all(), state.revision, &live.events)?;
             let Some((fanout, _)) = &running.fanout else { continue };
             for at in [state.compacted.max(Revision(1)), state.revision] {
