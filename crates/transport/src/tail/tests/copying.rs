@@ -22,7 +22,7 @@ fn assert_equal(copy: &EventLog, index: &KeyIndex, writer: &Writer) {
     let rows = |log: &EventLog| log.copy_log(HISTORY, from, usize::MAX).unwrap().rows;
     let (copied, original) = (rows(copy), rows(&writer.log));
     assert!(original.starts_with(&copied) && !copied.is_empty());
-    let live = |log: &EventLog| log.live(&KeyRange::all(), None, usize::MAX).unwrap().events;
+    let live = |log: &EventLog| log.live(&KeyRange::all(), None, usize::MAX, None).unwrap().events;
     if state.revision == writer.log.state().revision {
         assert_eq!(live(copy), live(&writer.log));
     }

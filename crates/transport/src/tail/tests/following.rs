@@ -131,7 +131,7 @@ fn a_transfer_is_resumed_by_key_at_another_source() {
         }
     }
     assert!(calls > 4, "{calls} calls");
-    let live = writer.log.live(&KeyRange::all(), None, usize::MAX).unwrap().events;
+    let live = writer.log.live(&KeyRange::all(), None, usize::MAX, None).unwrap().events;
     assert_eq!(events, live);
     assert_eq!(remote.transfer_end(), writer.log.state().revision);
 }
