@@ -1,7 +1,10 @@
 //! Health, version and metrics over plain HTTP, on the client port and on `--listen-metrics-urls`.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Limited};
 use metrics::{counter, gauge};
 use serde::Serialize;
 use tailwater_eventlog::{AlarmKind, KeyRange};
@@ -12,6 +15,9 @@ use crate::metrics::{HEALTH_FAILURES, HEALTH_SUCCESS, HEALTHCHECK, HEALTHCHECKS,
 use crate::status::Fault;
 use crate::{Gateway, OverTls, caller, json};
 
+/// Of a body that nobody reads, so much is waited for, and so long.
+const DRAINED_BYTES_MAX: usize = 64 << 10;
+const DRAINED_WAIT: Duration = Duration::from_secs(1);
 const TEXT: &str = "text/plain; charset=utf-8";
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
 const LIVE_CHECKS: &[Check] = &[Check::SerializableRead];
@@ -44,10 +50,10 @@ pub(crate) async fn serve(gateway: &Gateway, request: Request<Body>) -> Response
     if request.extensions().get::<OverTls>().is_none()
         && let Some(refused) = access.refuse_host(request.headers(), request.uri())
     {
-        return refused;
+        return behind_body(request, refused).await;
     }
     if let Some(refused) = refuse_named(gateway, &request) {
-        return refused;
+        return behind_body(request, refused).await;
     }
     let asked = request.headers().clone();
     let (method, uri) = (request.method().clone(), request.uri().clone());
@@ -77,6 +83,15 @@ impl Gateway {
     pub fn admits(&self, request: &Request<Body>) -> bool {
         request.extensions().get::<OverTls>().is_some() || self.config().access.admits(request.headers(), request.uri())
     }
+}
+
+/// An answer that does not depend on the body, once that has come: some clients, curl among them, take the end of a
+/// stream that they still send on for an error. Nobody is waited for long, and no large body is taken.
+async fn behind_body(request: Request<Body>, answer: Response<Body>) -> Response<Body> {
+    let drain = Limited::new(request.into_body(), DRAINED_BYTES_MAX).collect();
+    // Whatever becomes of it.
+    let _ = tokio::time::timeout(DRAINED_WAIT, drain).await;
+    answer
 }
 
 /// Where certificates name users, JSON goes by tokens alone; who shows a name there is told so, as by etcd.
