@@ -60,6 +60,16 @@ pub(super) fn load(engine: &Engine, state: &LogState, index: &mut KeyIndex) -> R
     Ok(())
 }
 
+/// Reads all rows, as a start does not.
+pub(super) fn check(engine: &Engine) -> Result<(), StorageError> {
+    let mut rows = engine.rows(Family::Base, &[], None);
+    while let Some((key, row)) = rows.row()? {
+        format::copy_base_row(key, row)?;
+        rows.step();
+    }
+    Ok(())
+}
+
 /// For a store that was written before there were heads.
 fn make_heads(engine: &Engine) -> Result<(), StorageError> {
     tracing::info!("the heads of all rows are made, once");

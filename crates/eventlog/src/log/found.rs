@@ -130,6 +130,7 @@ impl Founder {
         files::write_flushed(&config.path, &numbers)?;
         drop(engine);
         let (generation, _) = open_generation(&config)?;
+        base::check(&generation.engine)?;
         assert_eq!(generation.state(), numbers, "what was written is found");
         let installed = Some(Installed { applied: numbers.applied, term: numbers.applied_term });
         generations::write(&config.path, &Marker { number: 0, installed })?;

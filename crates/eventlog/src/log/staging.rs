@@ -345,7 +345,8 @@ impl Staging {
         engine.flush()?;
         files::write_flushed(&config.path, &state)?;
         drop(engine);
-        let (generation, index) = open_generation(&config).inspect_err(|_| {
+        let opened = open_generation(&config).and_then(|opened| base::check(&opened.0.engine).map(|()| opened));
+        let (generation, index) = opened.inspect_err(|_| {
             // A copy that can't be opened would fail again if the next one went on with it.
             if let Err(error) = remove(&config) {
                 tracing::warn!(%error, "a copy of a state that can't be opened can't be removed");

@@ -529,7 +529,8 @@ fn flipped_bit_is_reported_with_its_file_or_does_not_matter() {
                 Err(error) => {
                     let error = error.to_string();
                     // Of a table's properties RocksDB says that the MANIFEST may be at fault.
-                    let properties = error.contains("properties") && error.contains(bad.path().to_str().unwrap());
+                    let properties =
+                        error.contains("properties unsorted") && error.contains(bad.path().to_str().unwrap());
                     assert!(error.contains(&table) || properties, "{table} at {at}: {error}");
                     found += 1;
                 }

@@ -283,7 +283,9 @@ impl Delivery {
             }
         }
         metrics::history_read();
-        let is_recent = self.core.window.floor() < from.revision;
+        // Where every value is held, nothing else can be missing than what lies behind the window.
+        let leaves_values = self.core.config.unread_value_bytes_min.is_some();
+        let is_recent = leaves_values && self.core.window.floor() < from.revision;
         let request = HistoryRequest { range, from, to, with_prev, bytes_max, is_recent };
         let slot = self.core.read_history(request, &self.inbox);
         self.job = Some(Job { watch_id, from, to, slot });
