@@ -100,3 +100,28 @@ async fn a_fanout_starts_beside_writes() -> anyhow::Result<()> {
     tier.cluster.finish();
     Ok(())
 }
+
+/// Members that have started again hold few of the values that were compacted in memory; a fanout below them gets all of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fanout_starts_behind_members_that_have_started_again() -> anyhow::Result<()> {
+    const KEYS: u64 = 2000;
+    let plan = Plan::new("a_fanout_starts_behind_members_that_have_started_again").only_fanouts();
+    let Some(mut tier) = plan.start().await? else { return Ok(()) };
+    let members = channels(&tier.urls(&tier.members))?;
+    fill(&members, KEYS, 1).await?;
+    // Compacted on every member once each of them has been asked.
+    for member in &members {
+        let (_, revision) = list(member, pb::RangeRequest { count_only: true, ..prefix("/s/") }).await?;
+        kv(member).put(pb::PutRequest { key: "other".into(), ..Default::default() }).await?;
+        kv(member).compact(pb::CompactionRequest { revision, physical: true }).await?;
+    }
+    for slot in tier.members.clone() {
+        tier.cluster.restart(slot).await?;
+    }
+    for upstream in tier.members.clone() {
+        let slot = tier.cluster.start_fanout(Fanout::following([upstream])).await?;
+        same(&tier.cluster.channel(upstream)?, &tier.cluster.channel(slot)?, KEYS).await?;
+    }
+    tier.cluster.finish();
+    Ok(())
+}

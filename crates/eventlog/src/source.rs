@@ -59,6 +59,22 @@ pub trait Source: History {
         bytes_max: usize,
     ) -> Result<LiveChunk, SourceError>;
 
+    /// The same for a reader that can do without values of at least `unread_bytes_min` bytes that keys were created with,
+    /// until somebody asks for them: they may be left out ([`crate::Event::is_whole`]) by a source that saves reading them.
+    ///
+    /// # Errors
+    /// See [`SourceError`].
+    fn transfer_leaving_values(
+        &self,
+        range: &KeyRange,
+        resume_after: Option<&Bytes>,
+        bytes_max: usize,
+        unread_bytes_min: usize,
+    ) -> Result<LiveChunk, SourceError> {
+        let _ = unread_bytes_min;
+        self.transfer(range, resume_after, bytes_max)
+    }
+
     /// Frames after `cursor`, waiting up to `timeout` for the first; from memory, else from the log as long as its
     /// history reaches back. An empty answer means that none came; a source that can't be reached gives none either. Frames from the log hold many records each; one that
     /// does not reach the end keeps the cursor's *position* and only moves its revision. A frame of facts alone may stand
@@ -78,14 +94,13 @@ pub struct LocalSource {
     pub tail: Tail,
     /// Number of the newest notice given out; only its reader's calls change it.
     noticed: AtomicU64,
-    unread_bytes_min: Option<usize>,
 }
 
 impl Clone for LocalSource {
     /// For a new reader, which begins with what the tail tells it.
     fn clone(&self) -> Self {
-        let Self { log, tail, unread_bytes_min, .. } = self;
-        Self { log: log.clone(), tail: tail.clone(), noticed: AtomicU64::new(0), unread_bytes_min: *unread_bytes_min }
+        let Self { log, tail, .. } = self;
+        Self { log: log.clone(), tail: tail.clone(), noticed: AtomicU64::new(0) }
     }
 }
 
@@ -98,14 +113,7 @@ impl LocalSource {
     /// For one reader of this storage and its hot end.
     #[must_use]
     pub fn new(log: EventLog, tail: Tail) -> Self {
-        Self { log, tail, noticed: AtomicU64::new(0), unread_bytes_min: None }
-    }
-
-    /// The same for a reader that can do without values of at least `bytes_min` bytes that keys were created with, until
-    /// somebody asks for them: a transfer may leave them out, see [`EventLog::live`].
-    #[must_use]
-    pub fn leaving_values(self, bytes_min: usize) -> Self {
-        Self { unread_bytes_min: Some(bytes_min), ..self }
+        Self { log, tail, noticed: AtomicU64::new(0) }
     }
 
     /// Where the tail ends, and the facts there: nothing up to it has to be noticed any more.
@@ -275,7 +283,17 @@ impl Source for LocalSource {
         resume_after: Option<&Bytes>,
         bytes_max: usize,
     ) -> Result<LiveChunk, SourceError> {
-        Ok(self.log.live(range, resume_after, bytes_max, self.unread_bytes_min)?)
+        Ok(self.log.live(range, resume_after, bytes_max, None)?)
+    }
+
+    fn transfer_leaving_values(
+        &self,
+        range: &KeyRange,
+        resume_after: Option<&Bytes>,
+        bytes_max: usize,
+        unread_bytes_min: usize,
+    ) -> Result<LiveChunk, SourceError> {
+        Ok(self.log.live(range, resume_after, bytes_max, Some(unread_bytes_min))?)
     }
 
     fn follow(&self, cursor: Cursor, bytes_max: usize, timeout: Duration) -> Result<Vec<Arc<Frame>>, TailError> {

@@ -146,7 +146,10 @@ impl Follower {
                     self.settled();
                     return Ok(());
                 };
-                let rows = |source: &dyn Source| source.transfer(range, after.as_ref(), BATCH_BYTES_MAX);
+                let rows = |source: &dyn Source| match self.core.config.unread_value_bytes_min {
+                    Some(min) => source.transfer_leaving_values(range, after.as_ref(), BATCH_BYTES_MAX, min),
+                    None => source.transfer(range, after.as_ref(), BATCH_BYTES_MAX),
+                };
                 let Some(rows) = self.ask(timeout, rows)? else { return Ok(()) };
                 let part = *part + usize::from(rows.resume_after.is_none());
                 rows.events.into_iter().for_each(|event| self.store.load(event));

@@ -84,8 +84,7 @@ impl MemberNode {
                 is_beside_writes: true,
                 ..config.fanout(identity)
             };
-            let local = source.clone().leaving_values(UNREAD_VALUE_BYTES_MIN);
-            let fanout = Fanout::start(fanout, Arc::new(local));
+            let fanout = Fanout::start(fanout, Arc::new(source.clone()));
             peer.tell_load_of(fanout.clone());
             let storage = Some(consensus.event_log());
             let render = Box::new(front.render_metrics());

@@ -286,10 +286,7 @@ impl Running {
         let Some(source) = self.waiting_source.as_ref().and_then(SourceReady::poll) else { return false };
         let clock = clock.clone();
         let config = plan.fanout(member_id.0);
-        let follows: Arc<dyn Source> = match config.unread_value_bytes_min {
-            Some(bytes_min) => Arc::new(source.clone().leaving_values(bytes_min)),
-            None => Arc::new(source.clone()),
-        };
+        let follows = Arc::new(source.clone());
         self.fanout = Some(tailwater_fanout::assemble(config, follows, Box::new(move || clock.instant())));
         self.observed = source.tail.end();
         self.source = Some(source);

@@ -260,6 +260,22 @@ impl Source for World {
         Ok(LiveChunk { events, resume_after })
     }
 
+    fn transfer_leaving_values(
+        &self,
+        range: &KeyRange,
+        after: Option<&Bytes>,
+        bytes_max: usize,
+        unread_bytes_min: usize,
+    ) -> Result<LiveChunk, SourceError> {
+        let mut chunk = self.transfer(range, after, bytes_max)?;
+        for event in &mut chunk.events {
+            if event.envelope().version == 1 && event.value().len() >= unread_bytes_min {
+                *event = Arc::new(event.without_value());
+            }
+        }
+        Ok(chunk)
+    }
+
     fn follow(&self, cursor: Cursor, bytes_max: usize, timeout: Duration) -> Result<Vec<Arc<Frame>>, TailError> {
         if self.behind.swap(false, Ordering::SeqCst) {
             return Err(TailError::Behind(cursor));
