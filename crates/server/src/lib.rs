@@ -27,7 +27,6 @@ mod join;
 mod listener;
 mod member;
 mod member_front;
-mod member_source;
 mod no_source;
 mod peer_side;
 mod process;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tailwater_consensus::{CatchUp, Consensus, PeerTransport};
 use tailwater_eventlog::{LocalSource, MemberId, Source};
-use tailwater_fanout::Fanout;
+use tailwater_fanout::{Fanout, MemberSource};
 use tailwater_gateway::Snapshots;
 use tailwater_transport::{
     CopyConfig, CoreWord, Description, Directory, LinkConfig, NodeDescription, NodeLoad, PeerPort, Peers, PeersConfig,
@@ -18,7 +18,6 @@ use crate::config::Config;
 use crate::data_dir::Identity;
 use crate::describe::node_load;
 use crate::host::Bound;
-use crate::member_source::MemberSource;
 use crate::no_source::NoSource;
 use crate::{process, snapshots};
 
@@ -116,7 +115,7 @@ impl PeerSide {
         let (source, fanout) = (self.source.clone(), self.fanout.clone());
         let sources = move || -> Arc<dyn Source> {
             match source.get() {
-                Some(source) => Arc::new(MemberSource::new(source.clone(), fanout.clone())),
+                Some(source) => Arc::new(MemberSource::new(source.clone(), fanout.get().cloned())),
                 None => Arc::new(NoSource),
             }
         };

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tailwater_consensus::raft_log::{Disk as _, RaftLog, RaftLogConfig, SimDisk, SyncMode};
 use tailwater_consensus::{Chosen, Consensus, ConsensusConfig, InstallError, Parts, SourceReady, StartError, assemble};
 use tailwater_eventlog::{
-    Cursor, EventLog, EventLogConfig, LocalSource, Member as Listed, MemberId, Revision, Source, TailError,
+    Cursor, EventLog, EventLogConfig, LocalSource, Member as Listed, MemberId, Revision, TailError,
 };
 use tailwater_fanout::{Fanout, FanoutParts};
 

@@ -1,7 +1,7 @@
 //! Fanouts in processes of their own: what they follow, their turns, what goes wrong with them, and reads on them.
 
 use tailwater_eventlog::{KeyRange, MemberId, Revision, Source};
-use tailwater_fanout::{Fanout, RangeQuery, ReadError};
+use tailwater_fanout::{Fanout, MemberSource, RangeQuery, ReadError};
 
 use super::{Event, World};
 use crate::link::Parcel;
@@ -135,7 +135,9 @@ impl World {
     fn connect(&mut self, node: usize, to: Option<Place>) {
         let found: Option<(Spot, std::sync::Arc<dyn Source>)> = to.and_then(|place| match place {
             Place::Member(member) => {
-                let source = self.members[member].running.as_ref()?.source.clone()?;
+                let running = self.members[member].running.as_ref()?;
+                let fanout = running.fanout.as_ref().map(|(fanout, _)| fanout.clone());
+                let source = MemberSource::new(running.source.clone()?, fanout);
                 Some((Spot { place, run: self.members[member].run }, std::sync::Arc::new(source) as _))
             }
             Place::Node(other) => {

@@ -11,18 +11,21 @@ use tailwater_eventlog::{
     Cursor, Fact, Frame, History, HistoryChunk, HistoryError, HistoryPoint, KeyRange, LiveChunk, LocalSource, Position,
     Revision, Source, SourceError, StateChunk, StateQuery, TailError,
 };
-use tailwater_fanout::Fanout;
 
-/// One reader's view.
-pub(crate) struct MemberSource {
+use crate::Fanout;
+
+/// One reader's view of a member.
+pub struct MemberSource {
     log: LocalSource,
-    fanout: Arc<OnceLock<Fanout>>,
+    fanout: Option<Fanout>,
     /// Where this reader's transfer comes from, once it has begun; `None` inside: from the log.
     memory: OnceLock<Option<Arc<dyn Source>>>,
 }
 
 impl MemberSource {
-    pub(crate) fn new(log: LocalSource, fanout: Arc<OnceLock<Fanout>>) -> Self {
+    /// For one reader of the log, which reads the state out of `fanout` where there is one.
+    #[must_use]
+    pub fn new(log: LocalSource, fanout: Option<Fanout>) -> Self {
         Self { log, fanout, memory: OnceLock::new() }
     }
 
@@ -43,7 +46,7 @@ impl Source for MemberSource {
     fn transfer_begin(&self) -> Result<(Cursor, Vec<Fact>), SourceError> {
         // A read plane that is not there yet is no reason to wait.
         let in_memory = || {
-            let memory = self.fanout.get()?.source();
+            let memory = self.fanout.as_ref()?.source();
             memory.transfer_begin().is_ok().then_some(memory)
         };
         match self.memory.get_or_init(in_memory) {
