@@ -132,11 +132,16 @@ func setCount(t testing.TB, o *unstructured.Unstructured, n int64) {
 	check(t, unstructured.SetNestedField(o.Object, n, "spec", "count"))
 }
 
-// pages lists everything in pages of one list and gives them; between is called after each page.
+// pages lists everything in pages of one list and gives them; between is called after each page. Without it nothing changes
+// meanwhile, so a list that a compaction passes may end as the API server offers it, at the newest revision.
 func pages(ctx context.Context, client dynamic.ResourceInterface, options meta.ListOptions, between func(page int)) ([]*unstructured.UnstructuredList, error) {
 	var all []*unstructured.UnstructuredList
 	for {
 		page, err := client.List(ctx, options)
+		if rest := restOf(err); rest != "" && between == nil {
+			options.Continue = rest
+			continue
+		}
 		if err != nil {
 			return all, err
 		}
@@ -150,6 +155,14 @@ func pages(ctx context.Context, client dynamic.ResourceInterface, options meta.L
 			between(len(all))
 		}
 	}
+}
+
+// restOf gives where a list goes on whose revision was compacted, if it was.
+func restOf(err error) string {
+	if status, ok := err.(apierrors.APIStatus); ok && apierrors.IsResourceExpired(err) {
+		return status.Status().Continue
+	}
+	return ""
 }
 
 func isGone(err error) bool { return apierrors.IsNotFound(err) }
