@@ -14,6 +14,7 @@ type fault struct {
 	brief bool // part of the shortest form
 	// What must hold beyond that nothing is lost.
 	noRelist  bool
+	noError   bool          // no write fails
 	readyWith time.Duration // longest time without a good /readyz; 0: any
 	strike    func(t *testing.T, s *store)
 }
@@ -31,7 +32,7 @@ var faults = []fault{
 		time.Sleep(4 * time.Second)
 		n.restart(t)
 	}},
-	{name: "a fanout is drained", noRelist: true, strike: func(t *testing.T, s *store) {
+	{name: "a fanout is drained", noRelist: true, noError: true, strike: func(t *testing.T, s *store) {
 		n := aFront(t, s)
 		n.end(t, syscall.SIGTERM)
 		time.Sleep(time.Second)
@@ -127,6 +128,9 @@ func (f *fault) run(t *testing.T, round int, s *store, apis []*apiServer, widget
 	caches, clients = caches-cachesBefore, clients-clientsBefore
 	t.Logf("%v; /readyz not good for %v (/livez/ping %v); relists: caches %d, informers %d",
 		l, unready.Round(time.Millisecond), waited.Round(time.Millisecond), caches, clients)
+	if _, failed := l.counted(); f.noError && failed > 0 {
+		t.Errorf("%d writes failed", failed)
+	}
 	if f.noRelist && caches+clients > 0 {
 		t.Errorf("%d caches and %d informers listed again", caches, clients)
 	}
