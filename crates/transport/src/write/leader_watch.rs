@@ -55,6 +55,12 @@ impl LeaderWatch {
         drop(self.leader.subscribe().wait_for(|now| *now != leader).await);
     }
 
+    /// Resolves when more is known than `known` was, and by that the leader is not the one that was asked. Who asked
+    /// without knowing a leader has learned nothing while none is known.
+    pub(super) async fn is_elsewhere(&self, asked: MemberId, known: MemberId) {
+        drop(self.leader.subscribe().wait_for(|now| *now != known && *now != asked).await);
+    }
+
     /// Resolves when it is known who leads, and it is another than this one.
     pub(super) async fn succeeded(&self, leader: MemberId) {
         drop(self.leader.subscribe().wait_for(|now| *now != leader && *now != MemberId(0)).await);

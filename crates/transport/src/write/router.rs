@@ -133,6 +133,11 @@ impl Router {
     }
 
     #[cfg(test)]
+    pub(super) fn turns(&self) -> usize {
+        self.inner.turn.load(Ordering::Relaxed)
+    }
+
+    #[cfg(test)]
     pub(super) fn greeter(&self) -> &Greeter {
         &self.inner.greeter
     }
@@ -273,7 +278,8 @@ impl Inner {
         let deadline = Instant::now() + self.config.request_timeout;
         let mut permit = None;
         loop {
-            let leader = self.choose();
+            let known = self.leader.now();
+            let leader = self.choose(known);
             let next = if leader == MemberId(0) {
                 Next::Again(ProposeError::NoLeader)
             } else if let Some(replica) = self.replica.as_ref().filter(|_| leader == self.greeter.member_id()) {
@@ -284,7 +290,7 @@ impl Inner {
                     Some(permit) => permit,
                     None => permit.insert(self.permit(&request)?),
                 };
-                self.ask_member(&question, leader, (request, permit.clone()), deadline).await
+                self.ask_member(&question, (leader, known), (request, permit.clone()), deadline).await
             };
             let error = match next {
                 Next::Done(answered) => return answered,
@@ -293,7 +299,7 @@ impl Inner {
             if Instant::now() >= deadline {
                 return Err(error);
             }
-            self.pause(leader, deadline).await;
+            self.pause(known, deadline).await;
         }
     }
 
@@ -301,18 +307,17 @@ impl Inner {
         self.permits.take(request.encoded_len()).ok_or(ProposeError::TooManyRequests)
     }
 
-    /// Until another leader is known, or a while has passed.
-    async fn pause(&self, leader: MemberId, deadline: Instant) {
-        let end = deadline.min(match leader {
+    /// Until something else is known of the leader than before, or a while has passed.
+    async fn pause(&self, known: MemberId, deadline: Instant) {
+        let end = deadline.min(match known {
             MemberId(0) if self.replica.is_some() => deadline,
             _ => Instant::now() + REFUSED_PAUSE,
         });
-        drop(timeout_at(end, self.leader.changed_from(leader)).await);
+        drop(timeout_at(end, self.leader.changed_from(known)).await);
     }
 
-    /// Whom to ask. 0: nobody, until a leader is known.
-    fn choose(&self) -> MemberId {
-        let leader = self.leader.now();
+    /// Whom to ask, by what is known. 0: nobody, until a leader is known.
+    fn choose(&self, leader: MemberId) -> MemberId {
         if leader != MemberId(0) || self.replica.is_some() {
             return leader;
         }
@@ -334,7 +339,7 @@ impl Inner {
     async fn ask_member<T>(
         &self,
         question: &Question<'_, T>,
-        leader: MemberId,
+        (leader, known): (MemberId, MemberId),
         (request, permit): (Request, Permit),
         deadline: Instant,
     ) -> Next<T> {
@@ -345,7 +350,7 @@ impl Inner {
         loop {
             tokio::select! {
                 outcome = &mut outcome => return self.judge(question, leader, outcome.unwrap_or(Outcome::Broken)),
-                () = self.leader.changed_from(leader), if !is_sent => {
+                () = self.leader.is_elsewhere(leader, known), if !is_sent => {
                     if stream.withdraw(id) || question.repeat == Repeat::Harmless {
                         return Next::Again(ProposeError::LeaderChanged);
                     }

@@ -391,6 +391,27 @@ async fn a_member_that_does_not_lead_says_so_and_nothing_happens() {
     }
 }
 
+/// Each question is left with the member that got it until that has answered: on one thread nothing is sent before the asker waits.
+#[tokio::test]
+async fn without_a_word_of_a_leader_members_are_asked_one_after_the_other() {
+    let (two, three) = (Replica::with_leader(0), Replica::with_leader(3));
+    let served = [Served::start(2, two.clone()), Served::start(3, three.clone())];
+    let router = router(None, &[&served[0], &served[1]], |_| {});
+    router.propose(put("a")).await.expect("answered");
+    assert_eq!(three.keys(), ["a"]);
+    assert!(router.turns() <= 2, "asked {} times", router.turns());
+    // The leader is forgotten: both are asked again.
+    router.set_leader(MemberId(0));
+    three.set_leader(0);
+    two.set_leader(2);
+    router.propose(put("b")).await.expect("answered");
+    assert_eq!(two.keys(), ["b"]);
+    assert!(router.turns() <= 5, "asked {} times", router.turns());
+    for served in served {
+        served.stop().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_local_replica_is_asked_while_it_leads() {
     let (local, three) = (Replica::with_leader(1), Replica::with_leader(3));
