@@ -149,10 +149,17 @@ async fn consistent(informer: &Informer<u64>) -> anyhow::Result<Arc<Snapshot<u64
 async fn collect(mut changes: Subscription<u64>, slow: Option<u64>) -> Vec<Change<u64>> {
     let mut rng = slow.map(StdRng::seed_from_u64);
     let mut told = Vec::new();
+    // The last key may come with a list, which is whole when it ends.
+    let (mut is_listed, mut is_last) = (true, false);
     while let Some(change) = changes.next().await {
-        let is_last = matches!(&change, Change::Applied { new, .. } if new.key == END);
+        match &change {
+            Change::Relisted { .. } => is_listed = true,
+            Change::Synced { .. } => is_listed = false,
+            Change::Applied { new, .. } => is_last |= new.key == END,
+            _ => {}
+        }
         told.push(change);
-        if is_last {
+        if is_last && !is_listed {
             break;
         }
         if let Some(rng) = rng.as_mut().filter(|_| told.len() % 16 == 0) {
