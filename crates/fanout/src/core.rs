@@ -17,6 +17,7 @@ use crate::history::shared::SharedReads;
 use crate::history::{HistoryQueue, HistoryRequest, HistorySlot};
 use crate::inbox::Inbox;
 use crate::metrics::Flow;
+use crate::pages::Pages;
 use crate::registry::Registry;
 use crate::store::Published;
 use crate::wakeups::Wakeups;
@@ -48,6 +49,7 @@ pub(crate) struct Core {
     /// Noted by the tail thread.
     pub(crate) times: CommitTimes,
     pub(crate) lists: ListMemory,
+    pub(crate) pages: Pages,
     /// Written by a thread of its own.
     pub(crate) census: Census,
     /// What this fanout holds.
@@ -82,6 +84,7 @@ impl Core {
             times: CommitTimes::default(),
             census: Census::default(),
             lists: ListMemory::new(config.list_memory_bytes_max),
+            pages: Pages::default(),
             stopped: AtomicBool::new(false),
             clock,
             config,

@@ -23,6 +23,7 @@ mod load;
 pub mod measuring;
 mod member_source;
 pub mod metrics;
+mod pages;
 mod range;
 mod read;
 mod registry;

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 
 use crate::ReadError;
 use crate::core::Core;
-use crate::range::{count_memory, held, nodes, restore, signed};
+use crate::range::{count_rest, held, nodes, restore, signed};
 use crate::store::Published;
 
 /// Keys looked at in one turn, live at the revision or not, so that a turn stays short.
@@ -219,9 +219,7 @@ impl ListStream {
                 return Some(found);
             }
         }
-        let rest = rest_of(&self.query.range, found.after.as_ref());
-        let rest = rest.map_or(Some(0), |rest| count_memory(&self.core, published, &rest, self.at))?;
-        found.rest = Rest::Keys(usize::try_from(rest).expect("live keys are not fewer than none"));
+        found.rest = Rest::Keys(count_rest(&self.core, published, &self.query.range, found.after.as_ref(), self.at)?);
         Some(found)
     }
 
@@ -229,23 +227,29 @@ impl ListStream {
     fn find_at_source(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<ListChunk>, ReadError>> {
         let core = self.core.clone();
         let left = self.left();
-        let query = StateQuery {
+        let mut query = StateQuery {
             range: self.query.range.clone(),
             after: self.after.clone(),
             at: self.at,
             keys_max: left,
             bytes_max: core.chunk_bytes(),
-            // Asked for when it matters: where the limit may be reached.
-            count: left != usize::MAX,
+            count: false,
         };
         let keys_only = self.query.keys_only;
         self.job = Some(tokio::task::spawn_blocking(move || {
+            // Asked for when it matters: where the limit may be reached.
+            let counts = left != usize::MAX;
+            let counted = || count_rest(&core, &core.published.load(), &query.range, query.after.as_ref(), query.at);
+            let counted = if counts { counted() } else { None };
+            query.count = counts && counted.is_none();
             let chunk = core.source.state_at(&query)?;
             restore(&core, &chunk.events);
             let is_end = chunk.resume_after.is_none();
             let mut found = Found { events: chunk.events, bytes: 0, after: chunk.resume_after, rest: Rest::Unknown };
-            if is_end || found.events.len() == left {
-                found.rest = Rest::Keys(chunk.rest);
+            if found.events.len() == left {
+                found.rest = Rest::Keys(counted.map_or(chunk.rest, |counted| counted - found.events.len()));
+            } else if is_end {
+                found.rest = Rest::Keys(0);
             }
             found.fit(query.bytes_max, keys_only);
             Ok(found)
@@ -303,16 +307,5 @@ impl Found {
             self.rest = Rest::Unknown;
         }
         self.after = self.events.last().map(|event| Bytes::copy_from_slice(event.key())).or(self.after.take());
-    }
-}
-
-/// What of `range` lies behind `after`; `None` when nothing can.
-fn rest_of(range: &KeyRange, after: Option<&Bytes>) -> Option<KeyRange> {
-    let Some(after) = after else { return Some(range.clone()) };
-    let next = || Bytes::from([after.as_ref(), &[0]].concat());
-    match range {
-        KeyRange::Key(_) => None,
-        KeyRange::Span(_, end) => Some(KeyRange::Span(next(), end.clone())),
-        KeyRange::From(_) => Some(KeyRange::From(next())),
     }
 }

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tailwater_eventlog::{Event, HistoryError, KeyRange, Revision, StateQuery};
+use bytes::Bytes;
+use tailwater_eventlog::{Event, HistoryError, HistoryId, KeyRange, Revision, StateQuery};
 
 use crate::admission::ListPermit;
 use crate::core::Core;
@@ -20,6 +21,8 @@ pub(crate) const INLINE_KEYS_MAX: usize = 2000;
 const OVERTAKEN_MAX: Duration = Duration::from_secs(5);
 /// Until it looks again.
 const OVERTAKEN_PAUSE: Duration = Duration::from_millis(1);
+/// Fewer keys are asked for by who wants a few, not by who lists many.
+const PAGE_KEYS_MIN: usize = 100;
 /// Bytes in one step of a read below the window.
 const STATE_BYTES_MAX: usize = 1 << 20;
 /// What an event in an answer costs beside its bytes; without its value, about what is sent of it beside its key.
@@ -69,8 +72,10 @@ impl Plan {
 
     /// Reads from memory. `None`: memory does not reach back to the revision, or lacks a value.
     pub(crate) fn read_memory(&self, core: &Core) -> Option<Result<RangeAnswer, ReadError>> {
-        let walked = || signed(self.walk(usize::MAX, false).events.len());
-        let counted = || count_memory(core, &self.published, &self.query.range, self.at).unwrap_or_else(walked);
+        if core.window.floor() > self.at {
+            return None;
+        }
+        let counted = || self.count(core).unwrap_or_else(|| self.walk(usize::MAX, false).events.len());
         let (events, count) = if self.query.count_only {
             (Vec::new(), counted())
         } else {
@@ -79,8 +84,8 @@ impl Plan {
             if found.lacks {
                 return None;
             }
-            let seen = signed(found.events.len());
-            (found.events, if found.cut { counted() } else { seen })
+            let count = if found.cut { counted() } else { found.events.len() };
+            (found.events, count)
         };
         // Checked after the walk: what was read under a floor that is still low enough is true.
         (core.window.floor() <= self.at).then(|| self.answer(core, events, count, core.lists.begin()))
@@ -111,6 +116,9 @@ impl Plan {
 
     fn read_source(&self, core: &Core) -> Result<RangeAnswer, ReadError> {
         let limit = if self.query.count_only { 0 } else { self.fetch_limit() };
+        // All will come, unless there is a limit.
+        let counts = limit != usize::MAX;
+        let counted = if counts { self.count(core) } else { None };
         let mut permit = core.lists.begin();
         let mut events = Vec::new();
         let mut after = None;
@@ -121,8 +129,7 @@ impl Plan {
                 at: self.at,
                 keys_max: limit - events.len(),
                 bytes_max: STATE_BYTES_MAX,
-                // All of the rest will come, unless there is a limit.
-                count: limit != usize::MAX,
+                count: counts && counted.is_none(),
             };
             let chunk = core.source.state_at(&query)?;
             restore(core, &chunk.events);
@@ -132,11 +139,29 @@ impl Plan {
             }
             events.extend(chunk.events);
             if events.len() == limit || chunk.resume_after.is_none() {
-                let count = signed(events.len() + chunk.rest);
+                let count = counted.unwrap_or(events.len() + chunk.rest);
                 return self.answer(core, events, count, permit);
             }
             after = chunk.resume_after;
         }
+    }
+
+    /// The keys of the range that were live at the revision, where that takes no look at each.
+    fn count(&self, core: &Core) -> Option<usize> {
+        let (range, at) = (&self.query.range, self.at);
+        let is_page = self.is_page() && at != self.published.revision();
+        let told = if is_page { core.pages.take(self.history(), at, range) } else { None };
+        told.or_else(|| count_rest(core, &self.published, range, None, at))
+    }
+
+    /// Whether the rest of a list may be asked for, page by page.
+    fn is_page(&self) -> bool {
+        !self.query.count_only && self.query.limit >= PAGE_KEYS_MIN && self.fetch_limit() != usize::MAX
+    }
+
+    /// Whose revisions these are.
+    fn history(&self) -> HistoryId {
+        self.published.snapshot.cursor.history
     }
 
     /// What `event` counts in the memory of lists.
@@ -174,7 +199,7 @@ impl Plan {
         &self,
         core: &Core,
         mut events: Vec<Arc<Event>>,
-        count: i64,
+        count: usize,
         mut permit: ListPermit,
     ) -> Result<RangeAnswer, ReadError> {
         let query = &self.query;
@@ -193,13 +218,19 @@ impl Plan {
         let more = query.limit > 0 && events.len() > query.limit;
         if more {
             events.truncate(query.limit);
+            let last = events.last().map(|last| Bytes::copy_from_slice(last.key()));
+            if self.is_page()
+                && let Some(rest) = rest_of(&query.range, last.as_ref())
+            {
+                core.pages.note(self.history(), self.at, &rest, count - events.len());
+            }
         }
         // One key is no list, however large its value.
         if permit.is_new() && events.len() > 1 {
             core.lists.grow(&mut permit, events.iter().map(|event| self.held(event)).sum())?;
         }
         let header_revision = self.published.revision();
-        Ok(RangeAnswer { header_revision, events, more, count, permit: Arc::new(permit) })
+        Ok(RangeAnswer { header_revision, events, more, count: signed(count), permit: Arc::new(permit) })
     }
 }
 
@@ -242,6 +273,32 @@ pub(crate) fn count_memory(core: &Core, published: &Published, range: &KeyRange,
     let keys = published.keys.count(range);
     let change = if at == newest { Some(0) } else { core.window.live_change(range, at, newest, keys.max(64)) };
     change.map(|change| signed(keys) - change)
+}
+
+/// The same for those of them that lie behind `after`. `None` also when memory does not reach back to `at` any more. A page
+/// whose values are not in memory is counted so: the source looks at every key for it.
+pub(crate) fn count_rest(
+    core: &Core,
+    published: &Published,
+    range: &KeyRange,
+    after: Option<&Bytes>,
+    at: Revision,
+) -> Option<usize> {
+    let Some(rest) = rest_of(range, after) else { return Some(0) };
+    let count = count_memory(core, published, &rest, at)?;
+    // Checked after the count, as after every walk.
+    (core.window.floor() <= at).then(|| usize::try_from(count).expect("live keys are not fewer than none"))
+}
+
+/// What of `range` lies behind `after`; `None` when nothing can.
+fn rest_of(range: &KeyRange, after: Option<&Bytes>) -> Option<KeyRange> {
+    let Some(after) = after else { return Some(range.clone()) };
+    let next = || Bytes::from([after.as_ref(), &[0]].concat());
+    match range {
+        KeyRange::Key(_) => None,
+        KeyRange::Span(_, end) => Some(KeyRange::Span(next(), end.clone())),
+        KeyRange::From(_) => Some(KeyRange::From(next())),
+    }
 }
 
 impl From<HistoryError> for ReadError {

@@ -17,7 +17,7 @@ use tailwater_eventlog::{
 use crate::WatchFilter;
 use crate::core::Core;
 use crate::history::shared::{ReadKey, ReadSpan};
-use crate::range::nodes;
+use crate::range::{count_rest, nodes};
 use crate::registry::prev_is_visible;
 use crate::store::Published;
 use crate::window::WindowQuery;
@@ -179,7 +179,7 @@ impl History for RelaySource {
             return Err(HistoryError::Compacted(compacted));
         }
         if self.core.window.floor() <= query.at {
-            let chunk = walk_state(&published, query);
+            let chunk = walk_state(&self.core, &published, query);
             // Checked after the walk: what was read under a floor that is still low enough is true.
             if self.core.window.floor() <= query.at && chunk.events.iter().all(|event| event.is_whole()) {
                 return Ok(chunk);
@@ -192,7 +192,7 @@ impl History for RelaySource {
 }
 
 /// What was live, where memory reaches back to the revision.
-fn walk_state(published: &Published, query: &StateQuery) -> StateChunk {
+fn walk_state(core: &Core, published: &Published, query: &StateQuery) -> StateChunk {
     let after = query.after.as_ref().map(Bytes::as_ref);
     let nodes = nodes(published, &query.range, after, query.at);
     let mut live = nodes.filter_map(|node| node.live_at(query.at)).peekable();
@@ -205,7 +205,10 @@ fn walk_state(published: &Published, query: &StateQuery) -> StateChunk {
     if live.peek().is_some() {
         let last = chunk.events.last().map(|event| Bytes::copy_from_slice(event.key()));
         chunk.resume_after = last.or_else(|| query.after.clone());
-        chunk.rest = if query.count { live.count() } else { 0 };
+        if query.count {
+            let counted = count_rest(core, published, &query.range, chunk.resume_after.as_ref(), query.at);
+            chunk.rest = counted.unwrap_or_else(|| live.count());
+        }
     }
     chunk
 }

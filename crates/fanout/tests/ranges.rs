@@ -187,3 +187,61 @@ fn reads_below_the_window_are_those_of_a_naive_reader() {
 fn reads_that_always_need_the_source_are_those_of_a_naive_reader() {
     (0..5).for_each(|seed| run(seed, 1));
 }
+
+#[test]
+fn pages_of_an_older_revision_are_counted_once() {
+    let world = World::new();
+    let key = |i: usize| format!("k{i:03}");
+    for i in 0..1000 {
+        world.put(&key(i), b"value");
+    }
+    // Nothing older than the newest is in memory.
+    let fanout = start(&world, FanoutConfig { window_bytes_max: 1, ..config() });
+    world.settle(&fanout);
+    let at = Revision(world.revision());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    for page in 0..10 {
+        let range = KeyRange::Span(if page == 0 { "k".into() } else { key(page * 100 - 1) + "\0" }.into(), "l".into());
+        let (sort, count_only, keys_only, revision_bounds) = (None, false, false, (0, 0, 0, 0));
+        let revision = (page > 0).then_some(at);
+        let query = RangeQuery { range, revision, limit: 100, sort, count_only, keys_only, revision_bounds };
+        let answer = runtime.block_on(fanout.range(query)).unwrap();
+        let left = 1000 - page * 100;
+        assert_eq!((answer.events.len(), answer.more), (100, page < 9), "page {page}");
+        assert_eq!(answer.count, i64::try_from(left).unwrap(), "page {page}");
+        // Later than the list, so that no page may see it.
+        for i in 0..20 {
+            world.delete(&key(page * 20 + i));
+        }
+        world.put(&format!("k999{page}"), b"later");
+        world.settle(&fanout);
+    }
+    let [read, counted] = [0, 1].map(|at: usize| world.states[at].load(Ordering::SeqCst));
+    assert_eq!((read, counted), (9, 0), "pages read at the source, and those counted there");
+    fanout.stop();
+}
+
+#[test]
+fn a_page_whose_values_are_not_in_memory_is_counted_there() {
+    let world = World::new();
+    for i in 0..100 {
+        world.put(&format!("k{i:02}"), b"value");
+    }
+    let loaded = world.revision();
+    let fanout = start(&world, FanoutConfig { unread_value_bytes_min: Some(1), ..config() });
+    world.put("k99", b"after");
+    world.delete("k98");
+    world.settle(&fanout);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    for (start, revision, count) in [("k", None, 99), ("k20", None, 79), ("k40", Some(Revision(loaded)), 60)] {
+        let range = KeyRange::From(start.into());
+        let (sort, count_only, keys_only, revision_bounds) = (None, false, false, (0, 0, 0, 0));
+        let query = RangeQuery { range, revision, limit: 10, sort, count_only, keys_only, revision_bounds };
+        let answer = runtime.block_on(fanout.range(query)).unwrap();
+        assert_eq!((answer.events.len(), answer.more, answer.count), (10, true, count), "{start}");
+        assert!(answer.events.iter().all(|event| event.value() == &b"value"[..]), "{start}");
+    }
+    let [read, counted] = [0, 1].map(|at: usize| world.states[at].load(Ordering::SeqCst));
+    assert_eq!((read, counted), (3, 0), "pages read at the source, and those counted there");
+    fanout.stop();
+}

@@ -87,6 +87,8 @@ pub struct World {
     pub behind: AtomicBool,
     /// Reads of history that it has answered.
     pub reads: AtomicUsize,
+    /// Reads of older states that it has answered, and those of them that asked it to count.
+    pub states: [AtomicUsize; 2],
 }
 
 impl World {
@@ -98,7 +100,8 @@ impl World {
         let cursor = Cursor { history: HistoryId(history), revision: Revision(1), position: Position(1) };
         let tail = Tail::new(TailConfig { hot_bytes_max: 1 << 27 }, cursor, vec![]);
         let state = State { revision: 1, position: 1, ..State::default() };
-        Arc::new(Self { state: Mutex::new(state), tail, behind: AtomicBool::new(false), reads: AtomicUsize::new(0) })
+        let (behind, reads, states) = (AtomicBool::new(false), AtomicUsize::new(0), Default::default());
+        Arc::new(Self { state: Mutex::new(state), tail, behind, reads, states })
     }
 
     /// One record; deletes of what is not there are left out. Returns the revision that is reached.
@@ -215,6 +218,8 @@ impl History for World {
     }
 
     fn state_at(&self, query: &StateQuery) -> Result<StateChunk, HistoryError> {
+        self.states[0].fetch_add(1, Ordering::SeqCst);
+        self.states[1].fetch_add(usize::from(query.count), Ordering::SeqCst);
         let state = self.state.lock().unwrap();
         if query.at.0 < state.compacted {
             return Err(HistoryError::Compacted(Revision(state.compacted)));
