@@ -32,7 +32,7 @@ pub(super) fn read(
         .range_after(range, resume_after.map(Bytes::as_ref))
         .filter_map(|(key, history, _)| history.live_at(at).map(|version| (key, *version)));
     let mut chunk = LiveChunk::default();
-    let (mut bytes, mut lookup) = (0, Lookup { unread_bytes_min, ..Lookup::new(log) });
+    let (mut bytes, mut lookup) = (0, Lookup { unread_bytes_min, ..Lookup::new(log, tree.count_live(range)) });
     loop {
         let wanted: Vec<Wanted<'_>> = versions.by_ref().take(KEYS_PER_LOOKUP).collect();
         let Some((last, ..)) = wanted.last() else { return Ok(chunk) };
@@ -50,13 +50,15 @@ pub(super) fn read(
 /// What was live at an older revision. Rows that are gone were compacted meanwhile; the caller looks for that afterwards.
 pub(super) fn read_at(log: &Generation, query: &StateQuery) -> Result<StateChunk, StorageError> {
     let tree = log.tree.lock().clone();
+    // The tree knows how many are live now, which is about as many.
+    let expected = tree.count_live(&query.range).min(query.keys_max);
     let mut versions = tree
         .range_after(&query.range, query.after.as_ref().map(Bytes::as_ref))
         .filter_map(|(key, history, _)| history.live_at(query.at).map(|version| (key, *version)))
         .peekable();
     let mut chunk = StateChunk::default();
     let (mut bytes, mut keys, mut per_lookup) = (0, 0, 1);
-    let (mut last, mut lookup) = (None, Lookup::new(log));
+    let (mut last, mut lookup) = (None, Lookup::new(log, expected));
     while keys < query.keys_max && bytes < query.bytes_max {
         let wanted: Vec<Wanted<'_>> = versions.by_ref().take(per_lookup.min(query.keys_max - keys)).collect();
         let Some((key, ..)) = wanted.last() else { break };
@@ -80,7 +82,10 @@ struct Lookup<'a> {
     log: &'a Generation,
     /// What is at or below it is in base, or superseded.
     fold_point: Revision,
-    /// Open from the first row that it is asked for: one after the other costs a fraction of each by itself.
+    /// Whether rows are read one after the other, which costs a fraction of each by itself. A few may be asked for again:
+    /// these are looked up, and stay in the block cache.
+    scans_base: bool,
+    /// Open from the first row that it is asked for.
     base: Option<Rows<'a>>,
     /// The same, for what is wanted without its value.
     heads: Option<Rows<'a>>,
@@ -88,8 +93,10 @@ struct Lookup<'a> {
 }
 
 impl<'a> Lookup<'a> {
-    fn new(log: &'a Generation) -> Self {
-        Self { log, fold_point: log.state().fold_point, base: None, heads: None, unread_bytes_min: None }
+    /// For about so many keys.
+    fn new(log: &'a Generation, keys: usize) -> Self {
+        let (fold_point, scans_base) = (log.state().fold_point, keys >= KEYS_PER_LOOKUP);
+        Self { log, fold_point, scans_base, base: None, heads: None, unread_bytes_min: None }
     }
 
     /// The events of `wanted`, whose keys lie behind those of the call before; without those that are gone.
@@ -99,15 +106,13 @@ impl<'a> Lookup<'a> {
         let above = wanted.iter().filter(|(_, version)| !is_folded(version.revision));
         let above: Vec<_> = above.map(|(_, version)| format::log_key(version.revision, version.sub)).collect();
         let mut above = self.log.engine.multi_get(Family::Log, &above)?.into_iter();
-        // A few rows may be asked for again: these are looked up, and stay in the block cache.
-        let scans_base = self.base.is_some() || wanted.len() >= KEYS_PER_LOOKUP;
         let mut events = Vec::with_capacity(wanted.len());
         for (key, version) in wanted {
             let (key, Version { revision, sub, .. }) = (key.to_vec(), *version);
             let found = if !is_folded(revision) {
                 let row = above.next().flatten();
                 row.map(|row| format::copy_log_row(revision, sub, &row)).transpose()?.map(Arc::new)
-            } else if scans_base {
+            } else if self.scans_base {
                 match self.find_head(&key, version)? {
                     Some(head) => Some(head),
                     None => self.find_in_base(&key, version)?,
