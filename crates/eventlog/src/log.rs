@@ -65,6 +65,9 @@ pub(crate) use scan::Scan;
 pub(crate) use sparse::Places;
 pub use staging::{CopyStep, Staged, Staging};
 
+/// Bytes of base to be merged from which on folding had better wait.
+const UNMERGED_BYTES_MAX: u64 = 512 << 20;
+
 /// How storage is opened.
 #[derive(Clone, Debug)]
 pub struct EventLogConfig {
@@ -276,6 +279,13 @@ impl EventLog {
     /// The storage failed or a row is corrupt.
     pub fn fold_step(&self, events_max: usize) -> Result<FoldProgress, StorageError> {
         fold::step(&self.current(), &self.home.holds, events_max)
+    }
+
+    /// Whether what was folded waits to be merged by RocksDB, so that more of it had better wait: long before RocksDB slows
+    /// down every write (from 20 files or 64 GiB on), and because the more waits, the more each merge has to read.
+    #[must_use]
+    pub fn is_merging_behind(&self) -> bool {
+        self.current.load().engine.unmerged_bytes(Family::Base) >= UNMERGED_BYTES_MAX
     }
 
     /// Makes everything written so far durable. Returns the applied position that is then durable; the raft log may

@@ -67,6 +67,10 @@ impl Upkeep {
         if !shared.fold_wanted.swap(false, Ordering::AcqRel) {
             return Ok(PERIOD);
         }
+        if events.is_merging_behind() {
+            shared.fold_wanted.store(true, Ordering::Release);
+            return Ok(PERIOD);
+        }
         match events.fold_step(FOLD_EVENTS).map_err(|error| error.to_string())? {
             FoldProgress::More => {
                 shared.fold_wanted.store(true, Ordering::Release);

@@ -157,6 +157,12 @@ impl Engine {
         self.db.compact_range_cf_opt(self.family(family), None::<&[u8]>, None::<&[u8]>, &options);
     }
 
+    /// Bytes of `family` that RocksDB has still to merge, by its estimate.
+    pub(super) fn unmerged_bytes(&self, family: Family) -> u64 {
+        let bytes = self.db.property_int_value_cf(self.family(family), "rocksdb.estimate-pending-compaction-bytes");
+        bytes.ok().flatten().unwrap_or(0)
+    }
+
     /// A property of all families together; 0 where RocksDB has none.
     pub(super) fn property_sum(&self, name: &str) -> u64 {
         let value = |family| self.db.property_int_value_cf(self.family(family), name).ok().flatten();
