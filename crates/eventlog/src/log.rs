@@ -282,7 +282,8 @@ impl EventLog {
     }
 
     /// Whether what was folded waits to be merged by RocksDB, so that more of it had better wait: long before RocksDB slows
-    /// down every write (from 20 files or 64 GiB on), and because the more waits, the more each merge has to read.
+    /// down every write (its `soft_pending_compaction_bytes_limit`, 64 GiB), and because the more waits, the more each merge
+    /// has to read.
     #[must_use]
     pub fn is_merging_behind(&self) -> bool {
         self.current.load().engine.unmerged_bytes(Family::Base) >= UNMERGED_BYTES_MAX

@@ -218,9 +218,8 @@ impl Plan {
         let more = query.limit > 0 && events.len() > query.limit;
         if more {
             events.truncate(query.limit);
-            let last = events.last().map(|last| Bytes::copy_from_slice(last.key()));
             if self.is_page()
-                && let Some(rest) = rest_of(&query.range, last.as_ref())
+                && let Some(rest) = rest_of(&query.range, events.last().map(|last| last.key()))
             {
                 core.pages.note(self.history(), self.at, &rest, count - events.len());
             }
@@ -266,17 +265,8 @@ pub(crate) fn nodes<'a>(
     }
 }
 
-/// The keys of `range` that were live at `at`: those of now, less what has changed since. `None` when that would cost more
-/// than to walk.
-pub(crate) fn count_memory(core: &Core, published: &Published, range: &KeyRange, at: Revision) -> Option<i64> {
-    let newest = published.revision();
-    let keys = published.keys.count(range);
-    let change = if at == newest { Some(0) } else { core.window.live_change(range, at, newest, keys.max(64)) };
-    change.map(|change| signed(keys) - change)
-}
-
-/// The same for those of them that lie behind `after`. `None` also when memory does not reach back to `at` any more. A page
-/// whose values are not in memory is counted so: the source looks at every key for it.
+/// How many keys of `range` behind `after` were live at `at`: those of now, less what has changed since. `None` when that would
+/// cost more than to walk, or memory does not reach back to `at` any more.
 pub(crate) fn count_rest(
     core: &Core,
     published: &Published,
@@ -284,16 +274,19 @@ pub(crate) fn count_rest(
     after: Option<&Bytes>,
     at: Revision,
 ) -> Option<usize> {
-    let Some(rest) = rest_of(range, after) else { return Some(0) };
-    let count = count_memory(core, published, &rest, at)?;
+    let Some(rest) = rest_of(range, after.map(Bytes::as_ref)) else { return Some(0) };
+    let newest = published.revision();
+    let keys = published.keys.count(&rest);
+    let change = if at == newest { 0 } else { core.window.live_change(&rest, at, newest, keys.max(64))? };
     // Checked after the count, as after every walk.
-    (core.window.floor() <= at).then(|| usize::try_from(count).expect("live keys are not fewer than none"))
+    let reaches = core.window.floor() <= at;
+    reaches.then(|| usize::try_from(signed(keys) - change).expect("live keys are not fewer than none"))
 }
 
 /// What of `range` lies behind `after`; `None` when nothing can.
-fn rest_of(range: &KeyRange, after: Option<&Bytes>) -> Option<KeyRange> {
+fn rest_of(range: &KeyRange, after: Option<&[u8]>) -> Option<KeyRange> {
     let Some(after) = after else { return Some(range.clone()) };
-    let next = || Bytes::from([after.as_ref(), &[0]].concat());
+    let next = || Bytes::from([after, &[0]].concat());
     match range {
         KeyRange::Key(_) => None,
         KeyRange::Span(_, end) => Some(KeyRange::Span(next(), end.clone())),

@@ -188,6 +188,11 @@ fn reads_that_always_need_the_source_are_those_of_a_naive_reader() {
     (0..5).for_each(|seed| run(seed, 1));
 }
 
+fn page_of(range: KeyRange, revision: Option<Revision>, limit: usize) -> RangeQuery {
+    let (sort, count_only, keys_only, revision_bounds) = (None, false, false, (0, 0, 0, 0));
+    RangeQuery { range, revision, limit, sort, count_only, keys_only, revision_bounds }
+}
+
 #[test]
 fn pages_of_an_older_revision_are_counted_once() {
     let world = World::new();
@@ -202,10 +207,8 @@ fn pages_of_an_older_revision_are_counted_once() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     for page in 0..10 {
         let range = KeyRange::Span(if page == 0 { "k".into() } else { key(page * 100 - 1) + "\0" }.into(), "l".into());
-        let (sort, count_only, keys_only, revision_bounds) = (None, false, false, (0, 0, 0, 0));
         let revision = (page > 0).then_some(at);
-        let query = RangeQuery { range, revision, limit: 100, sort, count_only, keys_only, revision_bounds };
-        let answer = runtime.block_on(fanout.range(query)).unwrap();
+        let answer = runtime.block_on(fanout.range(page_of(range, revision, 100))).unwrap();
         let left = 1000 - page * 100;
         assert_eq!((answer.events.len(), answer.more), (100, page < 9), "page {page}");
         assert_eq!(answer.count, i64::try_from(left).unwrap(), "page {page}");
@@ -235,9 +238,7 @@ fn a_page_whose_values_are_not_in_memory_is_counted_there() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     for (start, revision, count) in [("k", None, 99), ("k20", None, 79), ("k40", Some(Revision(loaded)), 60)] {
         let range = KeyRange::From(start.into());
-        let (sort, count_only, keys_only, revision_bounds) = (None, false, false, (0, 0, 0, 0));
-        let query = RangeQuery { range, revision, limit: 10, sort, count_only, keys_only, revision_bounds };
-        let answer = runtime.block_on(fanout.range(query)).unwrap();
+        let answer = runtime.block_on(fanout.range(page_of(range, revision, 10))).unwrap();
         assert_eq!((answer.events.len(), answer.more, answer.count), (10, true, count), "{start}");
         assert!(answer.events.iter().all(|event| event.value() == &b"value"[..]), "{start}");
     }

@@ -67,16 +67,13 @@ impl Upkeep {
         if !shared.fold_wanted.swap(false, Ordering::AcqRel) {
             return Ok(PERIOD);
         }
-        if events.is_merging_behind() {
-            shared.fold_wanted.store(true, Ordering::Release);
-            return Ok(PERIOD);
-        }
-        match events.fold_step(FOLD_EVENTS).map_err(|error| error.to_string())? {
+        let progress = if events.is_merging_behind() { Ok(FoldProgress::Held) } else { events.fold_step(FOLD_EVENTS) };
+        match progress.map_err(|error| error.to_string())? {
             FoldProgress::More => {
                 shared.fold_wanted.store(true, Ordering::Release);
                 Ok(Duration::from_millis(1))
             }
-            // A member copies the state from here.
+            // A member copies the state from here, or RocksDB is behind.
             FoldProgress::Held => {
                 shared.fold_wanted.store(true, Ordering::Release);
                 Ok(PERIOD)
